@@ -1,0 +1,154 @@
+//! The command line: arguments in, [`Command`] or an error out.
+
+use std::ffi::OsString;
+
+use crate::Result;
+use crate::gate::{STEPS, Step};
+
+pub(crate) const USAGE: &str = "\
+Usage: cargo xtask <command>
+
+  demo [-o text|json]           fetch, build, start a cluster on this machine and train DeepFM on it
+  train <arguments>             fetch, build, and pass the arguments to `psctl local`
+  test [--only STEP]... [--list]
+                                everything that CI checks; changes nothing in the repository
+  libtorch                      fetch LibTorch into .cache/libtorch (an exported LIBTORCH is respected)
+  help                          this text";
+
+pub(crate) enum Command {
+    Help,
+    Libtorch,
+    Test { steps: Vec<&'static Step> },
+    ListSteps,
+    Demo { output: Output },
+    Train { args: Vec<OsString> },
+}
+
+/// The form of the demo's report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Output {
+    Text,
+    Json,
+}
+
+pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Command> {
+    let mut args = args;
+    let Some(name) = args.next() else { return Err("a command is missing".into()) };
+    if name == "train" {
+        // Not looked at here: the worker's own parser knows them.
+        return Ok(Command::Train { args: args.collect() });
+    }
+    let rest = args
+        .map(|arg| arg.into_string().map_err(|arg| format!("not UTF-8: {}", arg.display())))
+        .collect::<Result<Vec<String>>>()?;
+    match name.to_str() {
+        Some("help" | "--help" | "-h") => Ok(Command::Help),
+        Some("libtorch") => none(rest).map(|()| Command::Libtorch),
+        Some("test") => test(rest),
+        Some("demo") => demo(rest),
+        _ => Err(format!("unknown command `{}`", name.display())),
+    }
+}
+
+fn none(rest: Vec<String>) -> Result<()> {
+    rest.first().map_or(Ok(()), |arg| Err(format!("unexpected argument `{arg}`")))
+}
+
+fn test(rest: Vec<String>) -> Result<Command> {
+    let mut only = Vec::new();
+    let mut rest = rest.into_iter();
+    while let Some(arg) = rest.next() {
+        match arg.as_str() {
+            "--list" => return none(rest.collect()).map(|()| Command::ListSteps),
+            "--only" => {
+                let name = rest.next().ok_or("--only wants the name of a step")?;
+                let step = STEPS.iter().find(|step| step.name == name);
+                only.push(step.ok_or_else(|| format!("no step `{name}`; --list shows them"))?);
+            }
+            _ => return none(vec![arg]).map(|()| Command::Help),
+        }
+    }
+    let steps = if only.is_empty() { STEPS.iter().collect() } else { only };
+    Ok(Command::Test { steps })
+}
+
+fn demo(rest: Vec<String>) -> Result<Command> {
+    let mut output = Output::Text;
+    let mut rest = rest.into_iter();
+    while let Some(arg) = rest.next() {
+        let form = match arg.as_str() {
+            "-o" | "--output" => rest.next().ok_or("--output wants text or json")?,
+            _ => match arg.strip_prefix("--output=") {
+                Some(form) => form.to_owned(),
+                None => return none(vec![arg]).map(|()| Command::Help),
+            },
+        };
+        output = match form.as_str() {
+            "text" => Output::Text,
+            "json" => Output::Json,
+            _ => return Err(format!("--output is text or json, not `{form}`")),
+        };
+    }
+    Ok(Command::Demo { output })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_words(line: &str) -> Result<Command> {
+        parse(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn test_without_only_runs_every_step_in_order() {
+        let Ok(Command::Test { steps }) = parse_words("test") else { panic!("not a test command") };
+        let names: Vec<_> = steps.iter().map(|step| step.name).collect();
+        assert_eq!(names, STEPS.iter().map(|step| step.name).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn only_keeps_the_named_steps() {
+        let Ok(Command::Test { steps }) = parse_words("test --only tidy --only fmt") else {
+            panic!("not a test command")
+        };
+        assert_eq!(steps.iter().map(|step| step.name).collect::<Vec<_>>(), ["tidy", "fmt"]);
+    }
+
+    #[test]
+    fn train_passes_everything_through() {
+        let Ok(Command::Train { args }) = parse_words("train --help -- -o json --only x") else {
+            panic!("not a train command")
+        };
+        assert_eq!(args, ["--help", "--", "-o", "json", "--only", "x"]);
+    }
+
+    #[test]
+    fn demo_takes_either_form_of_output() {
+        for line in ["demo -o json", "demo --output json", "demo --output=json"] {
+            assert!(
+                matches!(parse_words(line), Ok(Command::Demo { output: Output::Json })),
+                "{line}"
+            );
+        }
+        assert!(matches!(parse_words("demo"), Ok(Command::Demo { output: Output::Text })));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_named() {
+        for (line, name) in [
+            ("", "command is missing"),
+            ("tets", "tets"),
+            ("test --only", "--only"),
+            ("test --only nothing", "nothing"),
+            ("test --fast", "--fast"),
+            ("test --list more", "more"),
+            ("demo -o", "--output"),
+            ("demo -o yaml", "yaml"),
+            ("libtorch now", "now"),
+        ] {
+            let error = parse_words(line).err().unwrap_or_else(|| panic!("accepted `{line}`"));
+            assert!(error.contains(name), "`{line}`: {error}");
+        }
+    }
+}

@@ -1,0 +1,30 @@
+"""Copies chosen files out of every wheel of a folder: FOLDER TARGET (FROM TO)..."""
+
+import os
+import shutil
+import sys
+import zipfile
+
+folder, target, *pairs = sys.argv[1:]
+keep = dict(zip(pairs[::2], pairs[1::2]))
+found = set()
+for wheel in sorted(name for name in os.listdir(folder) if name.endswith(".whl")):
+    print("Unpacking", wheel, flush=True)
+    with zipfile.ZipFile(os.path.join(folder, wheel)) as archive:
+        for entry in archive.infolist():
+            parent = next((k for k in keep if k.endswith("/") and entry.filename.startswith(k)), None)
+            if entry.filename in keep:
+                source, path = entry.filename, keep[entry.filename]
+            elif parent and not entry.is_dir():
+                source, path = parent, keep[parent] + entry.filename[len(parent):]
+            else:
+                continue
+            found.add(source)
+            path = os.path.join(target, path)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            # zipfile checks the CRC of what it reads to the end.
+            with archive.open(entry) as reader, open(path, "wb") as writer:
+                shutil.copyfileobj(reader, writer, 1 << 20)
+missing = sorted(set(keep) - found)
+if missing:
+    sys.exit("not in the wheels: " + ", ".join(missing))
