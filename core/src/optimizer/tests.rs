@@ -1,0 +1,415 @@
+use super::*;
+use crate::mix::mix64;
+use crate::tensor_bytes::floats;
+use proptest::prelude::*;
+use serde_json::Value;
+
+fn bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+fn adam(learning_rate: f32) -> OptimizerSpec {
+    OptimizerSpec::Adam(Adam { learning_rate, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 })
+}
+
+/// One of each, with this learning rate.
+fn all(learning_rate: f32) -> [OptimizerSpec; 4] {
+    let (epsilon, initial_accumulator) = (1e-8, 0.1);
+    [
+        OptimizerSpec::Sgd(Sgd { learning_rate }),
+        OptimizerSpec::Adagrad(Adagrad { learning_rate, epsilon, initial_accumulator }),
+        OptimizerSpec::RowwiseAdagrad(RowwiseAdagrad {
+            learning_rate,
+            epsilon,
+            initial_accumulator,
+        }),
+        adam(learning_rate),
+    ]
+}
+
+/// A row with its state, which gradients are applied to one after the other.
+struct Row {
+    spec: OptimizerSpec,
+    weights: Vec<f32>,
+    state: Vec<f32>,
+}
+
+impl Row {
+    fn new(spec: OptimizerSpec, weights: &[f32]) -> Self {
+        let mut state = vec![f32::NAN; spec.state_width(weights.len())];
+        spec.init_state(&mut state);
+        Self { spec, weights: weights.to_vec(), state }
+    }
+
+    fn push(&mut self, step: u64, gradient: &[f32]) -> u32 {
+        let scalars = self.spec.scalars(step);
+        self.spec.apply(&scalars, &mut self.weights, &mut self.state, &bytes(gradient))
+    }
+
+    fn bits(&self) -> (Vec<u32>, Vec<u32>) {
+        (bits(&self.weights), bits(&self.state))
+    }
+}
+
+mod golden {
+    use super::*;
+
+    fn numbers(value: &Value) -> Vec<f32> {
+        value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
+    }
+
+    fn rows(value: &Value) -> Vec<Vec<f32>> {
+        value.as_array().unwrap().iter().map(numbers).collect()
+    }
+
+    fn close(actual: &[f32], expected: &[f32], what: &str) {
+        assert_eq!(actual.len(), expected.len(), "{what}");
+        // Sums of 20 steps cancel: small results are compared on the scale of their row.
+        let scale = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        for (a, e) in actual.iter().zip(expected) {
+            assert!((a - e).abs() <= 1e-6 * e.abs().max(0.1 * scale), "{what}: {a}, not {e}");
+        }
+    }
+
+    /// Compares each case with PyTorch and returns a hash of our own bits over all of them.
+    fn compare(text: &str, spec: impl Fn(&Value) -> OptimizerSpec) -> u64 {
+        let golden: Value = serde_json::from_str(text).unwrap();
+        let mut hash = 0;
+        for case in golden["cases"].as_array().unwrap() {
+            let spec = spec(case);
+            assert_eq!(spec.validate(), Ok(()));
+            let mut table: Vec<Row> =
+                rows(&case["weights"]).iter().map(|weights| Row::new(spec, weights)).collect();
+            for (step, push) in (1..).zip(case["steps"].as_array().unwrap()) {
+                let gradients = rows(&push["gradients"]);
+                for (row, gradient) in push["rows"].as_array().unwrap().iter().zip(&gradients) {
+                    let row = usize::try_from(row.as_u64().unwrap()).unwrap();
+                    assert_eq!(table[row].push(step, gradient), 0);
+                }
+            }
+            let name = case["name"].as_str().unwrap();
+            let expected = rows(&case["expected_weights"]);
+            for (index, (row, state)) in table.iter().zip(rows(&case["expected_state"])).enumerate()
+            {
+                close(&row.weights, &expected[index], &format!("{name}: weights of row {index}"));
+                for (slot, expected) in row.state.chunks(11).zip(state.chunks(11)) {
+                    close(slot, expected, &format!("{name}: state of row {index}"));
+                }
+                for bits in bits(&row.weights).into_iter().chain(bits(&row.state)) {
+                    hash = mix64(hash ^ u64::from(bits));
+                }
+            }
+        }
+        hash
+    }
+
+    fn number(case: &Value, field: &str) -> f64 {
+        case[field].as_f64().unwrap()
+    }
+
+    fn float(case: &Value, field: &str) -> f32 {
+        number(case, field) as f32
+    }
+
+    // The numbers below pin our own bits. They change only with the arithmetic, and then no replica, log or checkpoint digest of
+    // an older version agrees with the new one.
+
+    #[test]
+    fn sgd_equals_torch() {
+        let hash = compare(include_str!("../../testdata/optimizer/sgd.json"), |case| {
+            OptimizerSpec::Sgd(Sgd { learning_rate: float(case, "learning_rate") })
+        });
+        assert_eq!(hash, 0xa1fa_614b_607d_3173, "{hash:#x}");
+    }
+
+    #[test]
+    fn adagrad_equals_torch() {
+        let hash = compare(include_str!("../../testdata/optimizer/adagrad.json"), |case| {
+            OptimizerSpec::Adagrad(Adagrad {
+                learning_rate: float(case, "learning_rate"),
+                epsilon: float(case, "epsilon"),
+                initial_accumulator: float(case, "initial_accumulator"),
+            })
+        });
+        assert_eq!(hash, 0x5354_3839_9e24_0073, "{hash:#x}");
+    }
+
+    #[test]
+    fn rowwise_adagrad_equals_its_definition_in_torch() {
+        let hash = compare(include_str!("../../testdata/optimizer/rowwise_adagrad.json"), |case| {
+            OptimizerSpec::RowwiseAdagrad(RowwiseAdagrad {
+                learning_rate: float(case, "learning_rate"),
+                epsilon: float(case, "epsilon"),
+                initial_accumulator: float(case, "initial_accumulator"),
+            })
+        });
+        assert_eq!(hash, 0xd1ab_ddb5_2e22_aafd, "{hash:#x}");
+    }
+
+    #[test]
+    fn adam_equals_torch() {
+        let hash = compare(include_str!("../../testdata/optimizer/adam.json"), |case| {
+            OptimizerSpec::Adam(Adam {
+                learning_rate: float(case, "learning_rate"),
+                beta1: number(case, "beta1"),
+                beta2: number(case, "beta2"),
+                epsilon: float(case, "epsilon"),
+            })
+        });
+        assert_eq!(hash, 0x9ee6_45e8_6444_0dc1, "{hash:#x}");
+    }
+}
+
+#[test]
+fn state_layout_is_what_checkpoints_expect() {
+    let layout = all(0.1).map(|spec| {
+        let slots = spec.slots().iter().map(|slot| (slot.name, slot.width(16)));
+        (spec.state_width(16), slots.collect::<Vec<_>>())
+    });
+    let expected = [
+        (0, vec![]),
+        (16, vec![("adagrad_sum", 16)]),
+        (1, vec![("rowwise_adagrad_sum", 1)]),
+        (32, vec![("adam_m", 16), ("adam_v", 16)]),
+    ];
+    assert_eq!(layout, expected);
+}
+
+#[test]
+fn parameters_that_cannot_work_are_refused_by_field() {
+    let base = Adagrad { learning_rate: 0.1, epsilon: 0.0, initial_accumulator: 0.0 };
+    let good = Adam { learning_rate: 0.1, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
+    let refused = [
+        (OptimizerSpec::Sgd(Sgd { learning_rate: f32::NAN }), "sgd.learning_rate"),
+        (OptimizerSpec::Adagrad(base), "adagrad.epsilon"),
+        (OptimizerSpec::Adagrad(Adagrad { epsilon: -1.0, ..base }), "adagrad.epsilon"),
+        (
+            OptimizerSpec::Adagrad(Adagrad { initial_accumulator: -0.1, ..base }),
+            "adagrad.initial_accumulator",
+        ),
+        (
+            OptimizerSpec::RowwiseAdagrad(RowwiseAdagrad {
+                learning_rate: f32::INFINITY,
+                epsilon: 1e-8,
+                initial_accumulator: 0.0,
+            }),
+            "rowwise_adagrad.learning_rate",
+        ),
+        (OptimizerSpec::Adam(Adam { beta1: 1.0, ..good }), "adam.beta1"),
+        (OptimizerSpec::Adam(Adam { beta2: f64::NAN, ..good }), "adam.beta2"),
+        (OptimizerSpec::Adam(Adam { epsilon: 0.0, ..good }), "adam.epsilon"),
+    ];
+    for (spec, field) in refused {
+        assert_eq!(spec.validate().map_err(|error| error.field), Err(field), "{spec:?}");
+    }
+    assert!(all(-1.0).iter().all(|spec| spec.validate().is_ok()));
+    let error = OptimizerSpec::Adam(Adam { beta1: 1.5, ..good }).validate().unwrap_err();
+    assert_eq!(error.to_string(), "adam.beta1 is 1.5, but must be at least 0 and below 1");
+}
+
+#[test]
+fn sgd_with_learning_rate_minus_one_counts_exactly() {
+    let mut row = Row::new(OptimizerSpec::Sgd(Sgd { learning_rate: -1.0 }), &[0.0; 3]);
+    for step in 1..=1_000 {
+        row.push(step, &[1.0; 3]);
+    }
+    assert_eq!(row.weights, [1_000.0; 3]);
+}
+
+#[test]
+fn powers_of_beta_are_those_of_the_mathematics() {
+    for beta in [0.9, 0.999, 0.999_999] {
+        let mut product = 1.0;
+        for step in 1..=3_000 {
+            product *= beta;
+            let relative = power(beta, step) / product - 1.0;
+            assert!(relative.abs() < 1e-12, "{beta}^{step}");
+        }
+    }
+    assert_eq!((power(0.0, 1), power(0.5, 10), power(0.9, u64::MAX)), (0.0, 1.0 / 1024.0, 0.0));
+    assert_eq!(adam(0.1).scalars(0), adam(0.1).scalars(1));
+}
+
+#[test]
+fn adams_first_step_is_the_learning_rate_against_the_sign_of_the_gradient() {
+    let mut row = Row::new(adam(0.01), &[1.0, 1.0, 1.0]);
+    row.push(1, &[5.0, -0.003, 0.0]);
+    for (weight, expected) in row.weights.iter().zip([0.99, 1.01, 1.0]) {
+        assert!((weight - expected).abs() < 1e-6, "{weight}");
+    }
+}
+
+#[test]
+fn an_element_that_would_overflow_keeps_its_weight_and_state() {
+    let huge = [1.0, f32::MAX, -f32::MAX, 1.0];
+    for spec in all(2.0) {
+        let mut row = Row::new(spec, &[0.0, f32::MAX, f32::MIN, 0.0]);
+        // A gradient that pushes the weights outwards.
+        let outwards = huge.map(|g| -g);
+        let skipped = row.push(1, &outwards);
+        let rowwise = matches!(spec, OptimizerSpec::RowwiseAdagrad(_));
+        assert_eq!(skipped, if rowwise { 4 } else { 2 }, "{spec:?}");
+        assert_eq!(row.weights[1..3], [f32::MAX, f32::MIN], "{spec:?}");
+        assert_eq!(row.weights[0] == 0.0, rowwise, "the others are updated: {spec:?}");
+        let untouched = Row::new(spec, &row.weights);
+        for slot in 0..row.state.len() / 4 {
+            let (state, start) = (&row.state[slot * 4..], &untouched.state[slot * 4..]);
+            assert_eq!(state[1..3], start[1..3], "{spec:?}");
+            assert_ne!(state[0], start[0], "{spec:?}");
+        }
+    }
+}
+
+#[test]
+fn scalars_that_are_not_finite_change_no_weight() {
+    for spec in all(0.1) {
+        let mut row = Row::new(spec, &[0.5; 9]);
+        for bad in [f64::NAN, f64::INFINITY] {
+            let scalars =
+                StepScalars { learning_rate: bad as f32, beta1_power: bad, beta2_power: bad };
+            let skipped = spec.apply(&scalars, &mut row.weights, &mut row.state, &bytes(&[1.0; 9]));
+            assert_eq!((skipped, &row.weights), (9, &vec![0.5; 9]), "{spec:?}");
+        }
+        assert_eq!(row.bits(), Row::new(spec, &[0.5; 9]).bits());
+    }
+}
+
+/// The order of [`RowwiseAdagrad`]'s documentation, one square at a time.
+fn sum_of_squares_by_definition(gradient: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 8];
+    for (i, g) in gradient.iter().enumerate() {
+        lanes[i % 8] += g * g;
+    }
+    let t: Vec<f32> = (0..4).map(|j| lanes[j] + lanes[j + 4]).collect();
+    (t[0] + t[2]) + (t[1] + t[3])
+}
+
+/// Each optimizer's documentation, one element at a time.
+fn apply_by_definition(
+    spec: &OptimizerSpec,
+    scalars: &StepScalars,
+    weights: &mut [f32],
+    state: &mut [f32],
+    gradient: &[f32],
+) {
+    let (dim, lr) = (weights.len(), scalars.learning_rate);
+    let mean = sum_of_squares_by_definition(gradient) / dim as f32;
+    if let OptimizerSpec::RowwiseAdagrad(_) = spec {
+        state[0] += mean;
+    }
+    for i in 0..dim {
+        let g = gradient[i];
+        weights[i] -= match spec {
+            OptimizerSpec::Sgd(_) => lr * g,
+            OptimizerSpec::Adagrad(adagrad) => {
+                state[i] += g * g;
+                lr * g / (state[i].sqrt() + adagrad.epsilon)
+            }
+            OptimizerSpec::RowwiseAdagrad(adagrad) => lr / (state[0].sqrt() + adagrad.epsilon) * g,
+            OptimizerSpec::Adam(adam) => {
+                let (b1, b2) = (adam.beta1, adam.beta2);
+                state[i] = b1 as f32 * state[i] + (1.0 - b1) as f32 * g;
+                let v = &mut state[dim + i];
+                *v = b2 as f32 * *v + (1.0 - b2) as f32 * (g * g);
+                let root = v.sqrt() / (1.0 - scalars.beta2_power).sqrt() as f32;
+                let step_size = (f64::from(lr) / (1.0 - scalars.beta1_power)) as f32;
+                step_size * state[i] / (root + adam.epsilon)
+            }
+        };
+    }
+}
+
+fn finite() -> impl Strategy<Value = f32> {
+    any::<u32>().prop_map(f32::from_bits).prop_filter("finite", |x| x.is_finite())
+}
+
+/// A weight and gradients of ordinary size for each element of a row, tails of every length included.
+fn ordinary_row() -> impl Strategy<Value = Vec<[f32; 4]>> {
+    prop::collection::vec(prop::array::uniform4(-1e3f32..1e3), 1..70)
+}
+
+proptest! {
+    #[test]
+    fn kernels_equal_their_definition_bit_for_bit(elements in ordinary_row(), step in 1u64..100_000) {
+        for spec in all(0.05) {
+            let weights: Vec<f32> = elements.iter().map(|e| e[0]).collect();
+            let mut row = Row::new(spec, &weights);
+            let mut defined = Row::new(spec, &weights);
+            for push in 1..4 {
+                let gradient: Vec<f32> = elements.iter().map(|e| e[push]).collect();
+                let step = step + push as u64;
+                row.push(step, &gradient);
+                let Row { weights, state, .. } = &mut defined;
+                apply_by_definition(&spec, &spec.scalars(step), weights, state, &gradient);
+            }
+            prop_assert_eq!(row.bits(), defined.bits(), "{:?}", spec);
+        }
+    }
+
+    #[test]
+    fn nothing_that_is_stored_is_ever_not_finite(
+        elements in prop::collection::vec(prop::array::uniform4(finite()), 1..20),
+        learning_rate in finite(),
+        step: u64,
+    ) {
+        for spec in all(learning_rate) {
+            let weights: Vec<f32> = elements.iter().map(|e| e[0]).collect();
+            let mut row = Row::new(spec, &weights);
+            for push in 1..4 {
+                let gradient: Vec<f32> = elements.iter().map(|e| e[push]).collect();
+                row.push(step, &gradient);
+                prop_assert!(row.weights.iter().chain(&row.state).all(|x| x.is_finite()), "{:?}", spec);
+            }
+        }
+    }
+
+    #[test]
+    fn alignment_of_the_gradient_changes_no_bit(elements in ordinary_row(), step in 1u64..1_000) {
+        let weights: Vec<f32> = elements.iter().map(|e| e[0]).collect();
+        let gradient: Vec<f32> = elements.iter().map(|e| e[1]).collect();
+        for spec in all(0.05) {
+            let mut aligned = Row::new(spec, &weights);
+            aligned.push(step, &gradient);
+            for offset in 1..4 {
+                let mut buffer = vec![0xA5; offset];
+                buffer.extend(bytes(&gradient));
+                let mut row = Row::new(spec, &weights);
+                let scalars = spec.scalars(step);
+                spec.apply(&scalars, &mut row.weights, &mut row.state, &buffer[offset..]);
+                prop_assert_eq!(row.bits(), aligned.bits(), "{:?} at offset {}", spec, offset);
+            }
+        }
+    }
+
+    #[test]
+    fn elementwise_optimizers_may_be_cut_anywhere(elements in ordinary_row(), cut: prop::sample::Index) {
+        let weights: Vec<f32> = elements.iter().map(|e| e[0]).collect();
+        let gradient: Vec<f32> = elements.iter().map(|e| e[1]).collect();
+        let cut = cut.index(weights.len());
+        for spec in all(0.05) {
+            if let OptimizerSpec::RowwiseAdagrad(_) = spec {
+                continue;
+            }
+            let mut whole = Row::new(spec, &weights);
+            let mut parts = [Row::new(spec, &weights[..cut]), Row::new(spec, &weights[cut..])];
+            whole.push(7, &gradient);
+            parts[0].push(7, &gradient[..cut]);
+            parts[1].push(7, &gradient[cut..]);
+            prop_assert_eq!(bits(&whole.weights), bits(&[&*parts[0].weights, &*parts[1].weights].concat()));
+            let slots = spec.slots().len();
+            for slot in 0..slots {
+                let of = |row: &Row| row.state[slot * row.weights.len()..][..row.weights.len()].to_vec();
+                prop_assert_eq!(bits(&of(&whole)), bits(&[of(&parts[0]), of(&parts[1])].concat()));
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_round_trip(values in prop::collection::vec(finite(), 0..20)) {
+        prop_assert_eq!(floats(&bytes(&values)).collect::<Vec<_>>(), values);
+    }
+}
