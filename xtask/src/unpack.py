@@ -12,15 +12,12 @@ for wheel in sorted(name for name in os.listdir(folder) if name.endswith(".whl")
     print("Unpacking", wheel, flush=True)
     with zipfile.ZipFile(os.path.join(folder, wheel)) as archive:
         for entry in archive.infolist():
-            parent = next((k for k in keep if k.endswith("/") and entry.filename.startswith(k)), None)
-            if entry.filename in keep:
-                source, path = entry.filename, keep[entry.filename]
-            elif parent and not entry.is_dir():
-                source, path = parent, keep[parent] + entry.filename[len(parent):]
-            else:
+            name = entry.filename
+            source = next((k for k in keep if k == name or k.endswith("/") and name.startswith(k)), None)
+            if source is None or entry.is_dir():
                 continue
             found.add(source)
-            path = os.path.join(target, path)
+            path = os.path.join(target, keep[source] + name[len(source):])
             os.makedirs(os.path.dirname(path), exist_ok=True)
             # zipfile checks the CRC of what it reads to the end.
             with archive.open(entry) as reader, open(path, "wb") as writer:

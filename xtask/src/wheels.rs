@@ -74,10 +74,12 @@ impl Package {
         self.download(python, &downloads)?;
 
         remove(&partial)?;
-        let mut script = Command::new(python);
-        script.args(["-c", UNPACK]).arg(&downloads).arg(&partial);
-        script.args(self.keep.iter().flat_map(|keep| [keep.from, keep.to]));
-        process::run_to_stderr(&mut script)?;
+        let script = downloads.join("unpack.py");
+        write(&script, UNPACK)?;
+        let mut unpack = Command::new(python);
+        unpack.arg(script).arg(&downloads).arg(&partial);
+        unpack.args(self.keep.iter().flat_map(|keep| [keep.from, keep.to]));
+        process::run_to_stderr(&mut unpack)?;
         (self.finish)(&partial)?;
         write(&partial.join(STAMP), &self.pins())?;
 
@@ -140,7 +142,7 @@ fn python() -> Result<&'static str> {
     with_pip.copied().ok_or_else(|| {
         let missing = if pythons.is_empty() { "Python 3.8 or later is" } else { "Python's pip is" };
         format!(
-            "{missing} missing, which downloads what is needed. Install it (Debian, Ubuntu: `apt \
+            "{missing} missing; it downloads what is needed here. Install it (Debian, Ubuntu: `apt \
              install python3-pip`; Fedora: `dnf install python3-pip`) and run this again"
         )
     })
