@@ -1,0 +1,186 @@
+//! Exactly-once: what each session last did to a shard (docs/protocol.md 1.4, 1.5 and 2.2).
+//!
+//! The cells are replicated state: they change only when a record is applied, so a retry after a failover is still recognised.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::id::{Lsn, SessionId, VariableId};
+
+/// Refusals that a cell remembers. A client may have at most this many pushes to a shard unacknowledged, so a repeat is always inside.
+pub const OUTCOME_WINDOW: u64 = 1024;
+
+/// Why a push was consumed without being applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusalReason {
+    /// A gradient is infinite or not a number.
+    NotFinite,
+    /// The job has no such variable.
+    UnknownVariable,
+    /// The update does not fit the variable's definition.
+    WrongShape,
+}
+
+/// A permanent refusal: the number is consumed and the reason recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why.
+    pub reason: RefusalReason,
+    /// The first variable it is about.
+    pub variable: VariableId,
+}
+
+/// What a primary does with a push of this session and number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The next one: apply it.
+    Apply,
+    /// Seen. Acknowledge with this outcome once the commit LSN has reached `lsn`.
+    Repeat {
+        /// LSN of the session's newest record on this shard.
+        lsn: Lsn,
+        /// The recorded outcome.
+        refusal: Option<Refusal>,
+    },
+    /// One before it is missing.
+    Gap {
+        /// The number that would be applied.
+        expected: u64,
+    },
+    /// The session has ended, or this shard never knew it and cannot tell it from one that ended.
+    Closed,
+}
+
+/// Sessions of a job that have ended: all up to `high_water` but for `open`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClosedSessions {
+    /// Every session up to here is closed, but for those in `open`.
+    pub high_water: u64,
+    /// Sessions up to `high_water` that are open.
+    pub open: BTreeSet<SessionId>,
+}
+
+impl ClosedSessions {
+    /// Whether `session` has ended.
+    #[must_use]
+    pub fn contains(&self, session: SessionId) -> bool {
+        session.0 <= self.high_water && !self.open.contains(&session)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Cell {
+    last: u64,
+    lsn: Lsn,
+    refusals: VecDeque<(u64, Refusal)>,
+}
+
+/// The cells of one shard.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SessionCells {
+    cells: BTreeMap<SessionId, Cell>,
+    closed: ClosedSessions,
+}
+
+impl SessionCells {
+    /// What to do with push `sequence` of `session`. Reads only.
+    #[must_use]
+    pub fn check(&self, session: SessionId, sequence: u64) -> Verdict {
+        if self.closed.contains(session) {
+            return Verdict::Closed;
+        }
+        let Some(cell) = self.cells.get(&session) else {
+            return if sequence == 1 { Verdict::Apply } else { Verdict::Gap { expected: 1 } };
+        };
+        if sequence == cell.last + 1 {
+            Verdict::Apply
+        } else if sequence > cell.last {
+            Verdict::Gap { expected: cell.last + 1 }
+        } else {
+            let refusal = cell.refusals.iter().find(|(number, _)| *number == sequence);
+            Verdict::Repeat { lsn: cell.lsn, refusal: refusal.map(|(_, refusal)| *refusal) }
+        }
+    }
+
+    /// Records that push `sequence` was applied or refused at `lsn`. Called by apply, on primary and backups alike, with the number that
+    /// [`SessionCells::check`] let through.
+    pub fn record(
+        &mut self,
+        session: SessionId,
+        sequence: u64,
+        lsn: Lsn,
+        refusal: Option<Refusal>,
+    ) {
+        let cell =
+            self.cells.entry(session).or_insert(Cell { last: 0, lsn, refusals: VecDeque::new() });
+        debug_assert_eq!(cell.last + 1, sequence, "check() guards this");
+        (cell.last, cell.lsn) = (sequence, lsn);
+        if let Some(refusal) = refusal {
+            cell.refusals.push_back((sequence, refusal));
+        }
+        while cell.refusals.front().is_some_and(|(number, _)| number + OUTCOME_WINDOW <= sequence) {
+            cell.refusals.pop_front();
+        }
+    }
+
+    /// Applies a close record: ended sessions lose their cells and are refused for ever.
+    pub fn close(&mut self, closed: ClosedSessions) {
+        self.cells.retain(|session, _| !closed.contains(*session));
+        self.closed = closed;
+    }
+
+    /// The sessions that were closed by the last close record.
+    #[must_use]
+    pub fn closed(&self) -> &ClosedSessions {
+        &self.closed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Epoch;
+
+    const SESSION: SessionId = SessionId(7);
+
+    fn at(count: u64) -> Lsn {
+        Lsn::new(Epoch(1), count)
+    }
+
+    #[test]
+    fn numbers_are_applied_once_and_in_order() {
+        let mut cells = SessionCells::default();
+        assert_eq!(cells.check(SESSION, 2), Verdict::Gap { expected: 1 });
+        assert_eq!(cells.check(SESSION, 1), Verdict::Apply);
+        cells.record(SESSION, 1, at(1), None);
+        assert_eq!(cells.check(SESSION, 1), Verdict::Repeat { lsn: at(1), refusal: None });
+        assert_eq!(cells.check(SESSION, 3), Verdict::Gap { expected: 2 });
+        assert_eq!(cells.check(SESSION, 2), Verdict::Apply);
+    }
+
+    #[test]
+    fn a_refusal_consumes_its_number_and_is_told_again() {
+        let mut cells = SessionCells::default();
+        let refusal = Refusal { reason: RefusalReason::NotFinite, variable: VariableId(3) };
+        cells.record(SESSION, 1, at(1), Some(refusal));
+        cells.record(SESSION, 2, at(2), None);
+        assert_eq!(cells.check(SESSION, 1), Verdict::Repeat { lsn: at(2), refusal: Some(refusal) });
+        assert_eq!(cells.check(SESSION, 2), Verdict::Repeat { lsn: at(2), refusal: None });
+        for sequence in 3..=OUTCOME_WINDOW + 1 {
+            cells.record(SESSION, sequence, at(sequence), None);
+        }
+        assert!(cells.cells[&SESSION].refusals.is_empty(), "bounded by the window");
+    }
+
+    #[test]
+    fn a_closed_session_is_refused_for_ever_and_an_open_older_one_is_not() {
+        let mut cells = SessionCells::default();
+        cells.record(SessionId(5), 1, at(1), None);
+        cells.record(SESSION, 1, at(2), None);
+        cells.close(ClosedSessions { high_water: 7, open: [SessionId(5)].into() });
+        assert_eq!(cells.check(SESSION, 1), Verdict::Closed);
+        assert_eq!(cells.check(SESSION, 2), Verdict::Closed);
+        assert_eq!(cells.check(SessionId(6), 1), Verdict::Closed, "unknown is not new");
+        assert_eq!(cells.check(SessionId(5), 2), Verdict::Apply);
+        assert_eq!(cells.check(SessionId(8), 1), Verdict::Apply);
+    }
+}

@@ -1,0 +1,23 @@
+//! The domain of Downpour, pure: no I/O, no clock, no randomness, no async.
+//!
+//! Names: [`id`] (who and where in a log), [`spec`] (what users define), [`view`] (what the coordinator tells everybody).
+//! Where things live: [`routing`] (key → shard), [`placement`] (shard → servers).
+//! Exactly once: [`cells`] (what each session last did to a shard), [`lineage`] (which log positions belong to a shard's history).
+//! Arithmetic, bit for bit the same on every machine: [`mix`] (hashing), [`init`] (first values), [`optimizer`] (updates),
+//! [`tensor_bytes`] (raw tensors read in place).
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod cells;
+pub mod id;
+pub mod init;
+pub mod lineage;
+pub mod mix;
+pub mod optimizer;
+pub mod parameter;
+pub mod placement;
+pub mod routing;
+pub mod spec;
+pub mod tensor_bytes;
+pub mod view;

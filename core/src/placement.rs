@@ -1,0 +1,1 @@
+//! Which servers hold which shards.

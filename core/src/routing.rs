@@ -1,0 +1,60 @@
+//! Key → shard, and where each shard is.
+
+use crate::id::{Epoch, ServerRef, ShardId};
+use crate::mix::mix64;
+
+/// The shard of a key (or of a block number of a dense variable). `salt` is [`crate::mix::salt`] of the name of the table's group, or of
+/// the dense variable's name: one hot key in many tables does not land on one shard each time.
+#[must_use]
+pub fn shard_of(key: u64, salt: u64, shards: u32) -> ShardId {
+    let scaled = u128::from(mix64(key ^ salt)) * u128::from(shards);
+    ShardId((scaled >> 64) as u32)
+}
+
+/// Where a shard is: committed state of the coordinator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardRoute {
+    /// Tenure of the primary.
+    pub epoch: Epoch,
+    /// Rises with every change of `in_sync`.
+    pub set_version: u64,
+    /// None when the shard is lost.
+    pub primary: Option<ServerRef>,
+    /// Members that must have a push before it is acknowledged, sorted; the primary is among them. Empty when the shard is lost.
+    pub in_sync: Vec<ServerRef>,
+}
+
+impl ShardRoute {
+    /// Every member of the last in-sync set is known dead.
+    #[must_use]
+    pub fn lost(&self) -> bool {
+        self.primary.is_none()
+    }
+
+    /// The in-sync members but `server`.
+    pub fn others(&self, server: ServerRef) -> impl Iterator<Item = ServerRef> + '_ {
+        self.in_sync.iter().copied().filter(move |member| *member != server)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_key_has_a_shard_below_the_count(key: u64, salt: u64, shards in 1u32..=65_536) {
+            prop_assert!(shard_of(key, salt, shards).0 < shards);
+        }
+    }
+
+    #[test]
+    fn consecutive_keys_spread_over_all_shards_evenly() {
+        let mut counts = [0u32; 64];
+        for key in 0..64_000 {
+            counts[shard_of(key, 7, 64).0 as usize] += 1;
+        }
+        assert!(counts.iter().all(|&count| (850..1150).contains(&count)), "{counts:?}");
+    }
+}
