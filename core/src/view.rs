@@ -1,7 +1,7 @@
 //! What the coordinator tells clients and servers.
 
 use crate::cells::ClosedSessions;
-use crate::id::{JobId, NodeId, ServerRef, ShardId, VariableId};
+use crate::id::{JobId, ServerRef, ShardId, VariableId};
 use crate::routing::ShardRoute;
 use crate::spec::{JobSpec, Variable};
 
@@ -39,11 +39,9 @@ impl JobView {
 /// A server as clients and other servers see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeView {
-    /// Its stable number.
-    pub node: NodeId,
     /// Its stable name.
     pub name: String,
-    /// Its newest life.
+    /// Its stable number and its newest life.
     pub server: ServerRef,
     /// host:port of its data plane.
     pub address: String,

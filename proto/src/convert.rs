@@ -1,0 +1,386 @@
+//! Wire ↔ domain: the only place where bytes from outside become types that the rest trusts.
+
+use std::collections::BTreeSet;
+
+use downpour_core::cells::{ClosedSessions, Refusal, RefusalReason};
+use downpour_core::id::{
+    Epoch, Incarnation, JobId, Lsn, NodeId, ServerRef, SessionId, ShardId, VariableId,
+};
+use downpour_core::init::Init;
+use downpour_core::optimizer::{Adagrad, Adam, OptimizerSpec, RowwiseAdagrad, Sgd};
+use downpour_core::routing::ShardRoute;
+use downpour_core::spec::{
+    DenseSpec, InvalidSpec, JobSpec, Shape, TableSpec, Variable, VariableSpec, check_name,
+};
+use downpour_core::view::{JobView, NodeView};
+
+use crate::{Invalid, v1};
+
+/// Most members of an in-sync set on the wire: a set may be wider than `replicas` while a shard moves.
+const IN_SYNC_MAX: usize = 16;
+
+fn given<T>(field: &'static str, value: Option<T>) -> Result<T, Invalid> {
+    value.ok_or_else(|| Invalid::new(field, "is not given"))
+}
+
+impl From<InvalidSpec> for Invalid {
+    fn from(invalid: InvalidSpec) -> Self {
+        Invalid { field: invalid.field, problem: invalid.problem }
+    }
+}
+
+impl From<ServerRef> for v1::ServerRef {
+    fn from(server: ServerRef) -> Self {
+        v1::ServerRef { node: server.node.0, incarnation: server.incarnation.0 }
+    }
+}
+
+impl TryFrom<v1::ServerRef> for ServerRef {
+    type Error = Invalid;
+
+    fn try_from(server: v1::ServerRef) -> Result<Self, Invalid> {
+        if server.node == 0 || server.incarnation == 0 {
+            return Err(Invalid::new("server", "names no node or no incarnation"));
+        }
+        Ok(ServerRef { node: NodeId(server.node), incarnation: Incarnation(server.incarnation) })
+    }
+}
+
+/// A server that a message must name.
+///
+/// # Errors
+/// It is not given or not a server.
+pub fn server(field: &'static str, server: Option<v1::ServerRef>) -> Result<ServerRef, Invalid> {
+    given(field, server)?.try_into()
+}
+
+impl From<&Init> for v1::Init {
+    fn from(init: &Init) -> Self {
+        use v1::init::Kind;
+        v1::Init {
+            kind: Some(match *init {
+                Init::Zeros => Kind::Constant(0.0),
+                Init::Constant(value) => Kind::Constant(value),
+                Init::Uniform { low, high } => Kind::Uniform(v1::UniformInit { low, high }),
+                Init::Normal { mean, std } => Kind::Normal(v1::NormalInit { mean, std }),
+            }),
+        }
+    }
+}
+
+impl TryFrom<v1::Init> for Init {
+    type Error = Invalid;
+
+    fn try_from(init: v1::Init) -> Result<Self, Invalid> {
+        use v1::init::Kind;
+        let init = match given("table.init", init.kind)? {
+            Kind::Constant(0.0) => Init::Zeros,
+            Kind::Constant(value) => Init::Constant(value),
+            Kind::Uniform(v1::UniformInit { low, high }) => Init::Uniform { low, high },
+            Kind::Normal(v1::NormalInit { mean, std }) => Init::Normal { mean, std },
+        };
+        init.validate().map_err(InvalidSpec::from)?;
+        Ok(init)
+    }
+}
+
+impl From<&OptimizerSpec> for v1::Optimizer {
+    fn from(optimizer: &OptimizerSpec) -> Self {
+        use v1::optimizer::Kind;
+        let kind = match *optimizer {
+            OptimizerSpec::Sgd(Sgd { learning_rate }) => Kind::Sgd(v1::Sgd { learning_rate }),
+            OptimizerSpec::Adagrad(Adagrad { learning_rate, epsilon, initial_accumulator }) => {
+                Kind::Adagrad(v1::Adagrad { learning_rate, epsilon, initial_accumulator })
+            }
+            OptimizerSpec::RowwiseAdagrad(RowwiseAdagrad {
+                learning_rate,
+                epsilon,
+                initial_accumulator,
+            }) => Kind::RowwiseAdagrad(v1::Adagrad { learning_rate, epsilon, initial_accumulator }),
+            OptimizerSpec::Adam(Adam { learning_rate, beta1, beta2, epsilon }) => {
+                Kind::Adam(v1::Adam { learning_rate, beta1, beta2, epsilon })
+            }
+        };
+        v1::Optimizer { kind: Some(kind) }
+    }
+}
+
+impl TryFrom<v1::Optimizer> for OptimizerSpec {
+    type Error = Invalid;
+
+    fn try_from(optimizer: v1::Optimizer) -> Result<Self, Invalid> {
+        use v1::optimizer::Kind;
+        let optimizer = match given("optimizer", optimizer.kind)? {
+            Kind::Sgd(v1::Sgd { learning_rate }) => OptimizerSpec::Sgd(Sgd { learning_rate }),
+            Kind::Adagrad(v1::Adagrad { learning_rate, epsilon, initial_accumulator }) => {
+                OptimizerSpec::Adagrad(Adagrad { learning_rate, epsilon, initial_accumulator })
+            }
+            Kind::RowwiseAdagrad(v1::Adagrad { learning_rate, epsilon, initial_accumulator }) => {
+                OptimizerSpec::RowwiseAdagrad(RowwiseAdagrad {
+                    learning_rate,
+                    epsilon,
+                    initial_accumulator,
+                })
+            }
+            Kind::Adam(v1::Adam { learning_rate, beta1, beta2, epsilon }) => {
+                OptimizerSpec::Adam(Adam { learning_rate, beta1, beta2, epsilon })
+            }
+        };
+        optimizer.validate().map_err(InvalidSpec::from)?;
+        Ok(optimizer)
+    }
+}
+
+impl From<&JobSpec> for v1::JobSpec {
+    fn from(spec: &JobSpec) -> Self {
+        v1::JobSpec {
+            name: spec.name.clone(),
+            shards: spec.shards,
+            replicas: spec.replicas,
+            min_in_sync: spec.min_in_sync,
+            seed: spec.seed,
+        }
+    }
+}
+
+impl TryFrom<v1::JobSpec> for JobSpec {
+    type Error = Invalid;
+
+    fn try_from(spec: v1::JobSpec) -> Result<Self, Invalid> {
+        let v1::JobSpec { name, shards, replicas, min_in_sync, seed } = spec;
+        let spec = JobSpec { name, shards, replicas, min_in_sync, seed };
+        spec.validate()?;
+        Ok(spec)
+    }
+}
+
+impl From<&VariableSpec> for v1::VariableSpec {
+    fn from(spec: &VariableSpec) -> Self {
+        use v1::variable_spec::Shape as Wire;
+        let shape = match &spec.shape {
+            Shape::Table(table) => Wire::Table(v1::TableSpec {
+                dim: table.dim,
+                init: Some((&table.init).into()),
+                group: table.group.clone(),
+            }),
+            Shape::Dense(dense) => Wire::Dense(v1::DenseSpec {
+                shape: dense.shape.clone(),
+                block_floats: dense.block_floats,
+            }),
+        };
+        v1::VariableSpec {
+            name: spec.name.clone(),
+            optimizer: Some((&spec.optimizer).into()),
+            shape: Some(shape),
+        }
+    }
+}
+
+impl TryFrom<v1::VariableSpec> for VariableSpec {
+    type Error = Invalid;
+
+    fn try_from(spec: v1::VariableSpec) -> Result<Self, Invalid> {
+        use v1::variable_spec::Shape as Wire;
+        let shape = match given("shape", spec.shape)? {
+            Wire::Table(table) => Shape::Table(TableSpec {
+                dim: table.dim,
+                init: given("table.init", table.init)?.try_into()?,
+                group: if table.group.is_empty() { spec.name.clone() } else { table.group },
+            }),
+            Wire::Dense(dense) => {
+                Shape::Dense(DenseSpec { shape: dense.shape, block_floats: dense.block_floats })
+            }
+        };
+        let optimizer = given("optimizer", spec.optimizer)?.try_into()?;
+        let spec = VariableSpec { name: spec.name, optimizer, shape };
+        spec.validate()?;
+        Ok(spec)
+    }
+}
+
+impl From<&Variable> for v1::Variable {
+    fn from(variable: &Variable) -> Self {
+        v1::Variable { id: variable.id.0, spec: Some((&variable.spec).into()) }
+    }
+}
+
+impl TryFrom<v1::Variable> for Variable {
+    type Error = Invalid;
+
+    fn try_from(variable: v1::Variable) -> Result<Self, Invalid> {
+        if variable.id == 0 {
+            return Err(Invalid::new("variable.id", "is not given"));
+        }
+        let spec = given("variable.spec", variable.spec)?.try_into()?;
+        Ok(Variable { id: VariableId(variable.id), spec })
+    }
+}
+
+/// The wire form of a shard's route.
+#[must_use]
+pub fn shard_route(shard: ShardId, route: &ShardRoute) -> v1::ShardRoute {
+    v1::ShardRoute {
+        shard: shard.0,
+        epoch: route.epoch.0,
+        set_version: route.set_version,
+        primary: route.primary.map(Into::into),
+        in_sync: route.in_sync.iter().map(|&server| server.into()).collect(),
+        lost: route.lost(),
+    }
+}
+
+impl TryFrom<v1::ShardRoute> for ShardRoute {
+    type Error = Invalid;
+
+    fn try_from(route: v1::ShardRoute) -> Result<Self, Invalid> {
+        if route.epoch == 0 || Epoch(route.epoch) > Lsn::EPOCH_MAX {
+            return Err(Invalid::new("route.epoch", "is out of range"));
+        }
+        if route.in_sync.len() > IN_SYNC_MAX {
+            return Err(Invalid::new(
+                "route.in_sync",
+                format!("has more than {IN_SYNC_MAX} members"),
+            ));
+        }
+        let mut in_sync =
+            route.in_sync.into_iter().map(ServerRef::try_from).collect::<Result<Vec<_>, _>>()?;
+        in_sync.sort_unstable();
+        in_sync.dedup();
+        let primary = route.primary.map(ServerRef::try_from).transpose()?;
+        match primary {
+            Some(primary) if !in_sync.contains(&primary) => {
+                return Err(Invalid::new("route.primary", "is not in the in-sync set"));
+            }
+            None if !route.lost => return Err(Invalid::new("route.primary", "is not given")),
+            _ => {}
+        }
+        Ok(ShardRoute {
+            epoch: Epoch(route.epoch),
+            set_version: route.set_version,
+            primary,
+            in_sync,
+        })
+    }
+}
+
+impl From<&ClosedSessions> for v1::ClosedSessions {
+    fn from(sessions: &ClosedSessions) -> Self {
+        v1::ClosedSessions {
+            high_water: sessions.high_water,
+            open: sessions.open.iter().map(|session| session.0).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::ClosedSessions> for ClosedSessions {
+    type Error = Invalid;
+
+    fn try_from(sessions: v1::ClosedSessions) -> Result<Self, Invalid> {
+        let open: BTreeSet<SessionId> = sessions.open.into_iter().map(SessionId).collect();
+        if open.last().is_some_and(|last| last.0 > sessions.high_water) {
+            return Err(Invalid::new("sessions.open", "names a session above the high water"));
+        }
+        Ok(ClosedSessions { high_water: sessions.high_water, open })
+    }
+}
+
+impl From<&JobView> for v1::JobView {
+    fn from(view: &JobView) -> Self {
+        let shards = (0..).map(ShardId).zip(&view.shards);
+        v1::JobView {
+            job: view.job.0,
+            spec: Some((&view.spec).into()),
+            version: view.version,
+            variables: view.variables.iter().map(Into::into).collect(),
+            shards: shards.map(|(shard, route)| shard_route(shard, route)).collect(),
+            sessions: Some((&view.sessions).into()),
+        }
+    }
+}
+
+impl TryFrom<v1::JobView> for JobView {
+    type Error = Invalid;
+
+    fn try_from(view: v1::JobView) -> Result<Self, Invalid> {
+        if view.job == 0 {
+            return Err(Invalid::new("job", "is not given"));
+        }
+        let spec: JobSpec = given("spec", view.spec)?.try_into()?;
+        if view.shards.len() != spec.shards as usize {
+            return Err(Invalid::new("shards", "are not as many as the job has"));
+        }
+        let variables =
+            (view.variables.into_iter().map(Variable::try_from)).collect::<Result<Vec<_>, _>>()?;
+        if !variables.iter().zip(1..).all(|(variable, id)| variable.id.0 == id) {
+            return Err(Invalid::new("variables", "are not numbered in order from 1"));
+        }
+        if !view.shards.iter().zip(0..).all(|(route, shard)| route.shard == shard) {
+            return Err(Invalid::new("shards", "are not in order"));
+        }
+        Ok(JobView {
+            job: JobId(view.job),
+            spec,
+            version: view.version,
+            variables,
+            shards: (view.shards.into_iter().map(ShardRoute::try_from))
+                .collect::<Result<_, _>>()?,
+            sessions: view.sessions.unwrap_or_default().try_into()?,
+        })
+    }
+}
+
+impl From<&NodeView> for v1::NodeView {
+    fn from(node: &NodeView) -> Self {
+        v1::NodeView {
+            node: node.server.node.0,
+            name: node.name.clone(),
+            incarnation: node.server.incarnation.0,
+            address: node.address.clone(),
+            zone: node.zone.clone(),
+            alive: node.alive,
+        }
+    }
+}
+
+impl TryFrom<v1::NodeView> for NodeView {
+    type Error = Invalid;
+
+    fn try_from(node: v1::NodeView) -> Result<Self, Invalid> {
+        check_name("node.name", &node.name)?;
+        let server = v1::ServerRef { node: node.node, incarnation: node.incarnation };
+        Ok(NodeView {
+            name: node.name,
+            server: server.try_into()?,
+            address: node.address,
+            zone: node.zone,
+            alive: node.alive,
+        })
+    }
+}
+
+impl From<Refusal> for v1::Refusal {
+    fn from(refusal: Refusal) -> Self {
+        let reason = match refusal.reason {
+            RefusalReason::NotFinite => v1::RefusalReason::NotFinite,
+            RefusalReason::UnknownVariable => v1::RefusalReason::UnknownVariable,
+            RefusalReason::WrongShape => v1::RefusalReason::WrongShape,
+        };
+        v1::Refusal { reason: reason.into(), variable: refusal.variable.0 }
+    }
+}
+
+impl TryFrom<v1::Refusal> for Refusal {
+    type Error = Invalid;
+
+    fn try_from(refusal: v1::Refusal) -> Result<Self, Invalid> {
+        let reason = match refusal.reason() {
+            v1::RefusalReason::NotFinite => RefusalReason::NotFinite,
+            v1::RefusalReason::UnknownVariable => RefusalReason::UnknownVariable,
+            v1::RefusalReason::WrongShape => RefusalReason::WrongShape,
+            v1::RefusalReason::Unspecified => {
+                return Err(Invalid::new("refusal.reason", "is not given"));
+            }
+        };
+        Ok(Refusal { reason, variable: VariableId(refusal.variable) })
+    }
+}

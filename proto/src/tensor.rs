@@ -1,0 +1,136 @@
+//! Raw tensors on the wire: little-endian, unpadded, read where they arrived at whatever alignment.
+
+use bytes::{BufMut, BytesMut};
+use downpour_core::tensor_bytes::{FLOAT_BYTES, floats};
+
+use crate::Invalid;
+
+/// Bytes of one key.
+pub const KEY_BYTES: usize = size_of::<u64>();
+
+/// Keys of an update or a pull: u64 each, strictly increasing.
+#[derive(Clone, Copy, Debug)]
+pub struct Keys<'a>(&'a [u8]);
+
+impl<'a> Keys<'a> {
+    /// Checks a raw tensor of keys.
+    ///
+    /// # Errors
+    /// The length is not a multiple of eight, or the keys do not strictly increase.
+    pub fn new(field: &'static str, bytes: &'a [u8]) -> Result<Self, Invalid> {
+        if !bytes.len().is_multiple_of(KEY_BYTES) {
+            return Err(Invalid::new(field, "must hold whole keys of 8 bytes"));
+        }
+        let keys = Keys(bytes);
+        let mut previous = None;
+        for key in keys.iter() {
+            if previous.is_some_and(|previous| previous >= key) {
+                return Err(Invalid::new(field, format!("must strictly increase, at key {key}")));
+            }
+            previous = Some(key);
+        }
+        Ok(keys)
+    }
+
+    /// Keys that were checked before (a received request after `validate`, a log record).
+    #[must_use]
+    pub fn trusted(bytes: &'a [u8]) -> Self {
+        Keys(bytes)
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn len(self) -> usize {
+        self.0.len() / KEY_BYTES
+    }
+
+    /// None at all.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// In order.
+    pub fn iter(self) -> impl ExactSizeIterator<Item = u64> + 'a {
+        self.0.chunks_exact(KEY_BYTES).map(|word| {
+            let mut bytes = [0; KEY_BYTES];
+            bytes.copy_from_slice(word);
+            u64::from_le_bytes(bytes)
+        })
+    }
+}
+
+/// Appends keys to an outgoing buffer.
+pub fn put_keys(out: &mut BytesMut, keys: &[u64]) {
+    out.reserve(keys.len() * KEY_BYTES);
+    for &key in keys {
+        out.put_u64_le(key);
+    }
+}
+
+/// Appends floats to an outgoing buffer.
+pub fn put_floats(out: &mut BytesMut, values: &[f32]) {
+    let start = out.len();
+    out.resize(start + values.len() * FLOAT_BYTES, 0);
+    for (bytes, value) in out[start..].chunks_exact_mut(FLOAT_BYTES).zip(values) {
+        bytes.copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+/// Reads floats into `out`.
+///
+/// # Errors
+/// `bytes` does not hold exactly `out.len()` floats.
+pub fn get_floats(field: &'static str, bytes: &[u8], out: &mut [f32]) -> Result<(), Invalid> {
+    if bytes.len() != out.len() * FLOAT_BYTES {
+        return Err(Invalid::new(
+            field,
+            format!("holds {} bytes, {} expected", bytes.len(), out.len() * FLOAT_BYTES),
+        ));
+    }
+    for (value, float) in out.iter_mut().zip(floats(bytes)) {
+        *value = float;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_keys_or_an_error(bytes: Vec<u8>) {
+            if let Ok(keys) = Keys::new("keys", &bytes) {
+                let list: Vec<u64> = keys.iter().collect();
+                prop_assert_eq!(list.len(), keys.len());
+                prop_assert!(list.windows(2).all(|pair| pair[0] < pair[1]));
+            }
+        }
+
+        #[test]
+        fn keys_and_floats_survive_the_wire_at_any_alignment(
+            keys: std::collections::BTreeSet<u64>, values: Vec<u32>, offset in 0usize..8,
+        ) {
+            let keys: Vec<u64> = keys.into_iter().collect();
+            let values: Vec<f32> = values.into_iter().map(f32::from_bits).collect();
+            let mut out = BytesMut::zeroed(offset);
+            put_keys(&mut out, &keys);
+            let end = out.len();
+            put_floats(&mut out, &values);
+            let read: Vec<u64> = Keys::new("keys", &out[offset..end]).unwrap().iter().collect();
+            prop_assert_eq!(read, keys);
+            let mut back = vec![0.0; values.len()];
+            get_floats("values", &out[end..], &mut back).unwrap();
+            let bits = |floats: &[f32]| floats.iter().map(|f| f.to_bits()).collect::<Vec<_>>();
+            prop_assert_eq!(bits(&back), bits(&values));
+        }
+    }
+
+    #[test]
+    fn a_length_that_does_not_fit_is_refused_by_field() {
+        assert_eq!(get_floats("rows", &[0; 9], &mut [0.0; 2]).unwrap_err().field, "rows");
+        assert!(Keys::new("keys", &[0; 7]).is_err());
+    }
+}

@@ -1,0 +1,79 @@
+//! Settings of gRPC that both ends must agree on, in one place.
+//!
+//! The defaults throttle bulk data: 64 KiB windows, 16 KiB frames, 4 MiB messages, Nagle on accepted sockets. A partition leaves a dead
+//! connection without a word, so both sides send keepalives and connecting has a time limit.
+
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Channel, Endpoint, Server};
+
+use crate::Invalid;
+
+/// Largest message that anyone sends or accepts. Set it on every generated client and server (`max_decoding_message_size`,
+/// `max_encoding_message_size`).
+pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Size that a sender of bulk data aims at: larger unary messages are slower.
+pub const MESSAGE_BYTES_TARGET: usize = 1 << 20;
+
+const STREAM_WINDOW_BYTES: u32 = 16 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
+const FRAME_BYTES: u32 = 1 << 20;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A gRPC server with our windows and keepalives.
+#[must_use]
+pub fn server_builder() -> Server {
+    Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+}
+
+/// Accepted connections without Nagle's delay (`serve_with_incoming` ignores the builder's own setting).
+#[must_use]
+pub fn incoming(listener: TcpListener) -> TcpIncoming {
+    TcpIncoming::from(listener).with_nodelay(Some(true))
+}
+
+/// A connection to `address` (host:port), made when it is first used and made again when it breaks. Must be called inside a runtime.
+///
+/// # Errors
+/// The address is not `host:port`.
+pub fn channel(address: &str) -> Result<Channel, Invalid> {
+    let invalid = |problem: String| Invalid::new("address", format!("{address:?} {problem}"));
+    let port = address.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+    if !matches!(port, Some(Ok(1..))) {
+        return Err(invalid("is not host:port".into()));
+    }
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|error| invalid(format!("is not an address: {error}")))?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .connect_lazy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_is_not_host_and_port_is_refused() {
+        assert!(channel("127.0.0.1:7070").is_ok());
+        assert!(channel("[::1]:7070").is_ok());
+        for address in ["", "host", "host:", "host:99999", "host:0", "ho st:1", "http://host"] {
+            assert_eq!(channel(address).unwrap_err().field, "address", "{address}");
+        }
+    }
+}
