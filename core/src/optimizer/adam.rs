@@ -78,21 +78,18 @@ impl Kernel {
     #[inline(always)]
     pub(super) fn apply(&self, weights: &mut [f32], state: &mut [f32], gradient: &[u8]) -> u32 {
         assert_eq!(state.len(), 2 * weights.len(), "Adam's state");
-        let dim = weights.len();
-        let (means, squares) = state.split_at_mut(dim);
-        let squares = &mut squares[..dim];
-        let gradient = &gradient[..4 * dim];
+        let (means, squares) = state.split_at_mut(weights.len());
         let mut skipped = 0;
-        for i in 0..dim {
-            let g = crate::tensor_bytes::float(&gradient[4 * i..4 * i + 4]);
-            let new_m = self.beta1 * means[i] + self.rest1 * g;
-            let new_v = self.beta2 * squares[i] + self.rest2 * (g * g);
+        let elements = weights.iter_mut().zip(means.iter_mut()).zip(squares.iter_mut());
+        for (((weight, m), v), g) in elements.zip(floats(gradient)) {
+            let new_m = self.beta1 * *m + self.rest1 * g;
+            let new_v = self.beta2 * *v + self.rest2 * (g * g);
             let root = new_v.sqrt() / self.root_correction2;
-            let new = weights[i] - self.step_size * new_m / (root + self.epsilon);
+            let new = *weight - self.step_size * new_m / (root + self.epsilon);
             let keep = new_m.is_finite() & new_v.is_finite() & new.is_finite();
-            store(&mut means[i], new_m, keep);
-            store(&mut squares[i], new_v, keep);
-            store(&mut weights[i], new, keep);
+            store(m, new_m, keep);
+            store(v, new_v, keep);
+            store(weight, new, keep);
             skipped += u32::from(!keep);
         }
         skipped
