@@ -1,0 +1,59 @@
+//! From values to 64-bit keys, to the letter (`docs/data.md` has the same in Python).
+//!
+//! A value is a string of bytes; an integer is its decimal digits, so that 42 in Parquet and `42` in
+//! CSV are one key. Keys must never change between versions: they name rows of trained models.
+
+/// The basis that FNV-1a starts from where nothing is salted.
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
+
+/// The finaliser of splitmix64: a bijection in which every input bit moves every output bit.
+#[inline]
+#[must_use]
+pub fn mix64(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[inline]
+fn fnv1a(basis: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(basis, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(FNV_PRIME))
+}
+
+/// A field's salt: the same value under two salts gives two unrelated keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Salt(u64);
+
+impl Salt {
+    /// `mix64(fnv1a(salt))`, the basis of the field's hashes.
+    #[must_use]
+    pub fn new(salt: &str) -> Self {
+        Self(mix64(fnv1a(FNV_OFFSET, salt.as_bytes())))
+    }
+
+    /// The key of one value: `mix64(fnv1a(value))`, where FNV-1a starts from the salt's basis.
+    #[inline]
+    #[must_use]
+    pub fn key(self, value: &[u8]) -> u64 {
+        mix64(fnv1a(self.0, value))
+    }
+
+    /// The key of several values together, in their order. Each is hashed on its own, so that
+    /// ("ab", "c") and ("a", "bc") differ.
+    #[inline]
+    #[must_use]
+    pub fn cross<'a>(self, values: impl IntoIterator<Item = &'a [u8]>) -> u64 {
+        values.into_iter().fold(self.0, |hash, value| self.fold(hash, value))
+    }
+
+    /// The start of a cross that [`Salt::fold`] continues value by value.
+    pub(crate) fn start(self) -> u64 {
+        self.0
+    }
+
+    #[inline]
+    pub(crate) fn fold(self, hash: u64, value: &[u8]) -> u64 {
+        mix64(hash ^ mix64(fnv1a(FNV_OFFSET, value)))
+    }
+}
