@@ -159,7 +159,9 @@ def main():
             row = [hexadecimal(value(b, *parameters)) for b in bits]
             # Numbers of 64 bits as text: many readers of JSON keep 53.
             cases.append({"seed": str(seed), "variable": variable, "key": str(key), "init": kind, "parameters": parameters, "row": row})
-    quantiles = [[p, quantile(p)] for p in (2.0**-53, 1e-9, 1e-4, 0.05, 0.2, 0.5, 0.7, 0.97, 1 - 1e-10)]
+    # All bits of the double: one rounded to f32 would hide a fused operation.
+    points = [2.0**-53, 1e-13, 1e-9, 1e-4] + [n / 64 for n in range(1, 64)] + [1 - 1e-10, 1 - 2.0**-53]
+    quantiles = [[struct.pack(">d", x).hex() for x in (p, quantile(p))] for p in points]
     target = pathlib.Path(__file__).parent.parent / "testdata" / "init.json"
     lines = ",\n".join(json.dumps(c, ensure_ascii=False) for c in cases)
     target.write_text(f'{{"quantiles": {json.dumps(quantiles)},\n"rows": [\n{lines}\n]}}\n')
