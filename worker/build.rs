@@ -18,7 +18,9 @@ fn main() {
     let library = Path::new(&prefix).join("lib/libtorch_cpu.so");
     println!("cargo::rerun-if-changed={}", library.display());
     if !library.exists() {
-        println!("cargo::error=no LibTorch in {prefix}: run `cargo xtask libtorch`, or set LIBTORCH");
+        println!(
+            "cargo::error=no LibTorch in {prefix}: run `cargo xtask libtorch`, or set LIBTORCH"
+        );
     }
     println!("cargo::rustc-link-arg=-Wl,-rpath,{prefix}/lib");
 }
