@@ -160,7 +160,7 @@ def main():
             # Numbers of 64 bits as text: many readers of JSON keep 53.
             cases.append({"seed": str(seed), "variable": variable, "key": str(key), "init": kind, "parameters": parameters, "row": row})
     # All bits of the double: one rounded to f32 would hide a fused operation.
-    points = [2.0**-53, 1e-13, 1e-9, 1e-4] + [n / 64 for n in range(1, 64)] + [1 - 1e-10, 1 - 2.0**-53]
+    points = [2.0**-53, 1e-13, 1e-9, 1e-4] + [n / 64 for n in range(1, 64)] + [n / 2048 for n in range(1, 64)] + [1 - 1e-10, 1 - 2.0**-53]
     quantiles = [[struct.pack(">d", x).hex() for x in (p, quantile(p))] for p in points]
     target = pathlib.Path(__file__).parent.parent / "testdata" / "init.json"
     lines = ",\n".join(json.dumps(c, ensure_ascii=False) for c in cases)
