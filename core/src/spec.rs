@@ -179,6 +179,12 @@ impl VariableSpec {
                 Ok(table.init.validate()?)
             }
             Shape::Dense(dense) => {
+                if matches!(self.optimizer, OptimizerSpec::RowwiseAdagrad(_)) {
+                    return Err(InvalidSpec::new(
+                        "optimizer",
+                        "rowwise_adagrad is for tables: a block of a dense variable is no row",
+                    ));
+                }
                 check_range("dense.shape", dense.shape.len() as u64, 0, DENSE_RANK_MAX as u64)?;
                 check_range(
                     "dense.block_floats",
