@@ -20,8 +20,8 @@
 //! # downpour_data::Result::Ok(())
 //! ```
 //!
-//! [`generate`] makes data with a known ceiling. Nothing here knows the network, the cluster or
-//! LibTorch: who trains which task is decided elsewhere. `docs/data.md` is the manual for schema files.
+//! Nothing here knows the network, the cluster or LibTorch: who trains
+//! which task is decided elsewhere. `docs/data.md` is the manual for schema files.
 
 mod batches;
 mod column;
@@ -30,7 +30,6 @@ mod encode;
 mod encoded;
 mod error;
 mod files;
-pub mod generate;
 pub mod hash;
 mod libfm;
 mod lines;
