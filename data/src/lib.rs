@@ -20,8 +20,8 @@
 //! # downpour_data::Result::Ok(())
 //! ```
 //!
-//! Nothing here knows the network, the cluster or LibTorch: who trains
-//! which task is decided elsewhere. `docs/data.md` is the manual for schema files.
+//! [`generate`] makes data with a known ceiling. Nothing here knows the network, the cluster or
+//! LibTorch: who trains which task is decided elsewhere. `docs/data.md` is the manual for schema files.
 
 mod batches;
 mod column;
@@ -30,6 +30,7 @@ mod encode;
 mod encoded;
 mod error;
 mod files;
+pub mod generate;
 pub mod hash;
 mod libfm;
 mod lines;
