@@ -14,10 +14,11 @@ const SOURCES: [&str; 5] = ["rs", "py", "proto", "sh", "js"];
 const LONG_MARK: &str = concat!("tidy: ", "long because ");
 
 /// Taken apart here, so that this file keeps its own rules.
-const FORBIDDEN: [(&str, &str); 5] = [
+const FORBIDDEN: [(&str, &str); 6] = [
     (concat!("FIX", "ME"), "do it, or open an issue"),
     (concat!("dbg", "!("), "use tracing, or remove it"),
     (concat!("todo", "!("), "do it"),
+    (concat!("unimplemented", "!("), "do it"),
     (concat!("/wo", "rk/"), "a path of one machine"),
     (concat!("../sh", "ared"), "a path outside the repository"),
 ];
