@@ -1,0 +1,335 @@
+//! A cluster of real processes on loopback, for a demonstration, for development and for tests that kill things.
+//!
+//! [`LocalCluster::start`] picks free [`ports`], starts coordinators and then servers, each a [`Process`], and waits until `/readyz` of each
+//! says so. Each process can then be killed, stopped, paused and started again under its old address.
+//!
+//! Nothing is left behind: dropping the cluster kills what still runs, and the kernel does so when this process dies without
+//! a chance to drop anything ([`spawner`]). The price is one thread that lives as long as the cluster.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+mod error;
+mod ports;
+mod probe;
+mod process;
+mod spawner;
+#[cfg(test)]
+mod tests;
+
+pub use error::Error;
+use process::Program;
+pub use process::{Interrupt, Process};
+use spawner::Spawner;
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Members of the coordinator group.
+    pub coordinators: usize,
+    /// Parameter servers.
+    pub servers: usize,
+    /// Where the binaries are. `None`: beside this executable.
+    pub bin_dir: Option<PathBuf>,
+    /// Where logs and data go; must be empty or absent. `None`: a temporary directory, removed at the end unless something failed.
+    pub dir: Option<PathBuf>,
+    /// Further arguments of each coordinator.
+    pub coordinator_args: Vec<String>,
+    /// Further arguments of each server.
+    pub server_args: Vec<String>,
+    /// How long a process may take until it is ready.
+    pub ready_within: Duration,
+    /// Ends every wait early.
+    pub interrupt: Interrupt,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            coordinators: 3,
+            servers: 2,
+            bin_dir: None,
+            dir: None,
+            coordinator_args: Vec::new(),
+            server_args: Vec::new(),
+            ready_within: Duration::from_secs(30),
+            interrupt: Interrupt::default(),
+        }
+    }
+}
+
+/// A running cluster. Dropped, it kills everything; [`stop`](Self::stop) ends it in order.
+#[derive(Debug)]
+pub struct LocalCluster {
+    /// `coordinator-1` and so on: number `i` has id `i + 1`.
+    pub coordinators: Vec<Process>,
+    /// `ps-0` and so on.
+    pub servers: Vec<Process>,
+    spawner: Spawner,
+    bin_dir: PathBuf,
+    interrupt: Interrupt,
+    // Last: the processes must be gone before their directory.
+    dir: Directory,
+}
+
+impl LocalCluster {
+    /// Starts everything and waits until each process is ready.
+    pub fn start(options: Options) -> Result<Self, Error> {
+        let mut cluster = Self::lay_out(&options)?;
+        match cluster.start_processes(options.ready_within) {
+            Ok(()) => Ok(cluster),
+            Err(error) => {
+                cluster.keep_dir();
+                Err(error)
+            }
+        }
+    }
+
+    /// Everything but the processes themselves.
+    fn lay_out(options: &Options) -> Result<Self, Error> {
+        let bin_dir = match &options.bin_dir {
+            Some(dir) => dir.clone(),
+            None => beside_this_executable()?,
+        };
+        let dir = Directory::new(options.dir.as_deref())?;
+        let mut cluster = Self {
+            coordinators: Vec::new(),
+            servers: Vec::new(),
+            spawner: Spawner::new().map_err(Error::io("start a thread"))?,
+            bin_dir,
+            interrupt: options.interrupt.clone(),
+            dir,
+        };
+        let ports = ports::free(2 * (options.coordinators + options.servers))?;
+        let mut addresses = ports.iter().map(|port| format!("127.0.0.1:{port}"));
+        let mut next = || addresses.next().expect("two addresses for each process");
+
+        let members: Vec<(String, String)> =
+            (0..options.coordinators).map(|_| (next(), next())).collect();
+        let peers: Vec<String> = members
+            .iter()
+            .enumerate()
+            .map(|(i, (address, _))| format!("{}={address}", i + 1))
+            .collect();
+        for (i, (address, http)) in members.iter().enumerate() {
+            let id = (i + 1).to_string();
+            let data_dir = cluster.subdir(&format!("coordinators/{id}"))?;
+            let mut args = strings(&[
+                "--id",
+                &id,
+                "--cluster",
+                "local",
+                "--peers",
+                &peers.join(","),
+                "--data-dir",
+            ]);
+            args.push(data_dir.to_string_lossy().into_owned());
+            args.extend(options.coordinator_args.iter().cloned());
+            let process = cluster.server_process(
+                format!("coordinator-{id}"),
+                "downpour-coordinator",
+                args,
+                address,
+                http,
+            )?;
+            cluster.coordinators.push(process);
+        }
+        for i in 0..options.servers {
+            let name = format!("ps-{i}");
+            let mut args =
+                strings(&["--name", &name, "--coordinators", &cluster.coordinator_addresses()]);
+            args.extend(options.server_args.iter().cloned());
+            let process = cluster.server_process(name, "downpour-ps", args, &next(), &next())?;
+            cluster.servers.push(process);
+        }
+        Ok(cluster)
+    }
+
+    fn server_process(
+        &self,
+        name: String,
+        binary: &str,
+        mut args: Vec<String>,
+        address: &str,
+        http: &str,
+    ) -> Result<Process, Error> {
+        args.extend(strings(&["--listen", address, "--http", http]));
+        let program = self.program(name, binary, args)?;
+        Ok(Process::new(
+            program,
+            address.to_owned(),
+            http.to_owned(),
+            self.spawner.clone(),
+            self.interrupt.clone(),
+        ))
+    }
+
+    fn program(&self, name: String, binary: &str, args: Vec<String>) -> Result<Program, Error> {
+        let path = self.bin_dir.join(binary);
+        if !path.is_file() {
+            return Err(Error::NoBinary { binary: binary.to_owned(), dir: self.bin_dir.clone() });
+        }
+        let log = self.log_dir().join(format!("{name}.log"));
+        Ok(Program { name, path, args, log })
+    }
+
+    fn start_processes(&mut self, ready_within: Duration) -> Result<(), Error> {
+        // A coordinator is ready when there is a leader, so all of them start before any is waited for.
+        for group in [&mut self.coordinators, &mut self.servers] {
+            group.iter_mut().try_for_each(Process::start)?;
+            group.iter_mut().try_for_each(|process| process.wait_ready(ready_within))?;
+        }
+        Ok(())
+    }
+
+    /// Starts a further program of the same directory, a worker for example; its log joins the others.
+    pub fn run(&self, name: &str, binary: &str, args: Vec<String>) -> Result<Process, Error> {
+        let program = self.program(name.to_owned(), binary, args)?;
+        let mut process = Process::new(
+            program,
+            String::new(),
+            String::new(),
+            self.spawner.clone(),
+            self.interrupt.clone(),
+        );
+        process.start()?;
+        Ok(process)
+    }
+
+    /// Addresses of all coordinators, as `--coordinators` takes them.
+    pub fn coordinator_addresses(&self) -> String {
+        self.coordinators.iter().map(Process::address).collect::<Vec<_>>().join(",")
+    }
+
+    /// Every process of the cluster, in the order in which they were started.
+    pub fn processes(&mut self) -> impl Iterator<Item = &mut Process> {
+        self.coordinators.iter_mut().chain(&mut self.servers)
+    }
+
+    /// [`Error::Crashed`] if a process that was not told to end has ended.
+    pub fn check(&mut self) -> Result<(), Error> {
+        self.processes().try_for_each(Process::check)
+    }
+
+    /// Processor time that all processes have used, ended lives included.
+    pub fn cpu(&self) -> Duration {
+        self.coordinators.iter().chain(&self.servers).map(Process::cpu).sum()
+    }
+
+    /// Ends servers and then coordinators with SIGTERM, those that take longer than `deadline` with SIGKILL. The errors say who did not
+    /// end cleanly.
+    pub fn stop(mut self, deadline: Duration) -> Vec<Error> {
+        let mut errors = stop_all(self.servers.iter_mut(), deadline);
+        errors.extend(stop_all(self.coordinators.iter_mut(), deadline));
+        errors
+    }
+
+    /// Where everything is.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where the logs are, one for each process.
+    pub fn log_dir(&self) -> PathBuf {
+        self.dir().join("logs")
+    }
+
+    /// A directory below [`dir`](Self::dir), made if absent.
+    pub fn subdir(&self, name: &str) -> Result<PathBuf, Error> {
+        let path = self.dir().join(name);
+        fs::create_dir_all(&path).map_err(Error::io(format!("create {}", path.display())))?;
+        Ok(path)
+    }
+
+    /// The directory stays when the cluster is gone.
+    pub fn keep_dir(&mut self) {
+        self.dir.keep();
+    }
+}
+
+impl Drop for LocalCluster {
+    fn drop(&mut self) {
+        // A failed test needs the logs.
+        if std::thread::panicking() {
+            self.keep_dir();
+            eprintln!("the logs of the cluster are in {}", self.log_dir().display());
+        }
+    }
+}
+
+/// Ends processes with SIGTERM, all at once, those that take longer than `deadline` with SIGKILL. The errors say who did not end cleanly.
+pub fn stop_all<'a>(
+    processes: impl Iterator<Item = &'a mut Process>,
+    deadline: Duration,
+) -> Vec<Error> {
+    let mut processes: Vec<&mut Process> =
+        processes.filter(|process| process.is_running()).collect();
+    let end = std::time::Instant::now() + deadline;
+    let asked: Vec<Error> =
+        processes.iter_mut().filter_map(|process| process.ask_to_stop().err()).collect();
+    let left = || end.saturating_duration_since(std::time::Instant::now());
+    asked
+        .into_iter()
+        .chain(processes.into_iter().filter_map(|process| process.stop(left()).err()))
+        .collect()
+}
+
+/// The executable's directory; for a test, which cargo puts into `deps`, the one above.
+fn beside_this_executable() -> Result<PathBuf, Error> {
+    let executable = std::env::current_exe().map_err(Error::io("find this executable"))?;
+    let dir = executable.parent().unwrap_or_else(|| Path::new("."));
+    Ok(if dir.ends_with("deps") { dir.join("..") } else { dir.to_owned() })
+}
+
+fn strings(args: &[&str]) -> Vec<String> {
+    args.iter().map(ToString::to_string).collect()
+}
+
+/// Where a cluster lives.
+#[derive(Debug)]
+enum Directory {
+    Temporary(TempDir),
+    Kept(PathBuf),
+}
+
+impl Directory {
+    fn new(given: Option<&Path>) -> Result<Self, Error> {
+        let directory = match given {
+            None => {
+                let made = tempfile::Builder::new().prefix("downpour-").tempdir();
+                Self::Temporary(made.map_err(Error::io("create a temporary directory"))?)
+            }
+            Some(path) => {
+                fs::create_dir_all(path)
+                    .map_err(Error::io(format!("create {}", path.display())))?;
+                let path =
+                    path.canonicalize().map_err(Error::io(format!("open {}", path.display())))?;
+                let mut entries =
+                    fs::read_dir(&path).map_err(Error::io(format!("list {}", path.display())))?;
+                if entries.next().is_some() {
+                    return Err(Error::DirectoryInUse { dir: path });
+                }
+                Self::Kept(path)
+            }
+        };
+        let logs = directory.path().join("logs");
+        fs::create_dir(&logs).map_err(Error::io(format!("create {}", logs.display())))?;
+        Ok(directory)
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Temporary(dir) => dir.path(),
+            Self::Kept(path) => path,
+        }
+    }
+
+    fn keep(&mut self) {
+        if let Self::Temporary(dir) = self {
+            dir.disable_cleanup(true);
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What can go wrong with processes.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+/// Why a cluster or one of its processes is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A process ended that was not told to, or not with status 0.
+    #[error("{name} ended ({status}); the end of {}:\n{tail}", .log.display())]
+    Crashed {
+        /// Of the process.
+        name: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// The whole log.
+        log: PathBuf,
+        /// Its last lines.
+        tail: String,
+    },
+    /// A process runs and does not get ready.
+    #[error("{name} is not ready after {waited:?} ({reason}); the end of {}:\n{tail}", .log.display())]
+    NotReady {
+        /// Of the process.
+        name: String,
+        /// How long it had.
+        waited: Duration,
+        /// What `/readyz` says, or why it says nothing.
+        reason: String,
+        /// The whole log.
+        log: PathBuf,
+        /// Its last lines.
+        tail: String,
+    },
+    /// A process did not end in time. If it had been told to stop it was killed then.
+    #[error("{name} did not end within {waited:?}; its log is {}", .log.display())]
+    Late {
+        /// Of the process.
+        name: String,
+        /// How long it had.
+        waited: Duration,
+        /// The whole log.
+        log: PathBuf,
+    },
+    /// The caller's [`Interrupt`](super::Interrupt) was set.
+    #[error("interrupted")]
+    Interrupted,
+    /// A binary is not built, or not where it was looked for.
+    #[error("there is no {binary} in {}: build it, or name its directory with --bin-dir", .dir.display())]
+    NoBinary {
+        /// Its file name.
+        binary: String,
+        /// Where it was looked for.
+        dir: PathBuf,
+    },
+    /// A cluster's directory must be new.
+    #[error("{} is not empty: a cluster needs a directory of its own", .dir.display())]
+    DirectoryInUse {
+        /// As given.
+        dir: PathBuf,
+    },
+    /// The system refused something.
+    #[error("{action}: {source}")]
+    Io {
+        /// What was tried.
+        action: String,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    pub(crate) fn io<E: Into<io::Error>>(action: impl Into<String>) -> impl FnOnce(E) -> Self {
+        move |source| Self::Io { action: action.into(), source: source.into() }
+    }
+}
