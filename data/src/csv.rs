@@ -19,15 +19,8 @@ pub(crate) fn open(
 ) -> Result<BatchReader> {
     let (start, end) = byte_range(task)?;
     let dialect = Dialect {
-        delimiter: match layout.file.delimiter {
-            None => delimiter,
-            Some(character) => u8::try_from(character)
-                .ok()
-                .filter(|byte| byte.is_ascii() && !matches!(byte, b'\n' | b'\r' | b'"'))
-                .ok_or_else(|| {
-                    Error::schema(format!("[file] delimiter {character:?} is no ASCII character"))
-                })?,
-        },
+        // The schema has checked that it is one byte.
+        delimiter: layout.file.delimiter.map_or(delimiter, |character| character as u8),
         quotes: layout.file.quotes.unwrap_or(quotes),
         trim: layout.file.trim,
     };

@@ -22,7 +22,7 @@ Examples:
   A million clicks, and what the best model can score on 100,000 more:
     downpour-gen clicks --rows 1000000 --out /tmp/clicks
   More than 20 million different keys in 26 tables:
-    downpour-gen clicks --rows 4000000 --ids-per-field 1000000 --exponent 0.6 --out /tmp/large
+    downpour-gen clicks --rows 2000000 --ids-per-field 1200000 --exponent 0.6 --out /tmp/large
   About 4 GB with one row group of about 512 MB:
     downpour-gen clicks --rows 16000000 --file-rows 16000000 --compression none \\
       --first-row-group-rows 2000000 --out /tmp/groups

@@ -125,6 +125,11 @@ impl Schema {
     pub fn new(spec: Spec) -> Result<Self> {
         let text_columns = spec.file.columns.expand()?;
         unique("file column", &text_columns)?;
+        if let Some(wrong) =
+            spec.file.delimiter.filter(|c| !c.is_ascii() || matches!(c, '\n' | '\r' | '"'))
+        {
+            return Err(Error::schema(format!("[file] delimiter {wrong:?} is no ASCII delimiter")));
+        }
         let features = features(&spec)?;
         let mut numbers = Vec::new();
         for number in &spec.numbers {
