@@ -47,7 +47,8 @@ pub use error::{Error, Result};
 pub use files::{Files, open};
 pub use hash::Salt;
 pub use schema::{
-    Bucket, Feature, Label, LabelRule, Number, Pool, Schema, Source, Spec, Transform,
+    Bucket, BucketSpec, Columns, CrossSpec, Feature, FileSpec, Format, KeySpec, Label, LabelRule,
+    LabelSpec, Number, NumberSpec, Pool, Schema, Source, Spec, Transform,
 };
 pub use task::{BatchReader, Chunk, Dataset, Part, Task};
 
