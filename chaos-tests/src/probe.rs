@@ -1,0 +1,225 @@
+//! A client whose pushes can be counted afterwards.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use downpour_client::{
+    Coordinators, Error, Job, PushBatch, RowGradients, Session, SessionOptions, TableRows,
+};
+use downpour_core::id::VariableId;
+use downpour_core::init::Init;
+use downpour_core::optimizer::{OptimizerSpec, Sgd};
+use downpour_core::spec::{JobSpec, Shape, TableSpec, VariableSpec};
+use serde::Serialize;
+
+/// Rows that every push of the probe increments besides its own: hot rows, spread over all shards.
+const COUNTERS: u64 = 32;
+/// Pushes whose acknowledgement one client waits for at once.
+const IN_FLIGHT_MAX: usize = 8;
+/// Serial numbers of one client start here times its index, so they never meet.
+const SERIALS_PER_CLIENT: u64 = 1 << 40;
+
+/// The job of a probe: tables that count.
+#[must_use]
+pub fn job(name: &str, shards: u32, replicas: u32) -> JobSpec {
+    JobSpec { name: name.into(), shards, replicas, min_in_sync: 1, seed: 1 }
+}
+
+/// A table of single floats in which a push with gradient −1 adds 1.
+#[must_use]
+pub fn counting_table(name: &str) -> VariableSpec {
+    VariableSpec {
+        name: name.into(),
+        optimizer: OptimizerSpec::Sgd(Sgd { learning_rate: 1.0 }),
+        shape: Shape::Table(TableSpec { dim: 1, init: Init::Zeros, group: name.into() }),
+    }
+}
+
+/// What the probe saw.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Tally {
+    /// Pushes that were acknowledged.
+    pub acknowledged: u64,
+    /// Pushes that failed without telling whether they were applied.
+    pub unknown: u64,
+    /// Acknowledged pushes whose effect is missing.
+    pub lost: u64,
+    /// Pushes whose effect is there more than once.
+    pub duplicated: u64,
+    /// Longest time between two acknowledgements of one client.
+    pub longest_ack_gap_ms: u64,
+    /// Errors that the client's user would have seen.
+    pub client_errors: u64,
+}
+
+impl Tally {
+    /// Of several clients together.
+    #[must_use]
+    pub fn merge(self, other: &Tally) -> Tally {
+        Tally {
+            acknowledged: self.acknowledged + other.acknowledged,
+            unknown: self.unknown + other.unknown,
+            lost: self.lost + other.lost,
+            duplicated: self.duplicated + other.duplicated,
+            longest_ack_gap_ms: self.longest_ack_gap_ms.max(other.longest_ack_gap_ms),
+            client_errors: self.client_errors + other.client_errors,
+        }
+    }
+}
+
+/// One client that pushes without pause until it is told to stop.
+pub struct Probe {
+    session: Session,
+    serials: VariableId,
+    counters: VariableId,
+    next_serial: u64,
+    first_serial: u64,
+    unknown_serials: Vec<u64>,
+    tally: Tally,
+    last_ack: Option<Instant>,
+}
+
+impl Probe {
+    /// Joins the job as client number `index`, from 0.
+    ///
+    /// # Errors
+    /// The cluster does not answer, or has another job of this name.
+    pub async fn join(coordinators: &Coordinators, job: &JobSpec, index: u64) -> Result<Probe> {
+        let options = SessionOptions::worker(format!("probe-{index}"));
+        let session = Session::open(coordinators, &Job::Create(job.clone()), options)
+            .await
+            .context("open the probe's session")?;
+        let tables = [counting_table("probe/serials"), counting_table("probe/counters")];
+        let defined = session.define(&tables).await.context("define the probe's tables")?;
+        let first_serial = index * SERIALS_PER_CLIENT;
+        Ok(Probe {
+            session,
+            serials: defined[0].variable.id,
+            counters: defined[1].variable.id,
+            next_serial: first_serial,
+            first_serial,
+            unknown_serials: Vec::new(),
+            tally: Tally::default(),
+            last_ack: None,
+        })
+    }
+
+    /// The probe's session.
+    #[must_use]
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Pushes acknowledged so far.
+    #[must_use]
+    pub fn acknowledged(&self) -> u64 {
+        self.tally.acknowledged
+    }
+
+    /// Pushes until `stop` says so, several at a time.
+    ///
+    /// # Errors
+    /// A batch does not fit (a bug of the probe).
+    pub async fn push_until(&mut self, mut stop: impl FnMut(&Tally) -> bool) -> Result<()> {
+        let mut waiting = std::collections::VecDeque::new();
+        self.last_ack = Some(Instant::now());
+        loop {
+            let stopping = stop(&self.tally);
+            if !stopping && waiting.len() < IN_FLIGHT_MAX {
+                let serial = self.next_serial;
+                self.next_serial += 1;
+                match self.push(serial).await {
+                    Ok(ticket) => waiting.push_back((serial, ticket)),
+                    Err(error) => self.failed(serial, &error),
+                }
+                continue;
+            }
+            let Some((serial, ticket)) = waiting.pop_front() else { return Ok(()) };
+            match ticket.await {
+                Ok(outcome) => {
+                    ensure!(outcome.refusals.is_empty(), "refused: {:?}", outcome.refusals);
+                    self.acknowledge();
+                }
+                Err(error) => self.failed(serial, &error),
+            }
+        }
+    }
+
+    async fn push(&self, serial: u64) -> Result<downpour_client::PushTicket, Error> {
+        let counters: Vec<u64> = (0..COUNTERS).collect();
+        let ones = vec![-1.0; counters.len()];
+        let own = [serial];
+        let rows = vec![
+            RowGradients { variable: self.serials, keys: &own, gradients: &[-1.0] },
+            RowGradients { variable: self.counters, keys: &counters, gradients: &ones },
+        ];
+        let clock = serial - self.first_serial;
+        self.session.push(&PushBatch { clock, rows, ..PushBatch::default() }).await
+    }
+
+    fn acknowledge(&mut self) {
+        self.tally.acknowledged += 1;
+        let now = Instant::now();
+        if let Some(last) = self.last_ack.replace(now) {
+            let gap_ms = now.duration_since(last).as_millis() as u64;
+            self.tally.longest_ack_gap_ms = self.tally.longest_ack_gap_ms.max(gap_ms);
+        }
+    }
+
+    fn failed(&mut self, serial: u64, error: &Error) {
+        eprintln!("probe: push {serial}: {error}");
+        self.tally.client_errors += 1;
+        self.tally.unknown += 1;
+        self.unknown_serials.push(serial);
+    }
+
+    /// Reads every row that this probe pushed and counts what is missing and what is there twice.
+    ///
+    /// # Errors
+    /// The rows cannot be read.
+    pub async fn verify(mut self) -> Result<Tally> {
+        let serials: Vec<u64> = (self.first_serial..self.next_serial).collect();
+        for keys in serials.chunks(65_536) {
+            let mut values = vec![0.0; keys.len()];
+            let rows = TableRows { variable: self.serials, keys, values: &mut values };
+            self.session.pull(&mut [rows], None).await.context("read the serials back")?;
+            for (serial, value) in keys.iter().zip(values) {
+                let unknown = self.unknown_serials.contains(serial);
+                self.tally.lost += u64::from(value < 1.0 && !unknown);
+                self.tally.duplicated += u64::from(value > 1.0);
+            }
+        }
+        Ok(self.tally)
+    }
+
+    /// Value of every counter: each push of every client added 1.
+    ///
+    /// # Errors
+    /// The rows cannot be read.
+    pub async fn counters(&self) -> Result<Vec<f32>> {
+        let keys: Vec<u64> = (0..COUNTERS).collect();
+        let mut values = vec![0.0; keys.len()];
+        let rows = TableRows { variable: self.counters, keys: &keys, values: &mut values };
+        self.session.pull(&mut [rows], None).await.context("read the counters back")?;
+        Ok(values)
+    }
+}
+
+/// Waits until `condition` gives a value, at most `deadline`.
+///
+/// # Errors
+/// It never did; `what` says what was waited for.
+pub async fn wait_for<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    deadline: Duration,
+    mut condition: impl FnMut() -> F,
+) -> Result<T> {
+    let end = Instant::now() + deadline;
+    loop {
+        if let Some(value) = condition().await {
+            return Ok(value);
+        }
+        ensure!(Instant::now() < end, "{what}: not within {deadline:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
