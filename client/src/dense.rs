@@ -1,10 +1,19 @@
 //! Dense variables on the client: which blocks live where, and the values that were pulled so far.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use downpour_core::id::{Lsn, ShardId, VariableId};
 use downpour_core::routing::shard_of;
 use downpour_core::spec::{Shape, Variable};
+use downpour_core::tensor_bytes::FLOAT_BYTES;
+use downpour_core::view::JobView;
+use downpour_proto::tensor::get_floats;
+use downpour_proto::v1;
+use parking_lot::Mutex;
+
+use crate::Error;
+use crate::encode::unknown;
 
 /// Where the blocks of one dense variable live. Worked out once: a job's shards never change.
 #[derive(Debug)]
@@ -43,6 +52,26 @@ impl DenseLayout {
     /// Floats of these blocks.
     pub(crate) fn floats_of(&self, blocks: &[u32]) -> usize {
         blocks.iter().map(|&block| self.range(block).len()).sum()
+    }
+}
+
+/// The layouts of a job's dense variables, each worked out when it is first needed.
+#[derive(Debug, Default)]
+pub(crate) struct Layouts(Mutex<BTreeMap<VariableId, Arc<DenseLayout>>>);
+
+impl Layouts {
+    pub(crate) fn get(&self, view: &JobView, id: VariableId) -> Result<Arc<DenseLayout>, Error> {
+        if let Some(layout) = self.0.lock().get(&id) {
+            return Ok(layout.clone());
+        }
+        let variable = view.variable(id).ok_or_else(|| unknown(id))?;
+        let layout = DenseLayout::new(variable, view.spec.shards).ok_or_else(|| {
+            let problem = format!("{:?} is a table, not dense", variable.spec.name);
+            Error::invalid("variable", problem)
+        })?;
+        let layout = Arc::new(layout);
+        self.0.lock().insert(id, layout.clone());
+        Ok(layout)
     }
 }
 
@@ -105,5 +134,40 @@ impl DenseCache {
     fn tensor(&self, variable: VariableId) -> Option<&CachedTensor> {
         let at = self.tensors.binary_search_by_key(&variable, |tensor| tensor.layout.variable);
         at.ok().map(|at| &self.tensors[at])
+    }
+}
+
+impl CachedTensor {
+    /// Takes newer blocks of the `at`th shard over.
+    ///
+    /// # Errors
+    /// What is wrong with the answer; nothing was taken over then.
+    pub(crate) fn take(
+        &mut self,
+        at: usize,
+        lsn: Lsn,
+        pulled: &v1::PulledDense,
+    ) -> Result<(), String> {
+        let (shard, own) = &self.layout.shards[at];
+        let blocks = &pulled.blocks;
+        let rising = blocks.windows(2).all(|pair| pair[0] < pair[1]);
+        if !rising || !blocks.iter().all(|block| own.binary_search(block).is_ok()) {
+            return Err(format!("blocks that do not rise or are not of shard {shard}"));
+        }
+        if pulled.values.len() != self.layout.floats_of(blocks) * FLOAT_BYTES {
+            return Err(format!("{} bytes for {} blocks", pulled.values.len(), blocks.len()));
+        }
+        if pulled.uninitialized as usize > own.len() {
+            return Err("more blocks without a value than there are".into());
+        }
+        let mut bytes = &pulled.values[..];
+        for &block in blocks {
+            let target = &mut self.values[self.layout.range(block)];
+            let (block_bytes, rest) = bytes.split_at(target.len() * FLOAT_BYTES);
+            get_floats("dense", block_bytes, target).map_err(|error| error.to_string())?;
+            bytes = rest;
+        }
+        self.shards[at] = CachedShard { have: lsn, uninitialized: pulled.uninitialized };
+        Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use downpour_core::cells::Refusal;
 use downpour_core::id::{SessionId, ShardId};
 use downpour_proto::Invalid;
 use thiserror::Error;
@@ -76,6 +77,18 @@ pub enum Error {
     Unknown {
         /// Why it is not known.
         reason: String,
+    },
+    /// A shard refused its part of a push for good; see [`crate::PushOutcome::applied`].
+    #[error(
+        "shard {shard} refused the gradients of variable {}: {:?}",
+        refusal.variable,
+        refusal.reason
+    )]
+    PushRefused {
+        /// The shard.
+        shard: ShardId,
+        /// Why, and which variable.
+        refusal: Refusal,
     },
     /// The coordinator closed the session: open a new one.
     #[error("session {0} is closed")]
@@ -154,6 +167,7 @@ impl Error {
             Error::Deadline { .. } => Retry::Later,
             Error::SessionClosed(_) | Error::RolledBack { .. } => Retry::NewSession,
             Error::Unknown { .. }
+            | Error::PushRefused { .. }
             | Error::Invalid { .. }
             | Error::JobDiffers { .. }
             | Error::VariableDiffers { .. }

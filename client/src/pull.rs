@@ -1,8 +1,26 @@
 //! Reading rows and dense blocks.
 
-use std::collections::BTreeMap;
+mod plan;
 
-use downpour_core::id::{Lsn, ShardId, VariableId};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use downpour_core::id::{Epoch, JobId, Lsn, ServerRef, ShardId, VariableId};
+use downpour_proto::v1::{self, pull_part_reply::Result as PartResult};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tonic::{Code, Status};
+
+use crate::Error;
+use crate::backoff::Backoff;
+use crate::dense::DenseCache;
+use crate::servers::Servers;
+use crate::state::JobState;
+use crate::watch::Watched;
+use plan::{Message, Plan, Work};
 
 /// Rows of one table to read.
 #[derive(Debug)]
@@ -21,4 +39,202 @@ pub struct Pulled {
     /// For each shard that was asked: the values contain every record up to here (the lowest, when it was asked in several messages). A push
     /// that later gets LSN `x` on this shard overtook `x.count() - lsn.count()` records of others, if both are of one epoch: its staleness.
     pub lsns: BTreeMap<ShardId, Lsn>,
+}
+
+/// For one attempt: a server that hangs without its connection breaking.
+const ATTEMPT: Duration = Duration::from_secs(10);
+/// Messages under way at once.
+const MESSAGES_MAX: usize = 16;
+const BACKOFF: Backoff =
+    Backoff { first: Duration::from_millis(2), max: Duration::from_millis(100) };
+/// Failed attempts in a row after which the routing looks old.
+const ATTEMPTS_UNTIL_NUDGE: u32 = 4;
+
+/// What pulls of one session share.
+pub(crate) struct Puller {
+    pub(crate) job: JobId,
+    pub(crate) watched: Watched,
+    pub(crate) servers: Servers,
+    pub(crate) ended: watch::Sender<Option<Error>>,
+    pub(crate) deadline: Duration,
+}
+
+/// Why a message brought nothing.
+enum Failed {
+    /// A shard of it has a new epoch.
+    Moved,
+    Status(Status),
+}
+
+impl Puller {
+    /// See [`crate::Session::pull`].
+    pub(crate) async fn pull(
+        &self,
+        tables: &mut [TableRows<'_>],
+        mut dense: Option<&mut DenseCache>,
+    ) -> Result<Pulled, Error> {
+        let mut changes = self.watched.subscribe();
+        let mut ended = self.ended.subscribe();
+        let (plan, mut work) = Plan::new(&self.watched.now().view, tables, dense.as_deref())?;
+        let deadline = sleep(self.deadline);
+        tokio::pin!(deadline);
+        let mut pulled = Pulled::default();
+        let mut queue: VecDeque<Message> = VecDeque::new();
+        let mut flying = FuturesUnordered::new();
+        let mut retry_at = Instant::now();
+        let (mut attempts, mut last) = (0, String::from("no shard has a primary"));
+        loop {
+            if !work.is_empty() && retry_at <= Instant::now() {
+                let state = changes.borrow_and_update().clone();
+                queue.extend(Plan::messages(&mut work, |shard| state.route(shard)));
+                retry_at = Instant::now() + BACKOFF.wait(u64::from(attempts), attempts);
+            }
+            while flying.len() < MESSAGES_MAX
+                && let Some(message) = queue.pop_front()
+            {
+                let request = plan.request(self.job, &message, tables, dense.as_deref());
+                flying.push(self.ask(message, request));
+            }
+            if flying.is_empty() && work.is_empty() {
+                return Ok(pulled);
+            }
+            tokio::select! {
+                Some((message, answer)) = flying.next() => {
+                    let failed = match answer {
+                        Ok(reply) => {
+                            let dense = dense.as_deref_mut();
+                            self.take(&plan, message, reply, tables, dense, &mut pulled)?
+                        }
+                        Err(Failed::Moved) => Some((message.into_work(), "it moved".into())),
+                        Err(Failed::Status(status)) => {
+                            let code = status.code();
+                            if matches!(code, Code::InvalidArgument | Code::OutOfRange)
+                                && let Some(error) = Error::permanent("pull", &status)
+                            {
+                                return Err(error);
+                            }
+                            let problem = format!("{code:?}: {}", status.message());
+                            let server = message.server;
+                            Some((message.into_work(), format!("server {server}: {problem}")))
+                        }
+                    };
+                    if let Some((again, problem)) = failed {
+                        (work, last) = ([work, again].concat(), problem);
+                        attempts += 1;
+                        if attempts >= ATTEMPTS_UNTIL_NUDGE {
+                            self.watched.nudge();
+                        }
+                    }
+                }
+                () = sleep_until(retry_at), if !work.is_empty() => {}
+                Ok(()) = changes.changed(), if !work.is_empty() => {
+                    if changes.borrow().deleted {
+                        return Err(Error::JobDeleted);
+                    }
+                    retry_at = Instant::now();
+                }
+                Ok(end) = ended.wait_for(Option::is_some) => {
+                    return Err(end.clone().unwrap_or(Error::JobDeleted));
+                }
+                () = &mut deadline => {
+                    return Err(Error::Deadline { what: "pull", within: self.deadline, last });
+                }
+            }
+        }
+    }
+
+    /// One message. Ends early when one of its shards has a new epoch.
+    async fn ask(
+        &self,
+        message: Message,
+        request: v1::PullRequest,
+    ) -> (Message, Result<v1::PullReply, Failed>) {
+        let mut changes = self.watched.subscribe();
+        let Some(mut client) = self.servers.client(&self.watched.now(), message.server) else {
+            let status = Status::unavailable("its address is not known");
+            return (message, Err(Failed::Status(status)));
+        };
+        let moved = async {
+            let newer = |state: &Arc<JobState>| {
+                message.parts.iter().any(|part| state.route(part.shard).epoch > part.epoch)
+            };
+            // Ends with an error when nobody watches any more; then nothing will move.
+            if changes.wait_for(newer).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let answer = tokio::select! {
+            answer = timeout(ATTEMPT, client.pull(request)) => match answer {
+                Ok(Ok(reply)) => Ok(reply.into_inner()),
+                Ok(Err(status)) => Err(Failed::Status(status)),
+                Err(_) => Err(Failed::Status(Status::deadline_exceeded("no answer"))),
+            },
+            () = moved => Err(Failed::Moved),
+        };
+        (message, answer)
+    }
+
+    /// Takes the values of an answer over; returns what has to be asked again, and why.
+    fn take(
+        &self,
+        plan: &Plan,
+        message: Message,
+        reply: v1::PullReply,
+        tables: &mut [TableRows<'_>],
+        mut dense: Option<&mut DenseCache>,
+        pulled: &mut Pulled,
+    ) -> Result<Option<(Vec<Work>, String)>, Error> {
+        let server = message.server;
+        let broken =
+            |problem: String| Error::Protocol { from: format!("server {server}"), problem };
+        if reply.parts.len() != message.parts.len() {
+            return Err(broken("not as many parts as were asked for".into()));
+        }
+        let state = self.watched.now();
+        let mut again: Option<(Vec<Work>, String)> = None;
+        let mut redirects = Vec::new();
+        for (part, answer) in message.parts.into_iter().zip(reply.parts) {
+            let shard = part.shard;
+            if answer.shard != shard.0 {
+                return Err(broken("an answer for another shard".into()));
+            }
+            let problem = match answer.result {
+                // A primary that was replaced must not be believed any more (docs/protocol.md 4.3).
+                Some(PartResult::Pulled(_)) if state.route(shard).epoch > part.epoch => {
+                    "its answer is of an older epoch".into()
+                }
+                Some(PartResult::Pulled(values)) => {
+                    plan.take(&part, &values, tables, dense.as_deref_mut()).map_err(broken)?;
+                    let lsn = pulled.lsns.entry(shard).or_insert(Lsn(values.lsn));
+                    *lsn = (*lsn).min(Lsn(values.lsn));
+                    continue;
+                }
+                Some(PartResult::Redirect(redirect)) => {
+                    let primary = redirect.primary.map(ServerRef::try_from).transpose();
+                    let primary = primary.map_err(|invalid| broken(invalid.to_string()))?;
+                    redirects.push((shard, Epoch(redirect.epoch), primary));
+                    format!("it is not the primary in epoch {}", part.epoch)
+                }
+                Some(PartResult::Retry(retry)) => format!("{:?}", retry.reason()),
+                None => return Err(broken("a part without a result".into())),
+            };
+            let (work, last) = again.get_or_insert_default();
+            work.extend(part.work);
+            *last = format!("shard {shard} on server {server}: {problem}");
+        }
+        if !redirects.is_empty() {
+            self.watched.update(|state| {
+                redirects.iter().fold(false, |news, &(shard, epoch, primary)| {
+                    state.redirected(shard, epoch, primary) || news
+                })
+            });
+        }
+        Ok(again)
+    }
+}
+
+impl Message {
+    fn into_work(self) -> Vec<Work> {
+        self.parts.into_iter().flat_map(|part| part.work).collect()
+    }
 }

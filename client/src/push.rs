@@ -3,10 +3,15 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use downpour_core::cells::Refusal;
 use downpour_core::id::{Lsn, ShardId, VariableId};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio::time::{Sleep, sleep};
 
 use crate::Error;
 
@@ -52,14 +57,56 @@ pub struct PushOutcome {
     pub refusals: Vec<(ShardId, Refusal)>,
 }
 
+impl PushOutcome {
+    /// An error when a shard refused its part.
+    ///
+    /// # Errors
+    /// [`Error::PushRefused`] with the first refusal.
+    pub fn applied(self) -> Result<Self, Error> {
+        match self.refusals.first() {
+            Some(&(shard, refusal)) => Err(Error::PushRefused { shard, refusal }),
+            None => Ok(self),
+        }
+    }
+}
+
 /// The outcome of a push, to be awaited. Dropping it does not take the push back.
 ///
 /// Fails with [`Error::Unknown`] at the session's deadline (the session goes on trying as long as it is open, since later pushes need this
-/// one's numbers), when the session closes, or with [`Error::RolledBack`].
+/// one's numbers) or when the session ends.
 #[derive(Debug)]
 pub struct PushTicket {
-    pub(crate) deadline: Pin<Box<tokio::time::Sleep>>,
-    pub(crate) outcome: tokio::sync::oneshot::Receiver<Result<PushOutcome, Error>>,
+    outcome: oneshot::Receiver<Result<PushOutcome, Error>>,
+    within: Duration,
+    deadline: Pin<Box<Sleep>>,
+    trouble: Arc<Mutex<String>>,
+}
+
+impl PushTicket {
+    pub(crate) fn new(
+        outcome: oneshot::Receiver<Result<PushOutcome, Error>>,
+        within: Duration,
+        trouble: Arc<Mutex<String>>,
+    ) -> Self {
+        PushTicket { outcome, within, deadline: Box::pin(sleep(within)), trouble }
+    }
+
+    /// The outcome if it is there; `None` means to ask again later. After an outcome: [`Error::Unknown`].
+    pub fn try_outcome(&mut self) -> Option<Result<PushOutcome, Error>> {
+        match self.outcome.try_recv() {
+            Ok(outcome) => Some(outcome),
+            Err(oneshot::error::TryRecvError::Closed) => Some(Err(ended())),
+            Err(oneshot::error::TryRecvError::Empty) => {
+                self.deadline.is_elapsed().then(|| Err(self.late()))
+            }
+        }
+    }
+
+    fn late(&self) -> Error {
+        let trouble = self.trouble.lock().clone();
+        let reason = format!("not acknowledged within {:?}; last problem: {trouble}", self.within);
+        Error::Unknown { reason }
+    }
 }
 
 impl Future for PushTicket {
@@ -67,12 +114,12 @@ impl Future for PushTicket {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         if let Poll::Ready(outcome) = Pin::new(&mut self.outcome).poll(context) {
-            let ended = || Error::Unknown { reason: "the session ended".into() };
             return Poll::Ready(outcome.unwrap_or_else(|_| Err(ended())));
         }
-        self.deadline
-            .as_mut()
-            .poll(context)
-            .map(|()| Err(Error::Unknown { reason: "not acknowledged before the deadline".into() }))
+        self.deadline.as_mut().poll(context).map(|()| Err(self.late()))
     }
+}
+
+fn ended() -> Error {
+    Error::Unknown { reason: "the session was dropped".into() }
 }

@@ -3,16 +3,27 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use downpour_core::id::{JobId, SessionId, VariableId};
+use downpour_core::id::{JobId, SessionId, ShardId, VariableId};
 use downpour_core::spec::{JobSpec, Variable, VariableSpec};
-use downpour_proto::v1::SessionKind;
-use tokio::sync::watch;
+use downpour_core::view::{JobView, NodeView};
+use downpour_proto::v1::{self, SessionKind};
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 
-use crate::dense::DenseCache;
-use crate::pull::{Pulled, TableRows};
+use crate::dense::{DenseCache, Layouts};
+use crate::outbox::Outbox;
+use crate::pull::{Pulled, Puller, TableRows};
 use crate::push::{PushBatch, PushTicket};
-use crate::state::JobState;
-use crate::{Coordinators, Error};
+use crate::pusher::{Accepted, Input, Pusher};
+use crate::servers::Servers;
+use crate::state::{JobState, variable_difference};
+use crate::watch::Watched;
+use crate::{Coordinators, Error, Refused, encode};
+
+/// Renewals within a session's timeout.
+const RENEWALS: u32 = 4;
 
 /// Which job a session joins.
 #[derive(Clone, Debug)]
@@ -75,9 +86,25 @@ pub struct Progress {
 }
 
 /// Membership of a job: a cheap clone, all clones are one session. It is renewed in the background, and closed by [`Session::close`] or, as
-/// well as that goes, when the last clone is dropped.
+/// well as that goes, when the last clone is dropped (pushes without an outcome are then not sent again).
 #[derive(Clone)]
-pub struct Session {}
+pub struct Session(Arc<Inner>);
+
+struct Inner {
+    coordinators: Coordinators,
+    id: SessionId,
+    options: SessionOptions,
+    watched: Watched,
+    puller: Puller,
+    pusher: mpsc::Sender<Input>,
+    in_flight: Arc<Semaphore>,
+    trouble: Arc<Mutex<String>>,
+    layouts: Layouts,
+    progress: Arc<Mutex<Option<v1::WorkerProgress>>>,
+    ended: watch::Sender<Option<Error>>,
+    /// Ended with the session.
+    _tasks: JoinSet<()>,
+}
 
 impl Session {
     /// Joins a job, which is created where [`Job::Create`] says so.
@@ -89,39 +116,134 @@ impl Session {
         job: &Job,
         options: SessionOptions,
     ) -> Result<Session, Error> {
-        unimplemented!("{job:?} {options:?} {:?}", coordinators.addresses())
+        if options.in_flight_bytes_max == 0 {
+            return Err(Error::invalid("in_flight_bytes_max", "must be at least 1"));
+        }
+        let job = match job {
+            Job::Create(spec) => coordinators.create_job(spec).await?.0.job,
+            Job::Existing(name) => coordinators.job(name).await?.job,
+        };
+        let opened = coordinators.open_session(job, &options.name, options.kind).await?;
+        let broken = |problem: String| Error::Protocol { from: "the coordinator".into(), problem };
+        let (id, renewal) = (SessionId(opened.session), Duration::from_millis(opened.timeout_ms));
+        if id.0 == 0 || renewal.is_zero() {
+            return Err(broken("a session without a number or a timeout".into()));
+        }
+        let view = opened.view.map(JobView::try_from).transpose();
+        let view = view.map_err(|invalid| broken(invalid.to_string()))?;
+        let view = view.filter(|view| view.job == job);
+        let view = view.ok_or_else(|| broken("view is not of the job".into()))?;
+        let nodes = opened.nodes.into_iter().map(NodeView::try_from).collect::<Result<Vec<_>, _>>();
+        let nodes = nodes.map_err(|invalid| broken(invalid.to_string()))?;
+
+        let shards = (0..view.spec.shards).map(ShardId);
+        let state = JobState::new(view, nodes);
+        let outbox = Outbox::new(job, id, shards.map(|shard| state.route(shard)));
+        let watched = Watched::new(state);
+        let (ended, _) = watch::channel(None);
+        let progress = Arc::new(Mutex::new(None));
+        let trouble = Arc::new(Mutex::new(String::from("no answer yet")));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(watched.clone().follow(coordinators.clone()));
+        tasks.spawn(end_with_job(watched.subscribe(), id, ended.clone()));
+        let renewals = coordinators.clone().with_deadline(renewal);
+        tasks.spawn(renew(renewals, job, id, renewal, progress.clone(), ended.clone()));
+        let pusher =
+            Pusher::start(outbox, watched.clone(), ended.clone(), trouble.clone(), &mut tasks);
+        let permits = options.in_flight_bytes_max.min(Semaphore::MAX_PERMITS);
+        Ok(Session(Arc::new(Inner {
+            coordinators: coordinators.clone(),
+            id,
+            puller: Puller {
+                job,
+                watched: watched.clone(),
+                servers: Servers::default(),
+                ended: ended.clone(),
+                deadline: options.deadline,
+            },
+            options,
+            watched,
+            pusher,
+            in_flight: Arc::new(Semaphore::new(permits)),
+            trouble,
+            layouts: Layouts::default(),
+            progress,
+            ended,
+            _tasks: tasks,
+        })))
     }
 
     /// Its number; it never comes back.
     #[must_use]
     pub fn id(&self) -> SessionId {
-        unimplemented!()
+        self.0.id
     }
 
     /// The job's number.
     #[must_use]
     pub fn job(&self) -> JobId {
-        unimplemented!()
+        self.0.puller.job
+    }
+
+    /// Of [`SessionOptions`].
+    #[must_use]
+    pub fn deadline(&self) -> Duration {
+        self.0.options.deadline
     }
 
     /// What is known of the job now.
     #[must_use]
     pub fn state(&self) -> Arc<JobState> {
-        unimplemented!()
+        self.0.watched.now()
     }
 
     /// What is known of the job, now and whenever it changes.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Arc<JobState>> {
-        unimplemented!()
+        self.0.watched.subscribe()
     }
 
-    /// Defines variables, all or none. One that exists with an equal definition is the same variable.
+    /// Why the session is over, if it is.
+    #[must_use]
+    pub fn ended(&self) -> Option<Error> {
+        self.0.ended.borrow().clone()
+    }
+
+    /// Defines variables, all or none. One that exists with an equal definition is the same variable. Repeat the call to learn whether dense
+    /// variables are initialised by now, or whether this session has become their initializer.
     ///
     /// # Errors
     /// [`Error::VariableDiffers`] names the field in which an existing variable differs.
     pub async fn define(&self, variables: &[VariableSpec]) -> Result<Vec<Defined>, Error> {
-        unimplemented!("{variables:?}")
+        variables.iter().try_for_each(VariableSpec::validate)?;
+        let inner = &*self.0;
+        let reply = inner.coordinators.define_variables(self.job(), inner.id, variables).await;
+        let reply = match reply {
+            Ok(reply) => reply,
+            Err(error) => return Err(self.explain_variables(variables, error).await),
+        };
+        let broken = |problem: &str| Error::Protocol {
+            from: "the coordinator".into(),
+            problem: problem.into(),
+        };
+        if reply.variables.len() != variables.len() {
+            return Err(broken("not as many variables as were defined"));
+        }
+        let defined = reply.variables.into_iter().zip(variables).map(|(defined, wanted)| {
+            let variable = defined.variable.ok_or_else(|| broken("variable is not given"))?;
+            let variable = Variable::try_from(variable)?;
+            if variable.spec.name != wanted.name {
+                return Err(broken("a definition of another variable"));
+            }
+            Ok(Defined {
+                variable,
+                initializer: !defined.initialized && defined.initializer == inner.id.0,
+                initialized: defined.initialized,
+            })
+        });
+        let defined = defined.collect::<Result<Vec<_>, Error>>()?;
+        self.wait_for_version(reply.version).await?;
+        Ok(defined)
     }
 
     /// Says that all first values of these dense variables are acknowledged.
@@ -129,12 +251,13 @@ impl Session {
     /// # Errors
     /// See [`Coordinators::call`].
     pub async fn mark_initialized(&self, variables: &[VariableId]) -> Result<(), Error> {
-        unimplemented!("{variables:?}")
+        self.0.coordinators.mark_initialized(self.job(), self.0.id, variables).await
     }
 
     /// What the next renewal tells the coordinators.
     pub fn set_progress(&self, progress: Progress) {
-        unimplemented!("{progress:?}")
+        let Progress { clock, samples, samples_per_s, loss } = progress;
+        *self.0.progress.lock() = Some(v1::WorkerProgress { clock, samples, samples_per_s, loss });
     }
 
     /// A cache for these dense variables.
@@ -142,7 +265,9 @@ impl Session {
     /// # Errors
     /// A variable is unknown or a table.
     pub fn dense_cache(&self, variables: &[VariableId]) -> Result<DenseCache, Error> {
-        unimplemented!("{variables:?}")
+        let state = self.state();
+        let layouts = variables.iter().map(|&variable| self.0.layouts.get(&state.view, variable));
+        Ok(DenseCache::new(layouts.collect::<Result<_, _>>()?))
     }
 
     /// Reads rows into the caller's buffers and newer dense blocks into `dense`: one round of requests, tables and dense together, at most
@@ -156,24 +281,56 @@ impl Session {
         tables: &mut [TableRows<'_>],
         dense: Option<&mut DenseCache>,
     ) -> Result<Pulled, Error> {
-        unimplemented!("{tables:?} {dense:?}")
+        self.0.puller.pull(tables, dense).await
     }
 
     /// Takes the gradients over and returns a ticket for the outcome. Waits while more than `in_flight_bytes_max` are unacknowledged. Exactly
     /// once: each shard applies its part once and in order, whatever fails in between.
     ///
     /// # Errors
-    /// The batch does not fit the variables, or the session is closed. Nothing was sent then.
+    /// The batch does not fit the variables, or the session is over. Nothing was sent then.
     pub async fn push(&self, batch: &PushBatch<'_>) -> Result<PushTicket, Error> {
-        unimplemented!("{batch:?}")
+        let inner = &*self.0;
+        let permits = inner.options.in_flight_bytes_max.min(u32::MAX as usize);
+        let bytes = encode::size(batch).clamp(1, permits) as u32;
+        let mut ended = inner.ended.subscribe();
+        let share = tokio::select! {
+            biased;
+            Ok(end) = ended.wait_for(Option::is_some) => {
+                return Err(end.clone().unwrap_or(Error::SessionClosed(inner.id)));
+            }
+            share = inner.in_flight.clone().acquire_many_owned(bytes) => share,
+        };
+        let over = |_| Error::SessionClosed(inner.id);
+        let share = share.map_err(over)?;
+        let state = self.state();
+        let parts = encode::encode(batch, &state.view, &inner.layouts)?;
+        let (outcome, ticket) = oneshot::channel();
+        let (clock, view_version) = (batch.clock, state.view.version);
+        let accepted = Accepted { clock, view_version, parts, outcome, share };
+        if inner.pusher.send(Input::Push(accepted)).await.is_err() {
+            return Err(self.ended().unwrap_or(Error::SessionClosed(inner.id)));
+        }
+        Ok(PushTicket::new(ticket, inner.options.deadline, inner.trouble.clone()))
     }
 
     /// Waits until every push accepted so far has its outcome (that of each is in its ticket).
     ///
     /// # Errors
-    /// [`Error::Deadline`], or why the session ended.
+    /// [`Error::Deadline`] at the session's deadline, or why the session ended.
     pub async fn flush(&self) -> Result<(), Error> {
-        unimplemented!()
+        let inner = &*self.0;
+        let (done, flushed) = oneshot::channel();
+        let over = || self.ended().unwrap_or(Error::SessionClosed(inner.id));
+        inner.pusher.send(Input::Flush(done)).await.map_err(|_| over())?;
+        let within = inner.options.deadline;
+        match timeout(within, flushed).await {
+            Ok(flushed) => flushed.unwrap_or_else(|_| Err(over())),
+            Err(_) => {
+                let last = inner.trouble.lock().clone();
+                Err(Error::Deadline { what: "flush", within, last })
+            }
+        }
     }
 
     /// Ends the session. Pushes without an outcome become [`Error::Unknown`]: flush before.
@@ -181,6 +338,101 @@ impl Session {
     /// # Errors
     /// See [`Coordinators::call`]; the session is over for this client all the same.
     pub async fn close(&self) -> Result<(), Error> {
-        unimplemented!()
+        let id = self.0.id;
+        end(&self.0.ended, Error::SessionClosed(id));
+        match self.0.coordinators.close_session(self.job(), id).await {
+            Err(Error::NotFound { .. }) => Ok(()),
+            closed => closed,
+        }
+    }
+
+    /// Waits until the job's view is at least this new.
+    async fn wait_for_version(&self, version: u64) -> Result<(), Error> {
+        let within = self.0.options.deadline;
+        let mut watch = self.watch();
+        let seen = watch.wait_for(|state| state.view.version >= version || state.deleted);
+        let Ok(seen) = timeout(within, seen).await else {
+            let last = format!("the view of the job did not reach version {version}");
+            return Err(Error::Deadline { what: "define variables", within, last });
+        };
+        match seen {
+            Ok(state) if state.deleted => Err(Error::JobDeleted),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes of "already exists" an error that names the variable and the field.
+    async fn explain_variables(&self, wanted: &[VariableSpec], error: Error) -> Error {
+        if !matches!(error, Error::Refused { code: Refused::AlreadyExists, .. }) {
+            return error;
+        }
+        let name = self.state().view.spec.name.clone();
+        let Ok(view) = self.0.coordinators.job(&name).await else { return error };
+        let different = wanted.iter().find_map(|wanted| {
+            let cluster = view.variables.iter().find(|known| known.spec.name == wanted.name)?;
+            let (field, cluster, value) = variable_difference(&cluster.spec, wanted)?;
+            let variable = wanted.name.clone();
+            Some(Error::VariableDiffers { variable, field, cluster, wanted: value })
+        });
+        different.unwrap_or(error)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let over = self.ended.borrow().is_some();
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if !over {
+            let (coordinators, job, id) = (self.coordinators.clone(), self.puller.job, self.id);
+            runtime.spawn(async move {
+                if let Err(error) = coordinators.close_session(job, id).await {
+                    tracing::debug!(session = %id, %error, "close a dropped session");
+                }
+            });
+        }
+    }
+}
+
+/// The first reason stays.
+fn end(ended: &watch::Sender<Option<Error>>, error: Error) {
+    ended.send_if_modified(|ended| {
+        let first = ended.is_none();
+        ended.get_or_insert(error);
+        first
+    });
+}
+
+/// Keeps the session open. What cannot be reached for a while may still count as open: only an answer ends it.
+async fn renew(
+    coordinators: Coordinators,
+    job: JobId,
+    session: SessionId,
+    timeout: Duration,
+    progress: Arc<Mutex<Option<v1::WorkerProgress>>>,
+    ended: watch::Sender<Option<Error>>,
+) {
+    loop {
+        sleep(timeout / RENEWALS).await;
+        let told = *progress.lock();
+        match coordinators.renew_session(job, session, told).await {
+            Ok(true) => {}
+            Ok(false) | Err(Error::NotFound { .. }) => {
+                return end(&ended, Error::SessionClosed(session));
+            }
+            Err(error) => tracing::warn!(%session, %error, "renew the session"),
+        }
+    }
+}
+
+/// The watch may know sooner than a renewal.
+async fn end_with_job(
+    mut state: watch::Receiver<Arc<JobState>>,
+    session: SessionId,
+    ended: watch::Sender<Option<Error>>,
+) {
+    let over = |state: &Arc<JobState>| state.deleted || state.view.sessions.contains(session);
+    if let Ok(state) = state.wait_for(over).await {
+        let error = if state.deleted { Error::JobDeleted } else { Error::SessionClosed(session) };
+        end(&ended, error);
     }
 }

@@ -135,3 +135,76 @@ pub(crate) fn variable_difference(
         _ => None,
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use downpour_core::cells::ClosedSessions;
+    use downpour_core::id::{Incarnation, JobId};
+    use downpour_core::routing::ShardRoute;
+    use downpour_core::spec::JobSpec;
+
+    pub(crate) fn server(node: u32, incarnation: u64) -> ServerRef {
+        ServerRef { node: NodeId(node), incarnation: Incarnation(incarnation) }
+    }
+
+    pub(crate) fn node(node: u32, incarnation: u64, alive: bool) -> NodeView {
+        NodeView {
+            name: format!("ps-{node}"),
+            server: server(node, incarnation),
+            address: format!("127.0.0.1:{}", 7000 + node),
+            zone: String::new(),
+            alive,
+        }
+    }
+
+    /// Two shards in epoch 1: on server 1@1 and on server 2@2.
+    pub(crate) fn view(version: u64) -> JobView {
+        let route = |primary| ShardRoute {
+            epoch: Epoch(1),
+            set_version: 1,
+            primary: Some(primary),
+            in_sync: vec![primary],
+        };
+        JobView {
+            job: JobId(1),
+            spec: JobSpec { name: "job".into(), shards: 2, replicas: 1, min_in_sync: 1, seed: 1 },
+            version,
+            variables: Vec::new(),
+            shards: vec![route(server(1, 1)), route(server(2, 2))],
+            sessions: ClosedSessions::default(),
+        }
+    }
+
+    pub(crate) fn state() -> JobState {
+        JobState::new(view(1), [node(1, 1, true), node(2, 2, true)])
+    }
+
+    #[test]
+    fn a_redirect_leads_until_the_view_has_caught_up() {
+        let mut state = state();
+        let shard = ShardId(0);
+        assert!(!state.redirected(shard, Epoch(1), Some(server(2, 2))), "not ahead of the view");
+        assert!(state.redirected(shard, Epoch(3), None));
+        assert_eq!(state.route(shard), Route { epoch: Epoch(3), primary: None });
+        assert!(state.redirected(shard, Epoch(3), Some(server(2, 2))));
+        assert!(!state.redirected(shard, Epoch(2), Some(server(1, 1))), "older than the hint");
+        let mut newer = view(2);
+        newer.shards[0].epoch = Epoch(2);
+        assert!(state.learn_view(newer));
+        assert_eq!(state.route(shard).epoch, Epoch(3), "still ahead");
+        let mut newest = view(3);
+        newest.shards[0].epoch = Epoch(3);
+        assert!(state.learn_view(newest));
+        assert_eq!(state.route(shard).primary, Some(server(1, 1)), "what is committed counts");
+        assert!(!state.redirected(ShardId(9), Epoch(9), None), "no such shard");
+    }
+
+    #[test]
+    fn an_address_belongs_to_one_life() {
+        let mut state = state();
+        assert_eq!(state.address(server(1, 1)), Some("127.0.0.1:7001"));
+        state.learn_node(node(1, 5, true));
+        assert_eq!(state.address(server(1, 1)), None);
+    }
+}

@@ -1,0 +1,443 @@
+//! Exactly-once on the client's side, pure: which part of which push goes where next.
+//!
+//! Each shard has a queue of unacknowledged parts whose numbers are contiguous, and a cursor. The cursor goes back to the front whenever
+//! something says that parts may not have arrived: a redirect, a refusal for the moment, a gap, a broken link, a new primary. Everything
+//! behind it is then sent again, in order, and the shard's cells recognise what it has already. Each going back starts a new *generation*
+//! of sends; what an answer to an older generation complains about was seen to already, so only its acknowledgements count.
+//!
+//! At most half of [`OUTCOME_WINDOW`] parts of a shard are on their way, so that the shard still remembers the outcome of each repeat.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use downpour_core::cells::{OUTCOME_WINDOW, Refusal};
+use downpour_core::id::{Epoch, JobId, Lsn, ServerRef, SessionId, ShardId};
+use downpour_proto::transport::MESSAGE_BYTES_TARGET;
+use downpour_proto::v1::{self, push_part_reply::Result as PartResult};
+
+use crate::Error;
+use crate::backoff::Backoff;
+use crate::push::PushOutcome;
+use crate::state::Route;
+
+const WINDOW: usize = OUTCOME_WINDOW as usize / 2;
+const BACKOFF: Backoff =
+    Backoff { first: Duration::from_millis(2), max: Duration::from_millis(100) };
+
+/// One accepted push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct PushId(u64);
+
+/// One stream to one server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct LinkId(u64);
+
+/// What a push wants of one shard.
+#[derive(Clone, Debug)]
+pub(crate) struct OutPart {
+    pub(crate) shard: ShardId,
+    pub(crate) updates: Vec<v1::Update>,
+    pub(crate) bytes: usize,
+}
+
+/// To be sent on `link`, in order; a link that is not there yet is to be opened to `server`.
+#[derive(Debug)]
+pub(crate) struct Send {
+    pub(crate) link: LinkId,
+    pub(crate) server: ServerRef,
+    pub(crate) request: v1::PushRequest,
+}
+
+/// What a server said about who owns a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Redirected {
+    pub(crate) shard: ShardId,
+    pub(crate) epoch: Epoch,
+    pub(crate) primary: Option<ServerRef>,
+}
+
+/// Why a shard's parts wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Trouble {
+    pub(crate) shard: ShardId,
+    pub(crate) cause: Cause,
+    /// In a row.
+    pub(crate) attempts: u32,
+}
+
+/// Kinds of [`Trouble`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    LinkDown,
+    Redirect,
+    Retry(v1::RetryReason),
+    Gap,
+}
+
+/// All unacknowledged pushes of one session.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    job: JobId,
+    session: SessionId,
+    shards: Vec<Queue>,
+    pushes: BTreeMap<PushId, Pending>,
+    links: BTreeMap<ServerRef, Link>,
+    /// Shards that may have something to send, now or after their hold.
+    ready: BTreeSet<ShardId>,
+    completed: Vec<(PushId, Result<PushOutcome, Error>)>,
+    trouble: Option<Trouble>,
+    next_push: u64,
+    next_request: u64,
+    next_link: u64,
+    failed: Option<Error>,
+}
+
+#[derive(Debug)]
+struct Queue {
+    /// Highest number acknowledged with all before it; the front of `parts` is the next.
+    acknowledged: u64,
+    parts: VecDeque<Part>,
+    /// How many from the front were sent in this generation.
+    sent: usize,
+    generation: u64,
+    route: Route,
+    hold_until: Option<Duration>,
+    attempts: u32,
+}
+
+#[derive(Debug)]
+struct Part {
+    push: PushId,
+    updates: Vec<v1::Update>,
+    bytes: usize,
+    done: bool,
+}
+
+#[derive(Debug)]
+struct Pending {
+    clock: u64,
+    view_version: u64,
+    parts_left: usize,
+    outcome: PushOutcome,
+}
+
+#[derive(Debug)]
+struct Link {
+    id: LinkId,
+    /// Requests that wait for their reply, oldest first.
+    waiting: VecDeque<(u64, Vec<Sent>)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    shard: ShardId,
+    sequence: u64,
+    generation: u64,
+}
+
+impl Outbox {
+    pub(crate) fn new(job: JobId, session: SessionId, routes: impl Iterator<Item = Route>) -> Self {
+        let queue = |route| Queue {
+            acknowledged: 0,
+            parts: VecDeque::new(),
+            sent: 0,
+            generation: 0,
+            route,
+            hold_until: None,
+            attempts: 0,
+        };
+        Outbox {
+            job,
+            session,
+            shards: routes.map(queue).collect(),
+            pushes: BTreeMap::new(),
+            links: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            completed: Vec::new(),
+            trouble: None,
+            next_push: 1,
+            next_request: 1,
+            next_link: 1,
+            failed: None,
+        }
+    }
+
+    /// Accepts a push: each part takes the next number of its shard.
+    pub(crate) fn push(&mut self, clock: u64, view_version: u64, parts: Vec<OutPart>) -> PushId {
+        let push = PushId(self.next_push);
+        self.next_push += 1;
+        let outcome = PushOutcome::default();
+        if let Some(error) = &self.failed {
+            self.completed.push((push, Err(error.clone())));
+            return push;
+        }
+        if parts.is_empty() {
+            self.completed.push((push, Ok(outcome)));
+            return push;
+        }
+        let pending = Pending { clock, view_version, parts_left: parts.len(), outcome };
+        self.pushes.insert(push, pending);
+        for part in parts {
+            let OutPart { shard, updates, bytes } = part;
+            self.shards[shard.0 as usize].parts.push_back(Part {
+                push,
+                updates,
+                bytes,
+                done: false,
+            });
+            self.ready.insert(shard);
+        }
+        push
+    }
+
+    /// What to send now. Parts of one push for one server travel together, up to about [`MESSAGE_BYTES_TARGET`].
+    pub(crate) fn sends(&mut self, now: Duration) -> Vec<Send> {
+        let mut chosen: Vec<(PushId, ServerRef, ShardId, u64)> = Vec::new();
+        let shards = &mut self.shards;
+        self.ready.retain(|&shard| {
+            let queue = &mut shards[shard.0 as usize];
+            let Some(server) = queue.route.primary else { return false };
+            if queue.hold_until.is_some_and(|until| now < until) {
+                return true;
+            }
+            queue.hold_until = None;
+            let end = queue.parts.len().min(WINDOW);
+            for index in queue.sent..end {
+                let part = &queue.parts[index];
+                if !part.done {
+                    chosen.push((part.push, server, shard, queue.acknowledged + 1 + index as u64));
+                }
+            }
+            queue.sent = queue.sent.max(end);
+            false
+        });
+        // Of one shard the pushes and the numbers rise together, so this keeps each shard's order.
+        chosen.sort_unstable();
+        let mut sends: Vec<Send> = Vec::new();
+        let mut bytes = 0;
+        let mut open: Option<(PushId, ServerRef)> = None;
+        for (push, server, shard, sequence) in chosen {
+            let queue = &self.shards[shard.0 as usize];
+            let part = &queue.parts[(sequence - queue.acknowledged - 1) as usize];
+            let sent = Sent { shard, sequence, generation: queue.generation };
+            let wire = v1::PushPart {
+                shard: shard.0,
+                epoch: queue.route.epoch.0,
+                sequence,
+                updates: part.updates.clone(),
+            };
+            let part_bytes = part.bytes;
+            if open != Some((push, server)) || bytes + part_bytes > MESSAGE_BYTES_TARGET {
+                (open, bytes) = (Some((push, server)), 0);
+                sends.push(self.begin(push, server));
+            }
+            bytes += part_bytes;
+            let waiting = self.links.get_mut(&server).and_then(|link| link.waiting.back_mut());
+            if let (Some(send), Some((_, parts))) = (sends.last_mut(), waiting) {
+                send.request.parts.push(wire);
+                parts.push(sent);
+            }
+        }
+        sends
+    }
+
+    /// A request of `push` to `server` without parts yet, entered as the newest on its link.
+    fn begin(&mut self, push: PushId, server: ServerRef) -> Send {
+        let (next_request, next_link) = (&mut self.next_request, &mut self.next_link);
+        let link = self.links.entry(server).or_insert_with(|| {
+            *next_link += 1;
+            Link { id: LinkId(*next_link - 1), waiting: VecDeque::new() }
+        });
+        let request = *next_request;
+        *next_request += 1;
+        link.waiting.push_back((request, Vec::new()));
+        let pending = self.pushes.get(&push);
+        let request = v1::PushRequest {
+            request,
+            job: self.job.0,
+            session: self.session.0,
+            incarnation: server.incarnation.0,
+            view_version: pending.map_or(0, |pending| pending.view_version),
+            clock: pending.map_or(0, |pending| pending.clock),
+            parts: Vec::new(),
+        };
+        Send { link: link.id, server, request }
+    }
+
+    /// When [`Outbox::sends`] has something again, if nothing else happens before.
+    pub(crate) fn wake(&self) -> Option<Duration> {
+        let holds = self.ready.iter().filter_map(|shard| self.shards[shard.0 as usize].hold_until);
+        holds.min()
+    }
+
+    /// An answer from `server`. Returns what it says about who owns shards.
+    ///
+    /// # Errors
+    /// The answer is not one to what was asked: the link cannot be trusted any more.
+    pub(crate) fn reply(
+        &mut self,
+        server: ServerRef,
+        link: LinkId,
+        reply: v1::PushReply,
+        now: Duration,
+    ) -> Result<Vec<Redirected>, &'static str> {
+        let Some(known) = self.links.get_mut(&server).filter(|known| known.id == link) else {
+            return Ok(Vec::new());
+        };
+        let Some((request, sent)) = known.waiting.pop_front() else {
+            return Err("a reply to nothing");
+        };
+        if request != reply.request || sent.len() != reply.parts.len() {
+            return Err("a reply to another request");
+        }
+        let mut redirects = Vec::new();
+        for (sent, part) in sent.into_iter().zip(reply.parts) {
+            if (sent.shard.0, sent.sequence) != (part.shard, part.sequence) {
+                return Err("a reply to other parts");
+            }
+            match part.result.ok_or("a part without a result")? {
+                PartResult::Done(outcome) => {
+                    let refusal = outcome.refusal.map(Refusal::try_from).transpose();
+                    let refusal = refusal.map_err(|_| "a refusal without a reason")?;
+                    self.done(sent, Lsn(outcome.lsn), refusal);
+                }
+                PartResult::Redirect(redirect) => {
+                    let primary = redirect.primary.map(ServerRef::try_from).transpose();
+                    let primary = primary.map_err(|_| "a redirect to no server")?;
+                    let epoch = Epoch(redirect.epoch);
+                    redirects.push(Redirected { shard: sent.shard, epoch, primary });
+                    self.go_back(sent, Cause::Redirect, now);
+                }
+                PartResult::Retry(retry) => self.go_back(sent, Cause::Retry(retry.reason()), now),
+                PartResult::Gap(gap) => self.gap(sent, gap.expected, now),
+                PartResult::SessionClosed(_) => self.fail(Error::SessionClosed(self.session)),
+            }
+        }
+        Ok(redirects)
+    }
+
+    /// A link broke: what was sent on it may or may not have arrived.
+    pub(crate) fn link_down(&mut self, server: ServerRef, link: LinkId, now: Duration) {
+        let Some(known) = self.links.get(&server).filter(|known| known.id == link) else { return };
+        let sent: Vec<Sent> =
+            known.waiting.iter().flat_map(|(_, sent)| sent.iter().copied()).collect();
+        self.links.remove(&server);
+        for sent in sent {
+            self.go_back(sent, Cause::LinkDown, now);
+        }
+    }
+
+    /// Takes over where shards are; a shard that moved is sent again from its front.
+    pub(crate) fn reroute(&mut self, route: impl Fn(ShardId) -> Route) {
+        for (shard, queue) in (0..).map(ShardId).zip(&mut self.shards) {
+            let new = route(shard);
+            if new == queue.route {
+                continue;
+            }
+            queue.route = new;
+            queue.restart();
+            (queue.hold_until, queue.attempts) = (None, 0);
+            self.ready.insert(shard);
+        }
+    }
+
+    /// Ends everything: no push is sent any more, and those without an outcome are unknown.
+    pub(crate) fn fail(&mut self, error: Error) {
+        if self.failed.is_some() {
+            return;
+        }
+        let unknown = Error::Unknown { reason: error.to_string() };
+        let open = std::mem::take(&mut self.pushes).into_keys();
+        self.completed.extend(open.map(|push| (push, Err(unknown.clone()))));
+        self.shards.iter_mut().for_each(|queue| queue.parts.clear());
+        self.ready.clear();
+        self.links.clear();
+        self.failed = Some(error);
+    }
+
+    /// Why everything ended.
+    pub(crate) fn failed(&self) -> Option<&Error> {
+        self.failed.as_ref()
+    }
+
+    /// Pushes that have their outcome since the last call.
+    pub(crate) fn take_completed(&mut self) -> Vec<(PushId, Result<PushOutcome, Error>)> {
+        std::mem::take(&mut self.completed)
+    }
+
+    /// What made a shard wait since the last call, if anything; the newest.
+    pub(crate) fn take_trouble(&mut self) -> Option<Trouble> {
+        self.trouble.take()
+    }
+
+    /// The newest push that was accepted.
+    pub(crate) fn newest(&self) -> PushId {
+        PushId(self.next_push - 1)
+    }
+
+    /// Whether `push` and all before it have their outcome.
+    pub(crate) fn settled(&self, push: PushId) -> bool {
+        self.pushes.first_key_value().is_none_or(|(oldest, _)| *oldest > push)
+    }
+
+    fn done(&mut self, sent: Sent, lsn: Lsn, refusal: Option<Refusal>) {
+        let queue = &mut self.shards[sent.shard.0 as usize];
+        queue.attempts = 0;
+        // An older number is a repeat of what was acknowledged over another link.
+        let Some(index) = sent.sequence.checked_sub(queue.acknowledged + 1) else { return };
+        let Some(part) = queue.parts.get_mut(index as usize).filter(|part| !part.done) else {
+            return;
+        };
+        part.done = true;
+        part.updates = Vec::new();
+        let push = part.push;
+        while queue.parts.front().is_some_and(|part| part.done) {
+            queue.parts.pop_front();
+            queue.acknowledged += 1;
+            queue.sent = queue.sent.saturating_sub(1);
+        }
+        if queue.sent < queue.parts.len() {
+            self.ready.insert(sent.shard);
+        }
+        let Some(pending) = self.pushes.get_mut(&push) else { return };
+        pending.outcome.lsns.insert(sent.shard, lsn);
+        pending.outcome.refusals.extend(refusal.map(|refusal| (sent.shard, refusal)));
+        pending.parts_left -= 1;
+        if pending.parts_left == 0
+            && let Some(pending) = self.pushes.remove(&push)
+        {
+            self.completed.push((push, Ok(pending.outcome)));
+        }
+    }
+
+    fn gap(&mut self, sent: Sent, expected: u64, now: Duration) {
+        let queue = &self.shards[sent.shard.0 as usize];
+        if sent.generation == queue.generation && expected <= queue.acknowledged {
+            let acknowledged = queue.acknowledged;
+            self.fail(Error::RolledBack { shard: sent.shard, expected, acknowledged });
+        } else {
+            self.go_back(sent, Cause::Gap, now);
+        }
+    }
+
+    /// The front of the shard is sent again after a while, if this send is of the newest generation.
+    fn go_back(&mut self, sent: Sent, cause: Cause, now: Duration) {
+        let queue = &mut self.shards[sent.shard.0 as usize];
+        if sent.generation != queue.generation || queue.parts.is_empty() {
+            return;
+        }
+        let seed = self.session.0 ^ u64::from(sent.shard.0) << 40;
+        queue.hold_until = Some(now + BACKOFF.wait(seed, queue.attempts));
+        queue.attempts += 1;
+        queue.restart();
+        self.ready.insert(sent.shard);
+        self.trouble = Some(Trouble { shard: sent.shard, cause, attempts: queue.attempts });
+    }
+}
+
+impl Queue {
+    fn restart(&mut self) {
+        self.generation += 1;
+        self.sent = 0;
+    }
+}

@@ -1,0 +1,235 @@
+//! The pure half of a pull: what to ask whom in which message, and where an answer's bytes go.
+
+use std::collections::BTreeMap;
+
+use bytes::BytesMut;
+use downpour_core::id::{Epoch, JobId, Lsn, ServerRef, ShardId};
+use downpour_core::tensor_bytes::FLOAT_BYTES;
+use downpour_core::view::JobView;
+use downpour_proto::tensor::{KEY_BYTES, get_floats};
+use downpour_proto::transport::MESSAGE_BYTES_TARGET;
+use downpour_proto::v1;
+
+use super::TableRows;
+use crate::Error;
+use crate::dense::DenseCache;
+use crate::encode::{check_floats, table};
+use crate::partition::Partition;
+use crate::state::Route;
+
+/// One table or one dense variable on one shard.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Work {
+    shard: ShardId,
+    what: What,
+    reply_bytes: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum What {
+    /// The shard's keys from `start` to `end` of the `table`th table of the plan.
+    Rows { table: usize, start: usize, end: usize },
+    /// The `tensor`th of the cache, on the `at`th of its shards.
+    Dense { tensor: usize, at: usize },
+}
+
+/// One request to one server, with about [`MESSAGE_BYTES_TARGET`] of answer.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub(crate) server: ServerRef,
+    pub(crate) parts: Vec<Part>,
+    reply_bytes: usize,
+}
+
+/// What a message asks of one shard.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) shard: ShardId,
+    pub(crate) epoch: Epoch,
+    pub(crate) work: Vec<Work>,
+}
+
+/// Keys dealt to shards, tables in order of their variables.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    tables: Vec<Table>,
+}
+
+#[derive(Debug)]
+struct Table {
+    /// Position among the caller's tables.
+    index: usize,
+    dim: usize,
+    partition: Partition,
+}
+
+impl Plan {
+    /// The plan and all of its work. Checks the caller's tables against the job's variables.
+    pub(crate) fn new(
+        view: &JobView,
+        tables: &[TableRows<'_>],
+        dense: Option<&DenseCache>,
+    ) -> Result<(Self, Vec<Work>), Error> {
+        let mut order: Vec<usize> = (0..tables.len()).collect();
+        order.sort_unstable_by_key(|&index| tables[index].variable);
+        let variable = |index: usize| tables[index].variable;
+        if let Some(pair) = order.windows(2).find(|pair| variable(pair[0]) == variable(pair[1])) {
+            let problem = format!("table {} appears twice in one pull", variable(pair[0]));
+            return Err(Error::invalid("variable", problem));
+        }
+        let mut plan = Plan { tables: Vec::with_capacity(order.len()) };
+        let mut work = Vec::new();
+        for index in order {
+            let TableRows { variable, keys, values } = &tables[index];
+            let (dim, salt) = table(view, *variable)?;
+            check_floats("values", values.len(), keys.len() * dim)?;
+            let partition = Partition::new(keys, salt, view.spec.shards)?;
+            let rows_max = (MESSAGE_BYTES_TARGET / (dim * FLOAT_BYTES)).max(1);
+            for (shard, keys) in partition.shards() {
+                for start in (0..keys.len()).step_by(rows_max) {
+                    let end = (start + rows_max).min(keys.len());
+                    let reply_bytes = (end - start) * dim * FLOAT_BYTES;
+                    let what = What::Rows { table: plan.tables.len(), start, end };
+                    work.push(Work { shard, what, reply_bytes });
+                }
+            }
+            plan.tables.push(Table { index, dim, partition });
+        }
+        for (tensor, cached) in dense.iter().flat_map(|dense| dense.tensors.iter().enumerate()) {
+            for (at, (shard, blocks)) in cached.layout.shards.iter().enumerate() {
+                let reply_bytes = cached.layout.floats_of(blocks) * FLOAT_BYTES;
+                work.push(Work { shard: *shard, what: What::Dense { tensor, at }, reply_bytes });
+            }
+        }
+        Ok((plan, work))
+    }
+
+    /// Puts work into messages; what has no server now stays in `work`.
+    pub(crate) fn messages(work: &mut Vec<Work>, route: impl Fn(ShardId) -> Route) -> Vec<Message> {
+        let mut all = std::mem::take(work);
+        // By shard, tables before dense variables, both in order of their variables: the order that the contract asks for.
+        all.sort_unstable();
+        let mut open: BTreeMap<ServerRef, Message> = BTreeMap::new();
+        let mut full = Vec::new();
+        for item in all {
+            let Route { epoch, primary } = route(item.shard);
+            let Some(server) = primary else {
+                work.push(item);
+                continue;
+            };
+            let empty = || Message { server, parts: Vec::new(), reply_bytes: 0 };
+            let message = open.entry(server).or_insert_with(empty);
+            let too_much = message.reply_bytes + item.reply_bytes > MESSAGE_BYTES_TARGET;
+            let last = message.parts.last().and_then(|part| part.work.last());
+            // A part names each table once.
+            let again = last.is_some_and(|last| last.shard == item.shard && last.same_table(&item));
+            if !message.parts.is_empty() && (too_much || again) {
+                full.push(std::mem::replace(message, empty()));
+            }
+            message.reply_bytes += item.reply_bytes;
+            match message.parts.last_mut().filter(|part| part.shard == item.shard) {
+                Some(part) => part.work.push(item),
+                None => message.parts.push(Part { shard: item.shard, epoch, work: vec![item] }),
+            }
+        }
+        full.extend(open.into_values());
+        full
+    }
+
+    /// The wire form of a message.
+    pub(crate) fn request(
+        &self,
+        job: JobId,
+        message: &Message,
+        tables: &[TableRows<'_>],
+        dense: Option<&DenseCache>,
+    ) -> v1::PullRequest {
+        let parts = message.parts.iter().map(|part| {
+            let mut wire =
+                v1::PullPart { shard: part.shard.0, epoch: part.epoch.0, ..Default::default() };
+            for work in &part.work {
+                match &work.what {
+                    What::Rows { table, start, end } => {
+                        let table = &self.tables[*table];
+                        let rows = &tables[table.index];
+                        let mut bytes = BytesMut::zeroed((end - start) * KEY_BYTES);
+                        let positions = &table.partition.on(part.shard)[*start..*end];
+                        for (out, &at) in bytes.chunks_exact_mut(KEY_BYTES).zip(positions) {
+                            out.copy_from_slice(&rows.keys[at as usize].to_le_bytes());
+                        }
+                        let keys = bytes.freeze();
+                        wire.rows.push(v1::PullRows { variable: rows.variable.0, keys });
+                    }
+                    What::Dense { tensor, at } => {
+                        if let Some(dense) = dense {
+                            let tensor = &dense.tensors[*tensor];
+                            let variable = tensor.layout.variable.0;
+                            let have_lsn = tensor.shards[*at].have.0;
+                            wire.dense.push(v1::PullDense { variable, have_lsn });
+                        }
+                    }
+                }
+            }
+            wire
+        });
+        v1::PullRequest {
+            job: job.0,
+            incarnation: message.server.incarnation.0,
+            parts: parts.collect(),
+        }
+    }
+
+    /// Puts the values of one part where they belong.
+    ///
+    /// # Errors
+    /// What is wrong with the answer.
+    pub(crate) fn take(
+        &self,
+        part: &Part,
+        pulled: &v1::PulledPart,
+        tables: &mut [TableRows<'_>],
+        dense: Option<&mut DenseCache>,
+    ) -> Result<(), String> {
+        let is_rows = |work: &&Work| matches!(work.what, What::Rows { .. });
+        let asked = part.work.iter().filter(is_rows).count();
+        if (asked, part.work.len() - asked) != (pulled.rows.len(), pulled.dense.len()) {
+            return Err("not as many tables or dense variables as were asked for".into());
+        }
+        let mut no_dense = DenseCache::new(Vec::new());
+        let dense = dense.unwrap_or(&mut no_dense);
+        let (mut rows, mut blocks) = (pulled.rows.iter(), pulled.dense.iter());
+        for work in &part.work {
+            match &work.what {
+                What::Rows { table, start, end } => {
+                    let table = &self.tables[*table];
+                    let positions = &table.partition.on(part.shard)[*start..*end];
+                    let bytes = rows.next().ok_or("rows are missing")?;
+                    let row_bytes = table.dim * FLOAT_BYTES;
+                    if bytes.len() != positions.len() * row_bytes {
+                        return Err(format!("{} bytes for {} rows", bytes.len(), positions.len()));
+                    }
+                    let values = &mut *tables[table.index].values;
+                    for (row, &at) in bytes.chunks_exact(row_bytes).zip(positions) {
+                        let target = &mut values[at as usize * table.dim..][..table.dim];
+                        get_floats("rows", row, target).map_err(|error| error.to_string())?;
+                    }
+                }
+                What::Dense { tensor, at } => {
+                    let pulled_dense = blocks.next().ok_or("dense values are missing")?;
+                    let tensor = dense.tensors.get_mut(*tensor).ok_or("no cache")?;
+                    tensor.take(*at, Lsn(pulled.lsn), pulled_dense)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Work {
+    fn same_table(&self, other: &Work) -> bool {
+        match (&self.what, &other.what) {
+            (What::Rows { table, .. }, What::Rows { table: other, .. }) => table == other,
+            _ => false,
+        }
+    }
+}
