@@ -1,0 +1,328 @@
+//! What may enter the log, and its encoding there.
+//!
+//! A change that somebody asks for is logged as the request that asked: [`Logged`] wraps the messages of the wire contract, whose rules of
+//! compatibility are also those of the log. [`Command`] is the same, checked: what a handler lets through, and what apply reads.
+
+use downpour_core::id::{Epoch, JobId, ServerRef, SessionId, ShardId, VariableId};
+use downpour_core::spec::{JobSpec, VariableSpec, check_name, check_range};
+use downpour_proto::{Invalid, convert, v1};
+use prost::Message;
+
+/// Largest command, encoded.
+pub const COMMAND_BYTES_MAX: usize = 1 << 20;
+/// Longest `request_id`.
+const REQUEST_ID_BYTES_MAX: usize = 64;
+/// Longest address, zone, name of a session.
+const TEXT_BYTES_MAX: usize = 256;
+/// Longest value of a label.
+const LABEL_VALUE_BYTES_MAX: usize = 4096;
+
+/// A command as it is in the log.
+#[derive(Clone, PartialEq, Message)]
+pub struct Logged {
+    /// What is to be done.
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    pub body: Option<Body>,
+}
+
+/// The kinds of commands. The first eight are asked for; the rest are the leader's own decisions.
+#[derive(Clone, PartialEq, prost::Oneof)]
+#[allow(missing_docs)]
+pub enum Body {
+    #[prost(message, tag = "1")]
+    RegisterServer(v1::RegisterServerRequest),
+    #[prost(message, tag = "2")]
+    ChangeInSync(v1::ChangeInSyncRequest),
+    #[prost(message, tag = "3")]
+    CreateJob(v1::CreateJobRequest),
+    #[prost(message, tag = "4")]
+    DeleteJob(v1::DeleteJobRequest),
+    #[prost(message, tag = "5")]
+    DefineVariables(v1::DefineVariablesRequest),
+    #[prost(message, tag = "6")]
+    MarkInitialized(v1::MarkInitializedRequest),
+    #[prost(message, tag = "7")]
+    LabelJob(v1::LabelJobRequest),
+    #[prost(message, tag = "8")]
+    OpenSession(v1::OpenSessionRequest),
+    #[prost(message, tag = "9")]
+    CloseSessions(SessionList),
+    #[prost(message, tag = "10")]
+    JudgeDead(ServerList),
+    #[prost(message, tag = "11")]
+    Revive(v1::ServerRef),
+}
+
+/// Sessions of any jobs.
+#[derive(Clone, PartialEq, Message)]
+pub struct SessionList {
+    /// Each with its job.
+    #[prost(message, repeated, tag = "1")]
+    pub sessions: Vec<v1::CloseSessionRequest>,
+}
+
+/// Lives of servers.
+#[derive(Clone, PartialEq, Message)]
+pub struct ServerList {
+    /// Each with its node.
+    #[prost(message, repeated, tag = "1")]
+    pub servers: Vec<v1::ServerRef>,
+}
+
+impl Body {
+    /// As it goes into the log.
+    ///
+    /// # Errors
+    /// It is not a valid command, or larger than the log takes.
+    pub fn to_log(self) -> Result<Vec<u8>, Invalid> {
+        let bytes = Logged { body: Some(self.clone()) }.encode_to_vec();
+        if bytes.len() > COMMAND_BYTES_MAX {
+            let problem = format!("has {} bytes; send at most {COMMAND_BYTES_MAX}", bytes.len());
+            return Err(Invalid::new("request", problem));
+        }
+        Command::try_from(self)?;
+        Ok(bytes)
+    }
+}
+
+/// A command whose fields are within their bounds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// A server announces a new life.
+    RegisterServer(Registration),
+    /// A primary changes the in-sync set of its shard.
+    ChangeInSync(InSyncChange),
+    /// A job begins.
+    CreateJob(JobSpec),
+    /// A job and all it holds is forgotten.
+    DeleteJob(JobId),
+    /// A session defines variables.
+    DefineVariables(JobId, SessionId, Vec<VariableSpec>),
+    /// A session has pushed the first values of these.
+    MarkInitialized(JobId, SessionId, Vec<VariableId>),
+    /// A label changes.
+    LabelJob(JobId, LabelChange),
+    /// A client becomes a member of a job.
+    OpenSession(JobId, Opening),
+    /// Sessions that ended or were not renewed.
+    CloseSessions(Vec<(JobId, SessionId)>),
+    /// Lives that were silent for too long.
+    JudgeDead(Vec<ServerRef>),
+    /// A life that was judged dead and is heard again while it still holds what nobody else has.
+    Revive(ServerRef),
+}
+
+/// See [`v1::RegisterServerRequest`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Registration {
+    pub name: String,
+    pub address: String,
+    pub zone: String,
+    pub request_id: String,
+}
+
+/// See [`v1::ChangeInSyncRequest`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct InSyncChange {
+    pub job: JobId,
+    pub shard: ShardId,
+    pub epoch: Epoch,
+    pub set_version: u64,
+    pub primary: ServerRef,
+    pub add: Vec<ServerRef>,
+    pub remove: Vec<ServerRef>,
+}
+
+/// See [`v1::LabelJobRequest`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct LabelChange {
+    pub key: String,
+    pub value: String,
+    pub expected: Option<String>,
+}
+
+/// See [`v1::OpenSessionRequest`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Opening {
+    pub name: String,
+    pub kind: v1::SessionKind,
+    pub request_id: String,
+}
+
+impl Command {
+    /// Reads a command from the log.
+    ///
+    /// # Errors
+    /// The bytes are not what [`Body::to_log`] writes.
+    pub fn decode(bytes: &[u8]) -> Result<Command, Invalid> {
+        let logged = Logged::decode(bytes).map_err(|error| Invalid::new("command", error.to_string()))?;
+        logged.body.ok_or_else(|| Invalid::new("command", "is of an unknown kind"))?.try_into()
+    }
+}
+
+impl TryFrom<Body> for Command {
+    type Error = Invalid;
+
+    fn try_from(body: Body) -> Result<Command, Invalid> {
+        Ok(match body {
+            Body::RegisterServer(request) => Command::RegisterServer(request.try_into()?),
+            Body::ChangeInSync(request) => Command::ChangeInSync(request.try_into()?),
+            Body::CreateJob(request) => {
+                let spec = request.spec.ok_or_else(|| Invalid::new("spec", "is not given"))?;
+                Command::CreateJob(spec.try_into()?)
+            }
+            Body::DeleteJob(request) => Command::DeleteJob(job(request.job)?),
+            Body::DefineVariables(request) => {
+                let variables = request.variables.into_iter().map(TryInto::try_into);
+                Command::DefineVariables(
+                    job(request.job)?,
+                    session(request.session)?,
+                    variables.collect::<Result<_, _>>()?,
+                )
+            }
+            Body::MarkInitialized(request) => Command::MarkInitialized(
+                job(request.job)?,
+                session(request.session)?,
+                request.variables.into_iter().map(VariableId).collect(),
+            ),
+            Body::LabelJob(request) => {
+                let id = job(request.job)?;
+                check_name("key", &request.key)?;
+                bounded("value", &request.value, LABEL_VALUE_BYTES_MAX)?;
+                let v1::LabelJobRequest { key, value, expected, .. } = request;
+                Command::LabelJob(id, LabelChange { key, value, expected })
+            }
+            Body::OpenSession(request) => {
+                let (id, kind) = (job(request.job)?, request.kind());
+                if kind == v1::SessionKind::Unspecified {
+                    return Err(Invalid::new("kind", "is not given or not known"));
+                }
+                bounded("name", &request.name, TEXT_BYTES_MAX)?;
+                let request_id = request_id(request.request_id)?;
+                Command::OpenSession(id, Opening { name: request.name, kind, request_id })
+            }
+            Body::CloseSessions(list) => {
+                let sessions = list.sessions.into_iter();
+                let checked = sessions.map(|one| Ok((job(one.job)?, session(one.session)?)));
+                Command::CloseSessions(checked.collect::<Result<_, Invalid>>()?)
+            }
+            Body::JudgeDead(list) => Command::JudgeDead(servers(list.servers)?),
+            Body::Revive(server) => Command::Revive(server.try_into()?),
+        })
+    }
+}
+
+impl TryFrom<v1::RegisterServerRequest> for Registration {
+    type Error = Invalid;
+
+    fn try_from(request: v1::RegisterServerRequest) -> Result<Self, Invalid> {
+        let v1::RegisterServerRequest { name, address, zone, request_id: id } = request;
+        check_name("name", &name)?;
+        bounded("address", &address, TEXT_BYTES_MAX)?;
+        if !address.rsplit_once(':').is_some_and(|(host, port)| {
+            !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
+        }) {
+            return Err(Invalid::new("address", format!("{address:?} is not host:port")));
+        }
+        bounded("zone", &zone, TEXT_BYTES_MAX)?;
+        Ok(Registration { name, address, zone, request_id: request_id(id)? })
+    }
+}
+
+impl TryFrom<v1::ChangeInSyncRequest> for InSyncChange {
+    type Error = Invalid;
+
+    fn try_from(request: v1::ChangeInSyncRequest) -> Result<Self, Invalid> {
+        check_range("epoch", request.epoch, 1, u64::MAX)?;
+        check_range("set_version", request.set_version, 1, u64::MAX)?;
+        Ok(InSyncChange {
+            job: job(request.job)?,
+            shard: ShardId(request.shard),
+            epoch: Epoch(request.epoch),
+            set_version: request.set_version,
+            primary: convert::server("primary", request.primary)?,
+            add: servers(request.add)?,
+            remove: servers(request.remove)?,
+        })
+    }
+}
+
+/// The number of a job that a request must name.
+///
+/// # Errors
+/// It is not given.
+pub fn job(job: u64) -> Result<JobId, Invalid> {
+    if job == 0 { Err(Invalid::new("job", "is not given")) } else { Ok(JobId(job)) }
+}
+
+/// The number of a session that a request must name.
+///
+/// # Errors
+/// It is not given.
+pub fn session(session: u64) -> Result<SessionId, Invalid> {
+    if session == 0 {
+        return Err(Invalid::new("session", "is not given"));
+    }
+    Ok(SessionId(session))
+}
+
+fn servers(servers: Vec<v1::ServerRef>) -> Result<Vec<ServerRef>, Invalid> {
+    servers.into_iter().map(ServerRef::try_from).collect()
+}
+
+fn bounded(field: &'static str, text: &str, bytes_max: usize) -> Result<(), Invalid> {
+    if text.len() > bytes_max {
+        let problem = format!("has {} bytes, more than {bytes_max}", text.len());
+        return Err(Invalid::new(field, problem));
+    }
+    Ok(())
+}
+
+fn request_id(id: String) -> Result<String, Invalid> {
+    if id.is_empty() || id.len() > REQUEST_ID_BYTES_MAX {
+        let problem = format!("must have 1 to {REQUEST_ID_BYTES_MAX} bytes");
+        return Err(Invalid::new("request_id", problem));
+    }
+    Ok(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_command_out_of_bounds_is_refused_by_field_and_never_logged() {
+        let register = |name: &str, address: &str, id: &str| {
+            let (name, address, request_id) = (name.into(), address.into(), id.into());
+            let zone = String::new();
+            Body::RegisterServer(v1::RegisterServerRequest { name, address, zone, request_id })
+        };
+        assert!(register("ps-0", "127.0.0.1:1", "a").to_log().is_ok());
+        let field = |body: Body| body.to_log().unwrap_err().field;
+        assert_eq!(field(register("", "127.0.0.1:1", "a")), "name");
+        assert_eq!(field(register("ps-0", "127.0.0.1", "a")), "address");
+        assert_eq!(field(register("ps-0", ":1", "a")), "address");
+        assert_eq!(field(register("ps-0", "127.0.0.1:1", "")), "request_id");
+        assert_eq!(field(Body::DeleteJob(v1::DeleteJobRequest { job: 0 })), "job");
+        let long = "x".repeat(LABEL_VALUE_BYTES_MAX + 1);
+        let label = |value, expected| {
+            Body::LabelJob(v1::LabelJobRequest { job: 1, key: "k".into(), value, expected })
+        };
+        assert_eq!(field(label(long, None)), "value");
+        assert_eq!(field(label("v".into(), Some("x".repeat(COMMAND_BYTES_MAX)))), "request");
+        let unspecified = v1::OpenSessionRequest { job: 1, ..Default::default() };
+        assert_eq!(field(Body::OpenSession(unspecified)), "kind");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_to_a_command_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = Command::decode(&bytes);
+        }
+    }
+}

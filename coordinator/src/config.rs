@@ -1,0 +1,170 @@
+//! The options of a coordinator.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use downpour_node::config::{Common, Options, Problem, check_host_port};
+use downpour_core::spec::check_name;
+use serde::{Deserialize, Serialize};
+
+use crate::liveness::Timeouts;
+use crate::raft;
+use crate::service::Times;
+
+const MEMBERS_MAX: usize = 5;
+const COMPACT_BYTES: u64 = 64 << 20;
+const KEEP_ENTRIES_SHARE: u64 = 4;
+/// A lease must outlast this many of the longest elections (protocol 4.1).
+const ELECTIONS_PER_LEASE: u64 = 3;
+
+/// The options of a coordinator.
+#[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// Number of this member, as in --peers
+    #[arg(long, value_name = "NUMBER")]
+    pub id: u64,
+    /// All members, this one too: NUMBER=HOST:PORT, 1, 3 or 5 of them; without it this member is alone
+    #[arg(long, value_name = "NUMBER=HOST:PORT,...", value_delimiter = ',')]
+    pub peers: Vec<String>,
+    /// Name of the cluster; members of different clusters refuse each other
+    #[arg(long, value_name = "NAME")]
+    pub cluster: String,
+    /// Directory of the log and snapshots, of this member alone
+    #[arg(long, value_name = "DIRECTORY")]
+    pub data_dir: PathBuf,
+    /// Servers are told to heartbeat this often
+    #[arg(long, value_name = "MS")]
+    pub heartbeat_ms: u64,
+    /// A server that is not heard for this long is judged dead: its shards go to the other members of their in-sync sets
+    #[arg(long, value_name = "MS")]
+    pub failure_timeout_ms: u64,
+    /// A server that alone holds a shard may go on for this long without an answer to its heartbeats
+    #[arg(long, value_name = "MS")]
+    pub lease_ms: u64,
+    /// A session that is not renewed for this long is closed
+    #[arg(long, value_name = "MS")]
+    pub session_timeout_ms: u64,
+    /// Unit of Raft's time; the leader heartbeats every two
+    #[arg(long, value_name = "MS")]
+    pub raft_tick_ms: u64,
+    /// Ticks without a leader before an election; each is drawn from once to twice this
+    #[arg(long, value_name = "TICKS")]
+    pub raft_election_ticks: u64,
+    /// Log entries after which a snapshot takes their place
+    #[arg(long, value_name = "ENTRIES")]
+    pub compact_entries: u64,
+    /// What every server has
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: Common,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            id: 1,
+            peers: Vec::new(),
+            cluster: "downpour".into(),
+            data_dir: PathBuf::new(),
+            heartbeat_ms: 300,
+            failure_timeout_ms: 1500,
+            lease_ms: 10_000,
+            session_timeout_ms: 30_000,
+            raft_tick_ms: 50,
+            raft_election_ticks: 10,
+            compact_entries: 8192,
+            common: Common { listen: "127.0.0.1:7070".into(), ..Common::default() },
+        }
+    }
+}
+
+impl Options for Config {
+    fn problems(&self) -> Vec<Problem> {
+        let mut problems = self.common.problems();
+        let mut check = |field, wrong: bool, problem: &str| {
+            if wrong {
+                problems.push(Problem::new(field, problem));
+            }
+        };
+        check("data_dir", self.data_dir.as_os_str().is_empty(), "is required");
+        check("cluster", check_name("cluster", &self.cluster).is_err(), "must be 1 to 200 of A-Z a-z 0-9 . _ - /");
+        check("id", self.id == 0, "must not be 0");
+        check("raft_tick_ms", self.raft_tick_ms == 0, "must not be 0");
+        check("raft_election_ticks", !(4..1000).contains(&self.raft_election_ticks), "must be 4 to 999");
+        check("compact_entries", self.compact_entries == 0, "must not be 0");
+        check("heartbeat_ms", self.heartbeat_ms == 0, "must not be 0");
+        let heartbeats = self.failure_timeout_ms < 2 * self.heartbeat_ms;
+        check("failure_timeout_ms", heartbeats, "must be at least two heartbeat_ms");
+        let election_ms = 2 * self.raft_election_ticks * self.raft_tick_ms;
+        let short = self.lease_ms < ELECTIONS_PER_LEASE * election_ms;
+        check("lease_ms", short, "must be at least three of the longest elections (2 x raft_election_ticks x raft_tick_ms)");
+        check("session_timeout_ms", self.session_timeout_ms == 0, "must not be 0");
+        match self.members() {
+            Ok(members) => {
+                check("peers", members.len() > MEMBERS_MAX, "must be at most 5");
+                let alone = members.is_empty() || members.contains_key(&self.id);
+                check("peers", !alone, "must have this member's id too");
+            }
+            Err(problem) => problems.push(problem),
+        }
+        problems
+    }
+}
+
+impl Config {
+    /// host:port by member; empty: this one is alone.
+    ///
+    /// # Errors
+    /// An entry is not NUMBER=HOST:PORT, or a number or address is there twice.
+    pub fn members(&self) -> Result<BTreeMap<u64, String>, Problem> {
+        let mut members = BTreeMap::new();
+        for peer in &self.peers {
+            let malformed = || Problem::new("peers", format!("must be NUMBER=HOST:PORT, not {peer:?}"));
+            let (id, address) = peer.split_once('=').ok_or_else(malformed)?;
+            let id = id.trim().parse().ok().filter(|&id: &u64| id > 0).ok_or_else(malformed)?;
+            if check_host_port("peers", address).is_some() {
+                return Err(malformed());
+            }
+            let twice = members.values().any(|other| other == address);
+            if twice || members.insert(id, address.to_owned()).is_some() {
+                return Err(Problem::new("peers", format!("names {id} or {address} twice")));
+            }
+        }
+        Ok(members)
+    }
+
+    /// What servers and clients are told of time.
+    #[must_use]
+    pub fn times(&self) -> Times {
+        Times {
+            heartbeat_ms: self.heartbeat_ms,
+            lease_ms: self.lease_ms,
+            session_timeout_ms: self.session_timeout_ms,
+        }
+    }
+
+    /// How long silence is borne.
+    #[must_use]
+    pub fn timeouts(&self) -> Timeouts {
+        Timeouts {
+            failure: Duration::from_millis(self.failure_timeout_ms),
+            session: Duration::from_millis(self.session_timeout_ms),
+        }
+    }
+
+    /// How the member takes part in Raft.
+    #[must_use]
+    pub fn raft(&self) -> raft::Options {
+        raft::Options {
+            id: self.id,
+            tick: Duration::from_millis(self.raft_tick_ms),
+            election_ticks: self.raft_election_ticks as usize,
+            heartbeat_ticks: 2,
+            compact_entries: self.compact_entries,
+            compact_bytes: COMPACT_BYTES,
+            keep_entries: self.compact_entries / KEEP_ENTRIES_SHARE,
+        }
+    }
+}

@@ -1,0 +1,436 @@
+//! The one owner of Raft, its log and the replicated state.
+//!
+//! A loop: take every input that waits, then do what Raft says must be done now, in this order: persist, send, apply, answer. So all that
+//! arrived together shares one barrier of the disk. The price: a slow disk or a large snapshot delays ticks too, which is why
+//! the driver has a thread of its own (`run` blocks it) and elections take ten ticks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
+use raft::{Config, RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
+use tracing::{debug, info, warn};
+
+use super::handle::{Error, Handle, Input, Member, Status};
+use super::log::{self, Disk, Log};
+use super::pending::{Proposals, Reads};
+use super::tracing_drain;
+use crate::command::Command;
+use crate::metrics::RaftMetrics;
+use crate::state::{Cluster, State};
+
+/// Inputs that wait for the driver. When it is full, callers wait and peers' streams are not read.
+const INPUTS_MAX: usize = 4096;
+/// Most inputs that are taken before Raft's work is done.
+const BATCH_MAX: usize = 1024;
+const MESSAGE_BYTES: u64 = 1 << 20;
+const MESSAGES_IN_FLIGHT_MAX: usize = 64;
+const UNCOMMITTED_BYTES_MAX: u64 = 32 << 20;
+const COMMITTED_BYTES_MAX: u64 = 8 << 20;
+/// Longest wait for another member to take over when this one leaves.
+const LEAVE_TICKS_MAX: u32 = 20;
+
+/// Why a member cannot go on.
+#[derive(Debug, Error)]
+pub enum Fatal {
+    /// It cannot keep its promises.
+    #[error(transparent)]
+    Log(#[from] log::Error),
+    /// Its options or its log are not what Raft takes.
+    #[error("raft: {0}")]
+    Raft(#[from] raft::Error),
+    /// A committed entry or a snapshot is not what a coordinator writes; perhaps a newer version wrote it.
+    #[error("{what} cannot be read: {problem}")]
+    Unreadable {
+        /// Which entry or snapshot.
+        what: String,
+        /// Why.
+        problem: String,
+    },
+    /// The leader knows that this member had more than it has.
+    #[error(
+        "this member once had the log up to {had} and now has it up to {has}: its data directory was lost or is an old copy, \
+         and it must not vote with what it forgot"
+    )]
+    Amnesia {
+        /// What it had acknowledged.
+        had: u64,
+        /// What it has.
+        has: u64,
+    },
+}
+
+/// Settings of a member.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Its number.
+    pub id: u64,
+    /// Raft's unit of time.
+    pub tick: Duration,
+    /// Ticks without a leader before an election; drawn anew from `election..2 * election`.
+    pub election_ticks: usize,
+    /// Ticks between the leader's heartbeats.
+    pub heartbeat_ticks: usize,
+    /// Entries after which a snapshot is taken.
+    pub compact_entries: u64,
+    /// Bytes of entries after which a snapshot is taken.
+    pub compact_bytes: u64,
+    /// Entries before a snapshot that are kept for members that lag.
+    pub keep_entries: u64,
+}
+
+/// Carries messages to other members.
+pub trait Outbox: Send + 'static {
+    /// Queues a message. False: it was dropped, and Raft is to count the member as unreachable.
+    fn send(&mut self, message: Message) -> bool;
+}
+
+/// See the module.
+pub struct Driver<D: Disk, O> {
+    options: Options,
+    node: RawNode<Log<D>>,
+    state: State,
+    applied: u64,
+    outbox: O,
+    inputs: mpsc::Receiver<Input>,
+    proposals: Proposals,
+    reads: Reads,
+    leaving: Option<(oneshot::Sender<()>, u32)>,
+    /// The commit index at which this member counts as ready, once it knows a leader.
+    ready_at: Option<u64>,
+    cluster: watch::Sender<Arc<Cluster>>,
+    status: watch::Sender<Status>,
+    metrics: RaftMetrics,
+}
+
+impl<D: Disk, O: Outbox> Driver<D, O> {
+    /// A member with the state of its log, and the handle that asks it once it runs.
+    ///
+    /// # Errors
+    /// The log's snapshot cannot be read, or the options are not what Raft takes.
+    pub fn new(
+        options: Options,
+        log: Log<D>,
+        outbox: O,
+        metrics: RaftMetrics,
+    ) -> Result<(Self, Handle), Fatal> {
+        let snapshot = log.image().snapshot.as_ref();
+        let state = snapshot.map_or(Ok(State::default()), |one| restore(&one.data))?;
+        let applied = log.snapshot_index();
+        let config = Config {
+            id: options.id,
+            election_tick: options.election_ticks,
+            heartbeat_tick: options.heartbeat_ticks,
+            applied,
+            max_size_per_msg: MESSAGE_BYTES,
+            max_inflight_msgs: MESSAGES_IN_FLIGHT_MAX,
+            check_quorum: true,
+            pre_vote: true,
+            read_only_option: ReadOnlyOption::Safe,
+            max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
+            max_committed_size_per_ready: COMMITTED_BYTES_MAX,
+            ..Config::default()
+        };
+        let node = RawNode::new(&config, log, &tracing_drain::logger())?;
+        let (input, inputs) = mpsc::channel(INPUTS_MAX);
+        let (cluster, cluster_seen) = watch::channel(Arc::new(state.cluster().clone()));
+        let (status, status_seen) = watch::channel(Status { id: options.id, ..Status::default() });
+        let handle = Handle { inputs: input, cluster: cluster_seen, status: status_seen };
+        let driver = Driver {
+            options,
+            node,
+            state,
+            applied,
+            outbox,
+            inputs,
+            proposals: Proposals::default(),
+            reads: Reads::default(),
+            leaving: None,
+            ready_at: None,
+            cluster,
+            status,
+            metrics,
+        };
+        Ok((driver, handle))
+    }
+
+    /// Runs until it is told to leave or every handle is gone.
+    ///
+    /// # Errors
+    /// See [`Fatal`]. Nothing was promised that is not on the disk.
+    pub async fn run(mut self) -> Result<(), Fatal> {
+        let mut ticks = tokio::time::interval(self.options.tick);
+        // After a pause, catching up on ticks would only start an election that nobody needs.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut batch = Vec::with_capacity(BATCH_MAX);
+        self.publish();
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {
+                    if !self.tick() {
+                        return Ok(());
+                    }
+                }
+                count = self.inputs.recv_many(&mut batch, BATCH_MAX) => {
+                    if count == 0 {
+                        return Ok(());
+                    }
+                    for input in batch.drain(..) {
+                        self.take(input)?;
+                    }
+                }
+            }
+            self.begin_reads();
+            while self.node.has_ready() {
+                self.process_ready()?;
+                self.begin_reads();
+            }
+            self.publish();
+        }
+    }
+
+    /// False: this member has left.
+    fn tick(&mut self) -> bool {
+        self.node.tick();
+        self.proposals.prune();
+        self.reads.prune();
+        let Some((reply, ticks_left)) = self.leaving.take() else { return true };
+        if self.node.raft.state != StateRole::Leader || ticks_left == 0 {
+            let _ = reply.send(());
+            return false;
+        }
+        self.leaving = Some((reply, ticks_left - 1));
+        true
+    }
+
+    fn take(&mut self, input: Input) -> Result<(), Fatal> {
+        match input {
+            Input::Peer(message) => self.step(*message)?,
+            Input::Unreachable(member) => self.node.report_unreachable(member),
+            Input::SnapshotSent(member) => {
+                self.node.report_snapshot(member, SnapshotStatus::Finish);
+            }
+            Input::Propose(command, reply) => match self.append(command) {
+                Ok((index, term)) => self.proposals.add(index, term, reply),
+                Err(error) => drop(reply.send(Err(error))),
+            },
+            Input::Read(reply) => self.reads.add(reply),
+            Input::Leave(reply) => self.leave(reply),
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, message: Message) -> Result<(), Fatal> {
+        let raft = &self.node.raft;
+        match message.get_msg_type() {
+            // Members propose and read only where they lead: nobody forwards.
+            MessageType::MsgPropose | MessageType::MsgReadIndex => return Ok(()),
+            MessageType::MsgHeartbeat if message.term >= raft.term => {
+                let has = raft.raft_log.last_index();
+                if message.commit > has {
+                    return Err(Fatal::Amnesia { had: message.commit, has });
+                }
+            }
+            _ => {}
+        }
+        if let Err(error) = self.node.step(message) {
+            debug!(%error, "raft ignored a message");
+        }
+        Ok(())
+    }
+
+    /// Appends a command where this member leads; gives its place.
+    fn append(&mut self, command: Vec<u8>) -> Result<(u64, u64), Error> {
+        if self.node.raft.state != StateRole::Leader {
+            return Err(Error::NotLeader { leader: self.leader() });
+        }
+        // While leadership is handed over, and where too much is uncommitted, Raft drops proposals.
+        if self.proposals.full() || self.node.propose(Vec::new(), command).is_err() {
+            return Err(Error::Overloaded);
+        }
+        self.metrics.proposals.inc();
+        Ok((self.node.raft.raft_log.last_index(), self.node.raft.term))
+    }
+
+    fn leave(&mut self, reply: oneshot::Sender<()>) {
+        let me = self.options.id;
+        if self.node.raft.state == StateRole::Leader {
+            let members = self.node.raft.prs().iter().filter(|(id, _)| **id != me);
+            let heard = members.filter(|(_, progress)| progress.recent_active);
+            if let Some((&id, _)) = heard.max_by_key(|(id, progress)| (progress.matched, **id)) {
+                info!(member = id, "handing over leadership");
+                self.node.transfer_leader(id);
+                self.leaving = Some((reply, LEAVE_TICKS_MAX));
+                return;
+            }
+        }
+        self.leaving = Some((reply, 0));
+    }
+
+    /// Raft drops a ReadIndex without a word before the leader has committed in its own term: reads are held until then.
+    fn begin_reads(&mut self) {
+        if self.node.raft.state != StateRole::Leader {
+            self.reads.fail(self.leader());
+        } else if self.node.raft.commit_to_current_term()
+            && let Some(context) = self.reads.begin()
+        {
+            self.node.read_index(context.to_be_bytes().to_vec());
+        }
+    }
+
+    fn process_ready(&mut self) -> Result<(), Fatal> {
+        let mut ready = self.node.ready();
+        // A leader's: they promise nothing of its own.
+        self.send(ready.take_messages());
+        let timer = ready.must_sync().then(|| self.metrics.persist_seconds.start_timer());
+        let log = self.node.mut_store();
+        if !ready.snapshot().is_empty() {
+            log.install(ready.snapshot(), ready.hs())?;
+        }
+        if !ready.entries().is_empty() || ready.hs().is_some() {
+            log.persist(ready.entries(), ready.hs(), ready.must_sync())?;
+        }
+        drop(timer);
+        if !ready.snapshot().is_empty() {
+            self.restore(log::position(ready.snapshot()).index)?;
+        }
+        self.send(ready.take_persisted_messages());
+        for read in ready.take_read_states() {
+            if let Ok(context) = read.request_ctx.as_slice().try_into() {
+                self.reads.grant(u64::from_be_bytes(context), read.index);
+            }
+        }
+        self.apply(ready.take_committed_entries())?;
+        let mut light = self.node.advance(ready);
+        if let Some(commit) = light.commit_index() {
+            self.node.mut_store().set_commit(commit)?;
+        }
+        self.send(light.take_messages());
+        self.apply(light.take_committed_entries())?;
+        self.node.advance_apply();
+        self.compact()
+    }
+
+    fn send(&mut self, messages: Vec<Message>) {
+        for message in messages {
+            let (target, kind) = (message.to, message.get_msg_type());
+            if !self.outbox.send(message) {
+                self.node.report_unreachable(target);
+                if kind == MessageType::MsgSnapshot {
+                    self.node.report_snapshot(target, SnapshotStatus::Failure);
+                }
+            }
+        }
+    }
+
+    fn restore(&mut self, index: u64) -> Result<(), Fatal> {
+        let image = self.node.store().image();
+        let snapshot = image.snapshot.as_ref().expect("was just installed");
+        self.state = restore(&snapshot.data)?;
+        self.applied = index;
+        self.proposals.skipped(index);
+        info!(index, "took the leader's snapshot");
+        self.cluster.send_replace(Arc::new(self.state.cluster().clone()));
+        Ok(())
+    }
+
+    /// Publishes before it answers: whoever was answered finds the change in the published state.
+    fn apply(&mut self, entries: Vec<Entry>) -> Result<(), Fatal> {
+        if entries.is_empty() {
+            self.reads.answer(self.applied);
+            return Ok(());
+        }
+        let mut outcomes = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let unreadable = |problem: String| {
+                let what = format!("entry {}", entry.index);
+                Fatal::Unreadable { what, problem }
+            };
+            if entry.get_entry_type() != EntryType::EntryNormal {
+                return Err(unreadable("it changes the members of the group".into()));
+            }
+            self.applied = entry.index;
+            if entry.data.is_empty() {
+                // A new leader's first entry.
+                self.state.skip(entry.index);
+                outcomes.push((entry.index, entry.term, None));
+                continue;
+            }
+            let command =
+                Command::decode(&entry.data).map_err(|error| unreadable(error.to_string()))?;
+            debug!(index = entry.index, ?command, "apply");
+            let outcome = self.state.apply(entry.index, command);
+            outcomes.push((entry.index, entry.term, Some(outcome)));
+        }
+        self.cluster.send_replace(Arc::new(self.state.cluster().clone()));
+        for (index, term, outcome) in outcomes {
+            self.proposals.applied(index, term, outcome);
+        }
+        self.reads.answer(self.applied);
+        Ok(())
+    }
+
+    fn compact(&mut self) -> Result<(), Fatal> {
+        let Options { compact_entries, compact_bytes, keep_entries, .. } = self.options;
+        let (index, log) = (self.applied, self.node.store());
+        let since = index - log.snapshot_index();
+        let large = log.entries_bytes() > compact_bytes;
+        if since < compact_entries && !(large && since > 0) {
+            return Ok(());
+        }
+        // Entries that are kept for others must not bring the next snapshot about.
+        let keep = if large { 0 } else { keep_entries };
+        let data = self.state.snapshot();
+        info!(index, bytes = data.len(), "taking a snapshot");
+        self.node.mut_store().compact(index, data, keep)?;
+        self.metrics.snapshots.inc();
+        Ok(())
+    }
+
+    fn leader(&self) -> Option<u64> {
+        Some(self.node.raft.leader_id).filter(|&id| id != 0)
+    }
+
+    fn publish(&mut self) {
+        let raft = &self.node.raft;
+        let (leader, commit) = (self.leader(), raft.raft_log.committed);
+        if self.ready_at.is_none() && leader.is_some() {
+            self.ready_at = Some(commit);
+        }
+        let mut members: Vec<Member> = (raft.prs().iter())
+            .map(|(&id, progress)| Member { id, matched: progress.matched })
+            .collect();
+        members.sort_unstable_by_key(|member| member.id);
+        let status = Status {
+            id: self.options.id,
+            term: raft.term,
+            leader,
+            commit,
+            applied: self.applied,
+            ready: self.ready_at.is_some_and(|index| self.applied >= index),
+            members,
+        };
+        self.status.send_if_modified(|published| {
+            if published.leader != status.leader || published.term != status.term {
+                match status.leader {
+                    Some(leader) => info!(leader, term = status.term, "following the leader"),
+                    None => warn!(term = status.term, "no leader"),
+                }
+            }
+            let differs = *published != status;
+            *published = status;
+            differs
+        });
+        self.metrics.observe(&self.status.borrow());
+    }
+}
+
+fn restore(data: &[u8]) -> Result<State, Fatal> {
+    State::restore(data).map_err(|error| Fatal::Unreadable {
+        what: "the snapshot".into(),
+        problem: error.to_string(),
+    })
+}

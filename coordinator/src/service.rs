@@ -1,0 +1,269 @@
+//! The gRPC service: decode, ask the [`Handle`], encode. What a request means is decided in [`crate::state`].
+
+mod cluster;
+mod status;
+pub mod watch;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use downpour_core::id::{JobId, ServerRef, ShardId};
+use downpour_core::view::JobView;
+use downpour_proto::convert;
+use downpour_proto::transport::MESSAGE_BYTES_MAX;
+use downpour_proto::v1;
+use downpour_proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+use tracing::info;
+
+use crate::command::{self, Body, SessionList};
+use crate::liveness::Liveness;
+use crate::raft::Handle;
+use crate::raft::peers::Group;
+use crate::state::{Cluster, Life, Reply};
+
+/// What servers and clients are told of time.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// Servers heartbeat this often.
+    pub heartbeat_ms: u64,
+    /// An answered heartbeat is a lease of this.
+    pub lease_ms: u64,
+    /// Sessions not renewed for this are closed.
+    pub session_timeout_ms: u64,
+}
+
+/// The service of one member.
+#[derive(Debug)]
+pub struct Service {
+    handle: Handle,
+    liveness: Arc<Mutex<Liveness>>,
+    group: Group,
+    times: Times,
+    stop: CancellationToken,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+impl Service {
+    /// To be added to a gRPC server. Its streams end when `stop` is cancelled.
+    #[must_use]
+    pub fn server(
+        handle: Handle,
+        liveness: Arc<Mutex<Liveness>>,
+        group: Group,
+        times: Times,
+        stop: CancellationToken,
+    ) -> CoordinatorServer<Service> {
+        CoordinatorServer::new(Service { handle, liveness, group, times, stop })
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    async fn propose(&self, body: Body) -> Result<Reply, Status> {
+        self.handle.propose(body).await.map_err(|error| self.status(error))
+    }
+
+    async fn read(&self) -> Result<Arc<Cluster>, Status> {
+        self.handle.read().await.map_err(|error| self.status(error))
+    }
+
+    fn view(&self, job: JobId) -> Result<(Arc<Cluster>, JobView), Status> {
+        let cluster = self.handle.cluster();
+        let view = cluster.job(job).map(|job| job.view.clone());
+        let view = view.ok_or_else(|| Status::not_found(format!("job {job} was deleted")))?;
+        Ok((cluster, view))
+    }
+
+    /// Whether `server` may go on as it is. One that was judged dead while it holds what nobody else has may.
+    async fn admit(&self, cluster: &Cluster, server: ServerRef) -> Result<bool, Status> {
+        match cluster.life(server) {
+            Life::Alive => Ok(true),
+            Life::Judged if cluster.holds_shards(server) => {
+                self.propose(Body::Revive(server.into())).await?;
+                info!(%server, "a server that was judged dead is heard again");
+                Ok(true)
+            }
+            Life::Judged | Life::Over => Ok(false),
+        }
+    }
+}
+
+/// A reply of another kind than the command asks for: a mistake in the state machine.
+fn mismatch(reply: &Reply) -> Status {
+    Status::internal(format!("the state machine answered {reply:?}"))
+}
+
+#[tonic::async_trait]
+impl Coordinator for Service {
+    type WatchStream = watch::Events;
+
+    async fn register_server(
+        &self,
+        request: Request<v1::RegisterServerRequest>,
+    ) -> Answer<v1::RegisterServerReply> {
+        let reply = self.propose(Body::RegisterServer(request.into_inner())).await?;
+        let Reply::Registered(server) = reply else { return Err(mismatch(&reply)) };
+        self.liveness.lock().hear(server, Instant::now());
+        info!(%server, "registered");
+        let heartbeat_ms = self.times.heartbeat_ms;
+        Ok(Response::new(v1::RegisterServerReply { server: Some(server.into()), heartbeat_ms }))
+    }
+
+    /// The lease is safe because leadership was confirmed after the request arrived: nobody else can have given away before that what
+    /// the server holds alone.
+    async fn heartbeat(
+        &self,
+        request: Request<v1::HeartbeatRequest>,
+    ) -> Answer<v1::HeartbeatReply> {
+        let arrived = Instant::now();
+        let v1::HeartbeatRequest { server, reports } = request.into_inner();
+        let server = convert::server("server", server)?;
+        let cluster = self.read().await?;
+        if !self.admit(&cluster, server).await? {
+            return Ok(Response::new(v1::HeartbeatReply { lease_ms: 0, fenced: true }));
+        }
+        let mut liveness = self.liveness.lock();
+        liveness.hear(server, arrived);
+        let exists = |report: &v1::ShardReport| {
+            let job = cluster.job(JobId(report.job));
+            job.is_some_and(|job| job.view.route(ShardId(report.shard)).is_some())
+        };
+        for report in reports.into_iter().filter(exists) {
+            liveness.report(server, report);
+        }
+        let lease_ms = self.times.lease_ms;
+        Ok(Response::new(v1::HeartbeatReply { lease_ms, fenced: false }))
+    }
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Answer<watch::Events> {
+        if !self.handle.status().ready {
+            return Err(Status::unavailable("this member does not know the cluster's state yet"));
+        }
+        let job = Some(request.into_inner().job).filter(|&job| job != 0).map(JobId);
+        let events = watch::events(self.handle.watch_cluster(), job, self.stop.clone());
+        Ok(Response::new(events))
+    }
+
+    async fn change_in_sync(
+        &self,
+        request: Request<v1::ChangeInSyncRequest>,
+    ) -> Answer<v1::ChangeInSyncReply> {
+        let request = request.into_inner();
+        let (job, shard) = (request.job, ShardId(request.shard));
+        let primary = convert::server("primary", request.primary)?;
+        let reply = self.propose(Body::ChangeInSync(request)).await?;
+        let Reply::InSync { changed, route } = reply else { return Err(mismatch(&reply)) };
+        info!(job, %shard, changed, epoch = %route.epoch, set = ?route.in_sync, "in-sync set");
+        // Committed after the request arrived: that confirms leadership as a ReadIndex does.
+        let heard = self.handle.cluster().life(primary) == Life::Alive;
+        Ok(Response::new(v1::ChangeInSyncReply {
+            changed,
+            route: Some(convert::shard_route(shard, &route)),
+            lease_ms: if heard { self.times.lease_ms } else { 0 },
+        }))
+    }
+
+    async fn create_job(
+        &self,
+        request: Request<v1::CreateJobRequest>,
+    ) -> Answer<v1::CreateJobReply> {
+        let reply = self.propose(Body::CreateJob(request.into_inner())).await?;
+        let Reply::Created { job, created } = reply else { return Err(mismatch(&reply)) };
+        let (_, view) = self.view(job)?;
+        info!(%job, name = view.spec.name, created, "job");
+        Ok(Response::new(v1::CreateJobReply { view: Some((&view).into()), created }))
+    }
+
+    async fn delete_job(
+        &self,
+        request: Request<v1::DeleteJobRequest>,
+    ) -> Answer<v1::DeleteJobReply> {
+        let request = request.into_inner();
+        self.propose(Body::DeleteJob(request)).await?;
+        info!(job = request.job, "job deleted");
+        Ok(Response::new(v1::DeleteJobReply {}))
+    }
+
+    async fn define_variables(
+        &self,
+        request: Request<v1::DefineVariablesRequest>,
+    ) -> Answer<v1::DefineVariablesReply> {
+        let reply = self.propose(Body::DefineVariables(request.into_inner())).await?;
+        let Reply::Defined { variables, version } = reply else { return Err(mismatch(&reply)) };
+        let variables = variables.iter().map(|defined| v1::DefinedVariable {
+            variable: Some((&defined.variable).into()),
+            initializer: defined.initializer.map_or(0, |session| session.0),
+            initialized: defined.initialized,
+        });
+        Ok(Response::new(v1::DefineVariablesReply { variables: variables.collect(), version }))
+    }
+
+    async fn mark_initialized(
+        &self,
+        request: Request<v1::MarkInitializedRequest>,
+    ) -> Answer<v1::MarkInitializedReply> {
+        self.propose(Body::MarkInitialized(request.into_inner())).await?;
+        Ok(Response::new(v1::MarkInitializedReply {}))
+    }
+
+    async fn label_job(&self, request: Request<v1::LabelJobRequest>) -> Answer<v1::LabelJobReply> {
+        let reply = self.propose(Body::LabelJob(request.into_inner())).await?;
+        let Reply::Labelled { changed, value } = reply else { return Err(mismatch(&reply)) };
+        Ok(Response::new(v1::LabelJobReply { changed, value }))
+    }
+
+    async fn open_session(
+        &self,
+        request: Request<v1::OpenSessionRequest>,
+    ) -> Answer<v1::OpenSessionReply> {
+        let request = request.into_inner();
+        let (job, name) = (JobId(request.job), request.name.clone());
+        let reply = self.propose(Body::OpenSession(request)).await?;
+        let Reply::Opened(session) = reply else { return Err(mismatch(&reply)) };
+        self.liveness.lock().renew(session, None, Instant::now());
+        info!(%job, %session, name, "session opened");
+        let (cluster, view) = self.view(job)?;
+        Ok(Response::new(v1::OpenSessionReply {
+            session: session.0,
+            timeout_ms: self.times.session_timeout_ms,
+            view: Some((&view).into()),
+            nodes: cluster.nodes.values().map(|node| (&node.view).into()).collect(),
+        }))
+    }
+
+    async fn renew_session(
+        &self,
+        request: Request<v1::RenewSessionRequest>,
+    ) -> Answer<v1::RenewSessionReply> {
+        let arrived = Instant::now();
+        let request = request.into_inner();
+        let (job, session) = (command::job(request.job)?, command::session(request.session)?);
+        let cluster = self.read().await?;
+        let open = cluster.job(job).is_some_and(|job| job.sessions.contains_key(&session));
+        if open {
+            self.liveness.lock().renew(session, request.progress, arrived);
+        }
+        Ok(Response::new(v1::RenewSessionReply { open }))
+    }
+
+    async fn close_session(
+        &self,
+        request: Request<v1::CloseSessionRequest>,
+    ) -> Answer<v1::CloseSessionReply> {
+        let request = request.into_inner();
+        self.propose(Body::CloseSessions(SessionList { sessions: vec![request] })).await?;
+        info!(job = request.job, session = request.session, "session closed");
+        Ok(Response::new(v1::CloseSessionReply {}))
+    }
+
+    async fn get_cluster(
+        &self,
+        _request: Request<v1::GetClusterRequest>,
+    ) -> Answer<v1::GetClusterReply> {
+        let cluster = self.read().await?;
+        Ok(Response::new(self.cluster_reply(&cluster)))
+    }
+}

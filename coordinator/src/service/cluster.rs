@@ -1,0 +1,47 @@
+//! The whole cluster in one reply, for people and tools.
+
+use downpour_core::id::ShardId;
+use downpour_proto::v1;
+
+use super::Service;
+use crate::liveness::Liveness;
+use crate::state::{Cluster, Job};
+
+impl Service {
+    pub(super) fn cluster_reply(&self, cluster: &Cluster) -> v1::GetClusterReply {
+        let status = self.handle.status();
+        let member = |(&id, address): (&u64, &String)| v1::MemberView {
+            id,
+            address: address.clone(),
+            leader: status.leader == Some(id),
+            term: status.term,
+            matched: status.members.iter().find(|one| one.id == id).map_or(0, |one| one.matched),
+        };
+        let liveness = self.liveness.lock();
+        v1::GetClusterReply {
+            version: cluster.version,
+            members: self.group.members.iter().map(member).collect(),
+            nodes: cluster.nodes.values().map(|node| (&node.view).into()).collect(),
+            jobs: cluster.jobs.values().map(|job| job_status(job, &liveness)).collect(),
+        }
+    }
+}
+
+fn job_status(job: &Job, liveness: &Liveness) -> v1::JobStatus {
+    let id = job.view.job;
+    let sessions = job.sessions.iter().map(|(&number, session)| v1::SessionView {
+        session: number.0,
+        name: session.name.clone(),
+        kind: session.kind.into(),
+        progress: liveness.progress(number),
+    });
+    let reports = (0..).map(ShardId).zip(&job.view.shards).filter_map(|(shard, route)| {
+        liveness.last_report(id, shard, route.primary?)
+    });
+    v1::JobStatus {
+        view: Some((&job.view).into()),
+        labels: job.labels.clone().into_iter().collect(),
+        sessions: sessions.collect(),
+        reports: reports.collect(),
+    }
+}

@@ -1,0 +1,224 @@
+//! The replicated state machine: everything that must survive, and what each command does to it.
+//!
+//! Plain data. No clock, no I/O, no randomness, nothing that iterates in another order on another member: the same commands give the same
+//! state everywhere. A command that is refused changes nothing. [`Cluster`] is the part that others see: it is cheap to clone, and each node
+//! and job in it names the position in the log that last changed it, so that a watcher can be told exactly what it lacks.
+//!
+//! Follow a command: [`State::apply`] dispatches to [`nodes`] (registering, judging), [`jobs`] (creating, variables, labels) or [`sessions`];
+//! whenever a life of a server begins or ends, [`routes`] decides what that means for each shard. [`snapshot`] is the encoding of it all.
+
+mod jobs;
+mod nodes;
+mod requests;
+pub mod routes;
+mod sessions;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use downpour_core::id::{JobId, NodeId, ServerRef, SessionId, VariableId};
+use downpour_core::routing::ShardRoute;
+use downpour_core::spec::Variable;
+use downpour_core::view::{JobView, NodeView};
+use downpour_proto::v1;
+use thiserror::Error;
+
+use crate::command::Command;
+use requests::Requests;
+
+pub use nodes::Life;
+
+/// Everything.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    cluster: Cluster,
+    last: Counters,
+    requests: Requests,
+}
+
+/// Numbers that were given out last. They only rise: none is ever used again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Counters {
+    node: u32,
+    incarnation: u64,
+    job: u64,
+    session: u64,
+}
+
+/// What everybody may see of the state.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Cluster {
+    /// Position in the log of the last command that was applied.
+    pub version: u64,
+    /// Servers by their stable number.
+    pub nodes: BTreeMap<NodeId, Arc<Node>>,
+    /// Jobs by number.
+    pub jobs: BTreeMap<JobId, Arc<Job>>,
+}
+
+/// A server.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// As everybody sees it.
+    pub view: NodeView,
+    /// Position in the log of its last change.
+    pub version: u64,
+}
+
+/// A job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    /// As clients and servers see it.
+    pub view: JobView,
+    /// For people and tools.
+    pub labels: BTreeMap<String, String>,
+    /// Open sessions.
+    pub sessions: BTreeMap<SessionId, Session>,
+    /// Dense variables.
+    dense: BTreeMap<VariableId, Dense>,
+}
+
+/// An open session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// What people see.
+    pub name: String,
+    /// What it is for.
+    pub kind: v1::SessionKind,
+}
+
+/// Who gives a dense variable its first values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Dense {
+    initializer: SessionId,
+    initialized: bool,
+}
+
+/// What a command that was applied answers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reply {
+    /// Nothing but that it is so.
+    Done,
+    /// The server's new life.
+    Registered(ServerRef),
+    /// Whether the set changed, and how it is now.
+    InSync {
+        /// The compare-and-swap succeeded.
+        changed: bool,
+        /// As committed.
+        route: ShardRoute,
+    },
+    /// The job, new or as it was.
+    Created {
+        /// Its number.
+        job: JobId,
+        /// It did not exist before.
+        created: bool,
+    },
+    /// The variables in the order of the request.
+    Defined {
+        /// Each with who initialises it.
+        variables: Vec<Defined>,
+        /// Version of the job's view that has them all.
+        version: u64,
+    },
+    /// The label.
+    Labelled {
+        /// The compare-and-swap succeeded.
+        changed: bool,
+        /// As committed; empty: absent.
+        value: String,
+    },
+    /// The new session.
+    Opened(SessionId),
+}
+
+/// A variable that a session defined.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Defined {
+    /// Its definition and number.
+    pub variable: Variable,
+    /// Dense only: who pushes its first values.
+    pub initializer: Option<SessionId>,
+    /// Its first values are there (always, for a table).
+    pub initialized: bool,
+}
+
+/// Why a command changed nothing.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Refused {
+    /// There is no such job, node, session.
+    #[error("{0}")]
+    NotFound(String),
+    /// The name is taken by something that differs.
+    #[error("{0}")]
+    AlreadyExists(String),
+    /// The state forbids it.
+    #[error("{0}")]
+    FailedPrecondition(String),
+}
+
+/// What became of a command.
+pub type Outcome = Result<Reply, Refused>;
+
+impl State {
+    /// What everybody may see.
+    #[must_use]
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// Applies the command at `index` of the log.
+    pub fn apply(&mut self, index: u64, command: Command) -> Outcome {
+        debug_assert!(index > self.cluster.version);
+        self.cluster.version = index;
+        match command {
+            Command::RegisterServer(registration) => self.register_server(registration),
+            Command::JudgeDead(servers) => self.judge_dead(&servers),
+            Command::Revive(server) => self.revive(server),
+            Command::ChangeInSync(change) => self.change_in_sync(&change),
+            Command::CreateJob(spec) => self.create_job(spec),
+            Command::DeleteJob(job) => self.delete_job(job),
+            Command::DefineVariables(job, session, specs) => self.define(job, session, specs),
+            Command::MarkInitialized(job, session, variables) => {
+                self.mark_initialized(job, session, &variables)
+            }
+            Command::LabelJob(job, change) => self.label_job(job, change),
+            Command::OpenSession(job, opening) => self.open_session(job, opening),
+            Command::CloseSessions(sessions) => self.close_sessions(&sessions),
+        }
+    }
+
+    /// Takes note of an entry of the log that holds no command.
+    pub fn skip(&mut self, index: u64) {
+        debug_assert!(index > self.cluster.version);
+        self.cluster.version = index;
+    }
+
+    fn job(&self, job: JobId) -> Result<&Job, Refused> {
+        self.cluster.job(job).ok_or_else(|| Refused::NotFound(format!("there is no job {job}")))
+    }
+
+    /// The job, to be changed. Copies it where somebody still looks at the old one.
+    fn job_mut(&mut self, job: JobId) -> &mut Job {
+        Arc::make_mut(self.cluster.jobs.get_mut(&job).expect("callers looked it up"))
+    }
+}
+
+impl Cluster {
+    /// The job of this number.
+    #[must_use]
+    pub fn job(&self, job: JobId) -> Option<&Job> {
+        self.jobs.get(&job).map(AsRef::as_ref)
+    }
+
+    /// Whether `server` is in an in-sync set: whether anything would be lost with it.
+    #[must_use]
+    pub fn holds_shards(&self, server: ServerRef) -> bool {
+        let mut routes = self.jobs.values().flat_map(|job| &job.view.shards);
+        routes.any(|route| route.in_sync.contains(&server))
+    }
+}

@@ -1,0 +1,217 @@
+//! Jobs: creating, deleting, their variables and labels.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use downpour_core::cells::ClosedSessions;
+use downpour_core::id::{Epoch, JobId, ServerRef, SessionId, VariableId};
+use downpour_core::placement::{self, Candidate};
+use downpour_core::routing::ShardRoute;
+use downpour_core::spec::{JobSpec, Shape, Variable, VariableSpec};
+use downpour_core::view::JobView;
+
+use super::{Defined, Dense, Job, Outcome, Refused, Reply, State};
+use crate::command::LabelChange;
+
+/// Most shards of all jobs together: a snapshot of the state fits into one message.
+const SHARDS_MAX: usize = 1 << 19;
+/// Most jobs.
+const JOBS_MAX: usize = 4096;
+/// Most variables of a job.
+const VARIABLES_MAX: usize = 4096;
+/// Most labels of a job.
+const LABELS_MAX: usize = 256;
+
+impl State {
+    pub(super) fn create_job(&mut self, spec: JobSpec) -> Outcome {
+        let jobs = &self.cluster.jobs;
+        if let Some(job) = jobs.values().find(|job| job.view.spec.name == spec.name) {
+            return if job.view.spec == spec {
+                Ok(Reply::Created { job: job.view.job, created: false })
+            } else {
+                Err(Refused::AlreadyExists(difference(&job.view.spec, &spec)))
+            };
+        }
+        let shards: usize = jobs.values().map(|job| job.view.shards.len()).sum();
+        if jobs.len() == JOBS_MAX || shards + spec.shards as usize > SHARDS_MAX {
+            let problem = format!("a cluster has at most {JOBS_MAX} jobs and {SHARDS_MAX} shards");
+            return Err(Refused::FailedPrecondition(problem));
+        }
+        let plan = placement::place(&self.candidates(), spec.shards, spec.replicas)
+            .map_err(|error| Refused::FailedPrecondition(error.to_string()))?;
+        self.last.job += 1;
+        let job = JobId(self.last.job);
+        let view = JobView {
+            job,
+            spec,
+            version: self.cluster.version,
+            variables: Vec::new(),
+            shards: plan.into_iter().map(first_route).collect(),
+            sessions: ClosedSessions::default(),
+        };
+        let job_state =
+            Job { view, labels: BTreeMap::new(), sessions: BTreeMap::new(), dense: BTreeMap::new() };
+        self.cluster.jobs.insert(job, Arc::new(job_state));
+        Ok(Reply::Created { job, created: true })
+    }
+
+    /// The live servers with what they hold.
+    fn candidates(&self) -> Vec<Candidate> {
+        let mut copies: BTreeMap<ServerRef, u64> = BTreeMap::new();
+        for route in self.cluster.jobs.values().flat_map(|job| &job.view.shards) {
+            for &member in &route.in_sync {
+                *copies.entry(member).or_default() += 1;
+            }
+        }
+        let alive = self.cluster.nodes.values().map(|node| &node.view).filter(|view| view.alive);
+        let candidate = |server| copies.get(&server).copied().unwrap_or(0);
+        alive
+            .map(|view| Candidate {
+                server: view.server,
+                zone: view.zone.clone(),
+                copies: candidate(view.server),
+            })
+            .collect()
+    }
+
+    /// A job that was deleted before is as deleted as it can be.
+    pub(super) fn delete_job(&mut self, job: JobId) -> Outcome {
+        if job.0 > self.last.job {
+            return Err(Refused::NotFound(format!("there never was a job {job}")));
+        }
+        self.cluster.jobs.remove(&job);
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn define(
+        &mut self,
+        id: JobId,
+        session: SessionId,
+        specs: Vec<VariableSpec>,
+    ) -> Outcome {
+        let version = self.cluster.version;
+        let job = self.job(id)?;
+        check_open(job, session)?;
+        let mut variables = job.view.variables.clone();
+        let mut numbers = Vec::with_capacity(specs.len());
+        for spec in specs {
+            let known = variables.iter().find(|variable| variable.spec.name == spec.name);
+            numbers.push(match known {
+                Some(variable) if variable.spec == spec => variable.id,
+                Some(variable) => {
+                    let problem = format!(
+                        "variable {:?} of job {:?} is defined as {:?}, and not as {spec:?}",
+                        spec.name, job.view.spec.name, variable.spec,
+                    );
+                    return Err(Refused::AlreadyExists(problem));
+                }
+                None if variables.len() == VARIABLES_MAX => {
+                    let problem = format!("a job has at most {VARIABLES_MAX} variables");
+                    return Err(Refused::FailedPrecondition(problem));
+                }
+                None => {
+                    let variable = VariableId(variables.len() as u32 + 1);
+                    variables.push(Variable { id: variable, spec });
+                    variable
+                }
+            });
+        }
+        let job = self.job_mut(id);
+        if variables.len() > job.view.variables.len() {
+            job.view.variables = variables;
+            job.view.version = version;
+        }
+        let defined = numbers.into_iter().map(|number| define_one(job, number, session)).collect();
+        Ok(Reply::Defined { variables: defined, version: job.view.version })
+    }
+
+    pub(super) fn mark_initialized(
+        &mut self,
+        id: JobId,
+        session: SessionId,
+        variables: &[VariableId],
+    ) -> Outcome {
+        let job = self.job(id)?;
+        for variable in variables {
+            let Some(dense) = job.dense.get(variable) else {
+                let problem = format!("job {id} has no dense variable {variable}");
+                return Err(Refused::NotFound(problem));
+            };
+            if !dense.initialized && dense.initializer != session {
+                return Err(Refused::FailedPrecondition(format!(
+                    "variable {variable} is initialised by session {}, not {session}",
+                    dense.initializer
+                )));
+            }
+        }
+        let job = self.job_mut(id);
+        for variable in variables {
+            job.dense.entry(*variable).and_modify(|dense| dense.initialized = true);
+        }
+        Ok(Reply::Done)
+    }
+
+    /// Compare-and-swap where `expected` is given.
+    pub(super) fn label_job(&mut self, id: JobId, change: LabelChange) -> Outcome {
+        let job = self.job(id)?;
+        let now = job.labels.get(&change.key).cloned().unwrap_or_default();
+        if change.expected.is_some_and(|expected| expected != now) {
+            return Ok(Reply::Labelled { changed: false, value: now });
+        }
+        if now.is_empty() && !change.value.is_empty() && job.labels.len() == LABELS_MAX {
+            let problem = format!("a job has at most {LABELS_MAX} labels");
+            return Err(Refused::FailedPrecondition(problem));
+        }
+        if change.value != now {
+            let labels = &mut self.job_mut(id).labels;
+            if change.value.is_empty() {
+                labels.remove(&change.key);
+            } else {
+                labels.insert(change.key, change.value.clone());
+            }
+        }
+        Ok(Reply::Labelled { changed: true, value: change.value })
+    }
+}
+
+fn check_open(job: &Job, session: SessionId) -> Result<(), Refused> {
+    if job.sessions.contains_key(&session) {
+        return Ok(());
+    }
+    Err(Refused::NotFound(format!("job {} has no open session {session}", job.view.job)))
+}
+
+/// A dense variable is initialised by the first session that defines it, and by the next one where that session ended too early.
+fn define_one(job: &mut Job, number: VariableId, session: SessionId) -> Defined {
+    let variable = job.view.variable(number).expect("was just defined").clone();
+    if matches!(variable.spec.shape, Shape::Table(_)) {
+        return Defined { variable, initializer: None, initialized: true };
+    }
+    let fresh = Dense { initializer: session, initialized: false };
+    let dense = job.dense.entry(number).or_insert(fresh);
+    if !dense.initialized && !job.sessions.contains_key(&dense.initializer) {
+        dense.initializer = session;
+    }
+    Defined { variable, initializer: Some(dense.initializer), initialized: dense.initialized }
+}
+
+/// Everybody is in sync: all are empty.
+fn first_route(servers: Vec<ServerRef>) -> ShardRoute {
+    let primary = servers.first().copied();
+    let mut in_sync = servers;
+    in_sync.sort_unstable();
+    ShardRoute { epoch: Epoch(1), set_version: 1, primary, in_sync }
+}
+
+fn difference(is: &JobSpec, wanted: &JobSpec) -> String {
+    let fields = [
+        ("shards", u64::from(is.shards), u64::from(wanted.shards)),
+        ("replicas", is.replicas.into(), wanted.replicas.into()),
+        ("min_in_sync", is.min_in_sync.into(), wanted.min_in_sync.into()),
+        ("seed", is.seed, wanted.seed),
+    ];
+    let differing = fields.iter().filter(|(_, is, wanted)| is != wanted);
+    let differing: Vec<_> =
+        differing.map(|(field, is, wanted)| format!("{field} is {is}, not {wanted}")).collect();
+    format!("job {:?} exists: its {}", is.name, differing.join(", its "))
+}

@@ -1,0 +1,95 @@
+//! Servers: registering, judging, reviving.
+
+use std::sync::Arc;
+
+use downpour_core::id::{Incarnation, NodeId, ServerRef};
+use downpour_core::view::NodeView;
+
+use super::requests::Remembered;
+use super::{Cluster, Node, Outcome, Refused, Reply, State};
+use crate::command::Registration;
+
+/// Most servers by name that a cluster remembers.
+const NODES_MAX: usize = 10_000;
+
+/// What is known of one life of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// It is heard.
+    Alive,
+    /// It was silent for too long. It may only be unreachable, with all it holds.
+    Judged,
+    /// Its node registered a newer life: what it held is gone.
+    Over,
+}
+
+impl Cluster {
+    /// What is known of `server`.
+    #[must_use]
+    pub fn life(&self, server: ServerRef) -> Life {
+        match self.nodes.get(&server.node) {
+            Some(node) if node.view.server == server && node.view.alive => Life::Alive,
+            Some(node) if node.view.server == server => Life::Judged,
+            _ => Life::Over,
+        }
+    }
+}
+
+impl State {
+    /// A new life replaces the old one of the same name in the same step (protocol 1.1): else a server that restarts empty under its name
+    /// could be promoted.
+    pub(super) fn register_server(&mut self, registration: Registration) -> Outcome {
+        let Registration { name, address, zone, request_id } = registration;
+        let request = format!("register {name} {request_id}");
+        if let Some(&Remembered::Server(server)) = self.requests.find(&request) {
+            return Ok(Reply::Registered(server));
+        }
+        let known = self.cluster.nodes.values().find(|node| node.view.name == name);
+        let node = match known {
+            Some(node) => node.view.server.node,
+            None if self.cluster.nodes.len() == NODES_MAX => {
+                let problem = format!("the cluster already knows {NODES_MAX} servers by name");
+                return Err(Refused::FailedPrecondition(problem));
+            }
+            None => {
+                self.last.node += 1;
+                NodeId(self.last.node)
+            }
+        };
+        self.last.incarnation += 1;
+        let server = ServerRef { node, incarnation: Incarnation(self.last.incarnation) };
+        let view = NodeView { name, server, address, zone, alive: true };
+        let version = self.cluster.version;
+        self.cluster.nodes.insert(node, Arc::new(Node { view, version }));
+        self.requests.remember(request, Remembered::Server(server));
+        self.settle_routes();
+        Ok(Reply::Registered(server))
+    }
+
+    pub(super) fn judge_dead(&mut self, servers: &[ServerRef]) -> Outcome {
+        for &server in servers {
+            self.set_alive(server, Life::Alive, false);
+        }
+        self.settle_routes();
+        Ok(Reply::Done)
+    }
+
+    /// Only a life that still is in an in-sync set comes back: the others hold nothing that counts and register anew.
+    pub(super) fn revive(&mut self, server: ServerRef) -> Outcome {
+        if self.cluster.holds_shards(server) {
+            self.set_alive(server, Life::Judged, true);
+            self.settle_routes();
+        }
+        Ok(Reply::Done)
+    }
+
+    fn set_alive(&mut self, server: ServerRef, from: Life, alive: bool) {
+        if self.cluster.life(server) == from
+            && let Some(node) = self.cluster.nodes.get_mut(&server.node)
+        {
+            let node = Arc::make_mut(node);
+            node.view.alive = alive;
+            node.version = self.cluster.version;
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The encoding of the whole state.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use downpour_core::id::{ServerRef, SessionId, VariableId};
+use downpour_core::view::{JobView, NodeView};
+use downpour_proto::{Invalid, v1};
+use prost::Message;
+
+use super::requests::{Remembered, Requests};
+use super::{Cluster, Counters, Dense, Job, Node, Session, State};
+
+#[derive(Clone, PartialEq, Message)]
+struct Snapshot {
+    #[prost(uint64, tag = "1")]
+    version: u64,
+    #[prost(uint32, tag = "2")]
+    last_node: u32,
+    #[prost(uint64, tag = "3")]
+    last_incarnation: u64,
+    #[prost(uint64, tag = "4")]
+    last_job: u64,
+    #[prost(uint64, tag = "5")]
+    last_session: u64,
+    #[prost(message, repeated, tag = "6")]
+    nodes: Vec<NodeRecord>,
+    #[prost(message, repeated, tag = "7")]
+    jobs: Vec<JobRecord>,
+    #[prost(message, repeated, tag = "8")]
+    requests: Vec<RequestRecord>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct NodeRecord {
+    #[prost(message, optional, tag = "1")]
+    view: Option<v1::NodeView>,
+    #[prost(uint64, tag = "2")]
+    version: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct JobRecord {
+    #[prost(message, optional, tag = "1")]
+    view: Option<v1::JobView>,
+    #[prost(btree_map = "string, string", tag = "2")]
+    labels: BTreeMap<String, String>,
+    #[prost(message, repeated, tag = "3")]
+    sessions: Vec<v1::SessionView>,
+    #[prost(message, repeated, tag = "4")]
+    dense: Vec<DenseRecord>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct DenseRecord {
+    #[prost(uint32, tag = "1")]
+    variable: u32,
+    #[prost(uint64, tag = "2")]
+    initializer: u64,
+    #[prost(bool, tag = "3")]
+    initialized: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct RequestRecord {
+    #[prost(string, tag = "1")]
+    request: String,
+    /// Given for RegisterServer.
+    #[prost(message, optional, tag = "2")]
+    server: Option<v1::ServerRef>,
+    /// Given for OpenSession.
+    #[prost(uint64, tag = "3")]
+    session: u64,
+}
+
+impl State {
+    /// Everything, encoded.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<u8> {
+        let node = |node: &Arc<Node>| NodeRecord {
+            view: Some((&node.view).into()),
+            version: node.version,
+        };
+        let snapshot = Snapshot {
+            version: self.cluster.version,
+            last_node: self.last.node,
+            last_incarnation: self.last.incarnation,
+            last_job: self.last.job,
+            last_session: self.last.session,
+            nodes: self.cluster.nodes.values().map(node).collect(),
+            jobs: self.cluster.jobs.values().map(|job| job.as_ref().into()).collect(),
+            requests: self.requests.iter().map(|(request, answer)| record(request, answer)).collect(),
+        };
+        snapshot.encode_to_vec()
+    }
+
+    /// The state that [`State::snapshot`] encoded.
+    ///
+    /// # Errors
+    /// The bytes are not such a state.
+    pub fn restore(bytes: &[u8]) -> Result<State, Invalid> {
+        let snapshot = Snapshot::decode(bytes)
+            .map_err(|error| Invalid::new("snapshot", error.to_string()))?;
+        let mut cluster = Cluster { version: snapshot.version, ..Cluster::default() };
+        for record in snapshot.nodes {
+            let view: NodeView = given("snapshot.nodes.view", record.view)?.try_into()?;
+            cluster.nodes.insert(view.server.node, Arc::new(Node { view, version: record.version }));
+        }
+        for record in snapshot.jobs {
+            let job = Job::try_from(record)?;
+            cluster.jobs.insert(job.view.job, Arc::new(job));
+        }
+        let mut requests = Requests::default();
+        for record in snapshot.requests {
+            let answer = match record.server {
+                Some(server) => Remembered::Server(ServerRef::try_from(server)?),
+                None => Remembered::Session(SessionId(record.session)),
+            };
+            requests.remember(record.request, answer);
+        }
+        let last = Counters {
+            node: snapshot.last_node,
+            incarnation: snapshot.last_incarnation,
+            job: snapshot.last_job,
+            session: snapshot.last_session,
+        };
+        Ok(State { cluster, last, requests })
+    }
+}
+
+fn given<T>(field: &'static str, value: Option<T>) -> Result<T, Invalid> {
+    value.ok_or_else(|| Invalid::new(field, "is not given"))
+}
+
+fn record(request: &str, answer: Remembered) -> RequestRecord {
+    let request = request.to_owned();
+    match answer {
+        Remembered::Server(server) => {
+            RequestRecord { request, server: Some(server.into()), session: 0 }
+        }
+        Remembered::Session(session) => RequestRecord { request, server: None, session: session.0 },
+    }
+}
+
+impl From<&Job> for JobRecord {
+    fn from(job: &Job) -> Self {
+        let session = |(id, session): (&SessionId, &Session)| v1::SessionView {
+            session: id.0,
+            name: session.name.clone(),
+            kind: session.kind.into(),
+            progress: None,
+        };
+        let dense = |(variable, dense): (&VariableId, &Dense)| DenseRecord {
+            variable: variable.0,
+            initializer: dense.initializer.0,
+            initialized: dense.initialized,
+        };
+        JobRecord {
+            view: Some((&job.view).into()),
+            labels: job.labels.clone(),
+            sessions: job.sessions.iter().map(session).collect(),
+            dense: job.dense.iter().map(dense).collect(),
+        }
+    }
+}
+
+impl TryFrom<JobRecord> for Job {
+    type Error = Invalid;
+
+    fn try_from(record: JobRecord) -> Result<Self, Invalid> {
+        let view: JobView = given("snapshot.jobs.view", record.view)?.try_into()?;
+        let session = |session: v1::SessionView| {
+            let kind = session.kind();
+            (SessionId(session.session), Session { name: session.name, kind })
+        };
+        let dense = |dense: DenseRecord| {
+            let initializer = SessionId(dense.initializer);
+            (VariableId(dense.variable), Dense { initializer, initialized: dense.initialized })
+        };
+        Ok(Job {
+            view,
+            labels: record.labels,
+            sessions: record.sessions.into_iter().map(session).collect(),
+            dense: record.dense.into_iter().map(dense).collect(),
+        })
+    }
+}
