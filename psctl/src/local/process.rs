@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use super::spawner::Spawner;
 use super::{Error, probe};
@@ -22,6 +24,17 @@ const TAIL_BYTES: u64 = 16 << 10;
 pub struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
+    /// Set by SIGINT or SIGTERM; a second signal ends this process at once with status 1, and the kernel kills its children.
+    pub fn on_signals() -> io::Result<Self> {
+        let interrupt = Self::default();
+        for signal in [SIGINT, SIGTERM] {
+            // In this order, so that the first signal does not count as the second.
+            flag::register_conditional_shutdown(signal, 1, interrupt.0.clone())?;
+            flag::register(signal, interrupt.0.clone())?;
+        }
+        Ok(interrupt)
+    }
+
     /// From now on every wait ends with [`Error::Interrupted`].
     pub fn set(&self) {
         self.0.store(true, Ordering::Relaxed);

@@ -1,0 +1,9 @@
+//! One module for each noun, one file for each verb.
+
+pub(crate) mod completions;
+pub(crate) mod job;
+pub(crate) mod local;
+pub(crate) mod node;
+pub(crate) mod shard;
+pub(crate) mod status;
+pub(crate) mod worker;

@@ -1,0 +1,35 @@
+//! `psctl job describe`
+
+use crate::cli::Connection;
+use crate::model::{Job, Variable};
+use crate::output::{self, Format, Row, table};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  psctl job describe ctr -o json")]
+pub(crate) struct Args {
+    /// Name of the job
+    name: String,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+pub(crate) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
+    let cluster = args.connection.cluster().await?;
+    let job = super::find(&cluster, &args.name)?;
+    match format {
+        Format::Json => output::json(job),
+        Format::Table => {
+            let head = table(Job::TITLES, std::iter::once(job.cells()));
+            let variables = table(Variable::TITLES, job.variables.iter().map(Row::cells));
+            let labels: Vec<String> =
+                job.labels.iter().map(|(key, value)| format!("\n{key}={value}")).collect();
+            output::line(&format!(
+                "{head}\n\n{variables}{}{}",
+                if labels.is_empty() { "" } else { "\n" },
+                labels.concat()
+            ))
+        }
+    }
+}

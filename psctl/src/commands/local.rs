@@ -1,0 +1,251 @@
+//! `psctl local`: a cluster on this machine, and a training on it.
+//!
+//! Follow one run: [`plan`] reads what the worker is to do; [`LocalCluster::start`] brings the servers up; [`train`] starts
+//! the workers and shows their [`progress`] until all have ended; one more process evaluates; [`report`] prints.
+//! Whatever ends it early (a crash, Ctrl-C) ends everything.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use downpour_psctl::local::{Error, Interrupt, LocalCluster, Options, Process, stop_all};
+use serde::Serialize;
+
+use crate::output::{self, Format};
+
+mod plan;
+mod progress;
+mod report;
+
+use plan::Plan;
+use progress::Progress;
+use report::{Evaluation, Report};
+
+/// How often processes and their progress are looked at.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long a process may take to end after SIGTERM.
+const STOP_DEADLINE: Duration = Duration::from_secs(15);
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+What follows `--` goes to `downpour-worker`; psctl adds where the cluster is, the worker's number and its directory. A --test FILE among it
+is evaluated once, when all workers have ended.
+
+Examples:
+  psctl local -- train --model deepfm --schema s.toml --train t.parquet --test e.parquet
+  psctl local --coordinators 1 --servers 4 --workers 4 --dir run1 -- train --model lr --schema s.toml --train t.csv
+  psctl local                      keep a cluster running until Ctrl-C, and print where it is
+  psctl local -o json > cluster.json")]
+pub(crate) struct Args {
+    /// Members of the coordinator group
+    #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=5))]
+    pub(crate) coordinators: u16,
+    /// Parameter servers
+    #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) servers: u16,
+    /// Workers
+    #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) workers: u16,
+    /// Copies of each shard, the primary included
+    #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=3))]
+    pub(crate) replicas: u16,
+    /// Directory for logs, metrics and data, which stays; must be empty or absent. Without it a temporary one
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Keep the temporary directory at the end
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Where the binaries are; without it beside psctl
+    #[arg(long, value_name = "DIR")]
+    pub(crate) bin_dir: Option<PathBuf>,
+    /// Name of the data set in the report; without it the folder of the training data
+    #[arg(long, value_name = "NAME")]
+    pub(crate) dataset: Option<String>,
+    /// How long a process may take to become ready
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub(crate) ready_within: Duration,
+    /// What the workers do: `train` and its arguments
+    #[arg(last = true, value_name = "train ARGS")]
+    pub(crate) command: Vec<String>,
+}
+
+pub(crate) fn run(args: Args, format: Format) -> anyhow::Result<()> {
+    let plan = (!args.command.is_empty()).then(|| Plan::new(&args)).transpose()?;
+    let started = Instant::now();
+    let interrupt = Interrupt::on_signals().context("handle signals")?;
+    let options = Options {
+        coordinators: args.coordinators.into(),
+        servers: args.servers.into(),
+        bin_dir: args.bin_dir.clone(),
+        dir: args.dir.clone(),
+        ready_within: args.ready_within,
+        interrupt: interrupt.clone(),
+        ..Options::default()
+    };
+    eprintln!("starting {} coordinators and {} servers", args.coordinators, args.servers);
+    let mut cluster = LocalCluster::start(options)?;
+    let ended = match &plan {
+        Some(plan) => work(&mut cluster, plan, started, &interrupt, format),
+        None => idle(&mut cluster, &interrupt, format),
+    };
+    let stays = args.keep || args.dir.is_some() || ended.is_err();
+    if stays {
+        cluster.keep_dir();
+        eprintln!("logs and metrics are in {}", cluster.dir().display());
+    }
+    for error in cluster.stop(STOP_DEADLINE) {
+        eprintln!("psctl: {error}");
+    }
+    ended
+}
+
+/// Trains, evaluates, reports.
+fn work(
+    cluster: &mut LocalCluster,
+    plan: &Plan,
+    started: Instant,
+    interrupt: &Interrupt,
+    format: Format,
+) -> anyhow::Result<()> {
+    let trained = train(cluster, plan, interrupt)?;
+    let evaluation =
+        plan.evaluation.as_ref().map(|args| evaluate(cluster, args, interrupt)).transpose()?;
+    report::print(
+        format,
+        &Report::new(plan, cluster.servers.len(), &trained, evaluation, started.elapsed()),
+    )
+}
+
+/// What a training cost.
+struct Trained {
+    samples: u64,
+    wall: Duration,
+    /// Of all processes.
+    cpu: Duration,
+}
+
+fn train(
+    cluster: &mut LocalCluster,
+    plan: &Plan,
+    interrupt: &Interrupt,
+) -> anyhow::Result<Trained> {
+    let started = Instant::now();
+    let cpu_before = cluster.cpu();
+    let mut workers = Vec::new();
+    let mut progress = Progress::new();
+    for index in 0..plan.workers {
+        let out = cluster.subdir(&format!("workers/{index}"))?;
+        let args = plan.worker_args(&cluster.coordinator_addresses(), index, &out);
+        let name = format!("worker-{index}");
+        progress.add(&name, out.join("metrics.jsonl"));
+        workers.push(cluster.run(&name, plan::BINARY, args)?);
+    }
+    let ended = watch(cluster, &mut workers, interrupt, |_| progress.show());
+    progress.finish();
+    if let Err(error) = ended {
+        // Workers go first: without servers they would only wait.
+        for late in stop_all(workers.iter_mut(), STOP_DEADLINE) {
+            eprintln!("psctl: {late}");
+        }
+        return Err(error.into());
+    }
+    let cpu = cluster.cpu() - cpu_before + workers.iter().map(Process::cpu).sum::<Duration>();
+    Ok(Trained { samples: progress.samples(), wall: started.elapsed(), cpu })
+}
+
+fn evaluate(
+    cluster: &mut LocalCluster,
+    args: &[String],
+    interrupt: &Interrupt,
+) -> anyhow::Result<Evaluation> {
+    eprintln!("evaluating");
+    let path = cluster.dir().join("report.json");
+    let args = plan::evaluate_args(args, &cluster.coordinator_addresses(), &path);
+    let mut process = [cluster.run("evaluate", plan::BINARY, args)?];
+    watch(cluster, &mut process, interrupt, |_| ())?;
+    let text =
+        std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("read {}", path.display()))
+}
+
+/// Until every one of `processes` has ended with status 0; an error as soon as one of them, or of the cluster, has not.
+fn watch(
+    cluster: &mut LocalCluster,
+    processes: &mut [Process],
+    interrupt: &Interrupt,
+    mut look: impl FnMut(&[Process]),
+) -> Result<(), Error> {
+    while !processes.is_empty() {
+        cluster.check()?;
+        processes.iter_mut().try_for_each(Process::check)?;
+        look(processes);
+        if !processes.iter().any(Process::is_running) {
+            break;
+        }
+        if interrupt.is_set() {
+            return Err(Error::Interrupted);
+        }
+        std::thread::sleep(LOOK);
+    }
+    Ok(())
+}
+
+/// Where an idle cluster is: what `-o json` prints.
+#[derive(Serialize)]
+struct Addresses {
+    dir: PathBuf,
+    coordinators: Vec<Address>,
+    servers: Vec<Address>,
+}
+
+#[derive(Serialize)]
+struct Address {
+    name: String,
+    address: String,
+    http: String,
+    pid: Option<u32>,
+    log: PathBuf,
+}
+
+impl From<&Process> for Address {
+    fn from(process: &Process) -> Self {
+        Self {
+            name: process.name().to_owned(),
+            address: process.address().to_owned(),
+            http: process.http().to_owned(),
+            pid: process.pid(),
+            log: process.log().to_owned(),
+        }
+    }
+}
+
+/// Keeps the cluster until somebody interrupts.
+fn idle(cluster: &mut LocalCluster, interrupt: &Interrupt, format: Format) -> anyhow::Result<()> {
+    let addresses = Addresses {
+        dir: cluster.dir().to_owned(),
+        coordinators: cluster.coordinators.iter().map(Address::from).collect(),
+        servers: cluster.servers.iter().map(Address::from).collect(),
+    };
+    match format {
+        Format::Json => output::json(&addresses)?,
+        Format::Table => {
+            let processes = addresses.coordinators.iter().chain(&addresses.servers);
+            let rows = processes.map(|process| {
+                let Address { name, address, http, pid, log } = process;
+                let pid = pid.map(|pid| pid.to_string()).unwrap_or_default();
+                vec![name.clone(), address.clone(), http.clone(), pid, log.display().to_string()]
+            });
+            output::line(&output::table(&["NAME", "ADDRESS", "HTTP", ">PID", "LOG"], rows))?;
+            output::line(&format!(
+                "\nexport DOWNPOUR_COORDINATORS={}",
+                cluster.coordinator_addresses()
+            ))?;
+        }
+    }
+    eprintln!("running until Ctrl-C");
+    while !interrupt.is_set() {
+        cluster.check()?;
+        std::thread::sleep(LOOK);
+    }
+    Ok(())
+}

@@ -1,0 +1,200 @@
+//! One line of progress for each worker, out of the `metrics.jsonl` that it writes.
+
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Read as _, Seek as _, SeekFrom};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressStyle};
+use serde::Deserialize;
+
+/// How often a line is written where nobody sees it change.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// What a worker writes at each interval; lines without samples (of an evaluation, say) are not progress.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+struct Metrics {
+    clock: u64,
+    /// Since it started.
+    total_samples: u64,
+    /// How many it will have trained at the end, where that is known.
+    #[serde(default)]
+    planned_samples: Option<u64>,
+    #[serde(default)]
+    loss: Option<f64>,
+    #[serde(default)]
+    samples_per_s: f64,
+}
+
+/// Live lines on a terminal, a line for each worker every few seconds elsewhere; on stderr.
+pub(super) struct Progress {
+    workers: Vec<Worker>,
+    bars: Option<MultiProgress>,
+    last_lines: Instant,
+}
+
+struct Worker {
+    name: String,
+    path: PathBuf,
+    read: u64,
+    /// The beginning of a line whose end is not written yet.
+    rest: Vec<u8>,
+    latest: Option<Metrics>,
+    bar: ProgressBar,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        let bars = io::stderr().is_terminal().then(MultiProgress::new);
+        Self { workers: Vec::new(), bars, last_lines: Instant::now() }
+    }
+
+    pub(super) fn add(&mut self, name: &str, metrics: PathBuf) {
+        let bar = match &self.bars {
+            Some(bars) => bars.add(ProgressBar::no_length()),
+            None => ProgressBar::hidden(),
+        };
+        bar.set_style(
+            ProgressStyle::with_template("{prefix}  {wide_msg}").expect("a template of two fields"),
+        );
+        bar.set_prefix(name.to_owned());
+        bar.set_message("starting");
+        let name = name.to_owned();
+        self.workers.push(Worker {
+            name,
+            path: metrics,
+            read: 0,
+            rest: Vec::new(),
+            latest: None,
+            bar,
+        });
+    }
+
+    /// Reads what is new, and shows it.
+    pub(super) fn show(&mut self) {
+        for worker in &mut self.workers {
+            if worker.read_new() {
+                worker.bar.set_message(worker.message());
+            }
+            worker.bar.tick();
+        }
+        if self.bars.is_none() && self.last_lines.elapsed() >= LINE_EVERY {
+            self.print_lines();
+        }
+    }
+
+    /// Shows what is last, for good.
+    pub(super) fn finish(&mut self) {
+        for worker in &mut self.workers {
+            worker.read_new();
+            worker.bar.finish_with_message(worker.message());
+        }
+        if self.bars.is_none() {
+            self.print_lines();
+        }
+    }
+
+    fn print_lines(&mut self) {
+        for worker in &self.workers {
+            eprintln!("{}  {}", worker.name, worker.message());
+        }
+        self.last_lines = Instant::now();
+    }
+
+    /// Of all workers.
+    pub(super) fn samples(&self) -> u64 {
+        self.workers
+            .iter()
+            .filter_map(|worker| worker.latest)
+            .map(|latest| latest.total_samples)
+            .sum()
+    }
+}
+
+impl Worker {
+    /// Whether there was anything. A file that is not there yet, or not readable, is no progress.
+    fn read_new(&mut self) -> bool {
+        let mut new = Vec::new();
+        let read = File::open(&self.path).and_then(|mut file| {
+            file.seek(SeekFrom::Start(self.read))?;
+            file.read_to_end(&mut new)
+        });
+        self.read += read.unwrap_or(0) as u64;
+        self.take_lines(&new)
+    }
+
+    fn take_lines(&mut self, new: &[u8]) -> bool {
+        self.rest.extend_from_slice(new);
+        let Some(end) = self.rest.iter().rposition(|byte| *byte == b'\n') else { return false };
+        let lines: Vec<u8> = self.rest.drain(..=end).collect();
+        let latest = lines
+            .split(|byte| *byte == b'\n')
+            .rev()
+            .find_map(|line| serde_json::from_slice(line).ok());
+        self.latest = latest.or(self.latest);
+        latest.is_some()
+    }
+
+    fn message(&self) -> String {
+        let Some(Metrics { clock, total_samples, planned_samples, loss, samples_per_s }) =
+            self.latest
+        else {
+            return "starting".into();
+        };
+        let mut parts = vec![format!("step {}", HumanCount(clock))];
+        match planned_samples {
+            Some(planned) if planned > 0 => {
+                let percent = 100.0 * total_samples as f64 / planned as f64;
+                parts.push(format!(
+                    "{} of {} samples ({percent:.0} %)",
+                    HumanCount(total_samples),
+                    HumanCount(planned)
+                ));
+            }
+            _ => parts.push(format!("{} samples", HumanCount(total_samples))),
+        }
+        parts.push(format!("{}/s", HumanCount(samples_per_s as u64)));
+        parts.extend(loss.map(|loss| format!("loss {loss:.4}")));
+        let left = planned_samples.map(|planned| planned.saturating_sub(total_samples));
+        if let Some(left) = left.filter(|left| *left > 0 && samples_per_s >= 1.0) {
+            let eta = Duration::from_secs((left as f64 / samples_per_s).round() as u64);
+            parts.push(format!("ETA {}", humantime::format_duration(eta)));
+        }
+        parts.join("  ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worker(pieces: &[&str]) -> Worker {
+        let mut progress = Progress::new();
+        progress.add("worker-0", PathBuf::new());
+        let mut worker = progress.workers.remove(0);
+        for piece in pieces {
+            worker.take_lines(piece.as_bytes());
+        }
+        worker
+    }
+
+    #[test]
+    fn the_last_whole_line_with_samples_counts() {
+        let worker = worker(&[
+            "{\"clock\":1,\"total_samples\":100,\"loss\":0.5,\"samples_per_s\":50}\n{\"clock\":2,\"total_sam",
+            "ples\":200,\"planned_samples\":1000,\"loss\":0.25,\"samples_per_s\":80.4}\n",
+            "{\"evaluation\":{\"auc\":0.9}}\nnonsense\n{\"clock\":3",
+        ]);
+        assert_eq!(
+            worker.message(),
+            "step 2  200 of 1,000 samples (20 %)  80/s  loss 0.2500  ETA 10s"
+        );
+    }
+
+    #[test]
+    fn nothing_is_made_up_where_nothing_is_known() {
+        assert_eq!(worker(&["{\"clock\":1"]).message(), "starting");
+        let worker = worker(&["{\"clock\":1,\"total_samples\":100,\"loss\":null}\n"]);
+        assert_eq!(worker.message(), "step 1  100 samples  0/s");
+    }
+}

@@ -1,0 +1,413 @@
+//! The cluster as scripts and people see it: what the coordinators answer, with names in place of numbers.
+//!
+//! The field names here are the JSON of `-o json`: they are a promise.
+
+use std::collections::BTreeMap;
+
+use downpour_core::id::Lsn;
+use downpour_proto::v1;
+use serde::Serialize;
+
+use crate::output::{Row, bytes, count};
+
+/// Everything.
+#[derive(Debug, Serialize)]
+pub(crate) struct Cluster {
+    /// Position in the coordinators' log.
+    pub(crate) version: u64,
+    pub(crate) coordinators: Vec<Coordinator>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) jobs: Vec<Job>,
+    #[serde(skip)]
+    pub(crate) shards: Vec<Shard>,
+    #[serde(skip)]
+    pub(crate) workers: Vec<Worker>,
+}
+
+/// A member of the coordinator group.
+#[derive(Debug, Serialize)]
+pub(crate) struct Coordinator {
+    pub(crate) id: u64,
+    pub(crate) address: String,
+    pub(crate) leader: bool,
+    pub(crate) term: u64,
+    pub(crate) matched: u64,
+}
+
+/// A parameter server in its newest life.
+#[derive(Debug, Serialize)]
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) node: u32,
+    pub(crate) incarnation: u64,
+    pub(crate) address: String,
+    pub(crate) zone: String,
+    pub(crate) alive: bool,
+    /// Shards of which it is the primary.
+    pub(crate) primaries: u64,
+    /// Shards of which it is another in-sync member.
+    pub(crate) backups: u64,
+    /// Of the shards of which it is the primary, as it last reported.
+    pub(crate) rows: u64,
+    pub(crate) bytes: u64,
+}
+
+/// One shard of one job.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Shard {
+    pub(crate) job: String,
+    pub(crate) shard: u32,
+    pub(crate) epoch: u64,
+    pub(crate) set_version: u64,
+    /// `None`: lost.
+    pub(crate) primary: Option<String>,
+    /// Names, the primary's among them.
+    pub(crate) in_sync: Vec<String>,
+    /// Members that the job wants.
+    pub(crate) replicas: u32,
+    pub(crate) lost: bool,
+    /// As the primary last reported.
+    pub(crate) rows: u64,
+    pub(crate) bytes: u64,
+    pub(crate) last_lsn: u64,
+}
+
+/// A job and what it holds.
+#[derive(Debug, Serialize)]
+pub(crate) struct Job {
+    pub(crate) name: String,
+    pub(crate) job: u64,
+    pub(crate) shards: u32,
+    pub(crate) replicas: u32,
+    pub(crate) min_in_sync: u32,
+    pub(crate) seed: u64,
+    pub(crate) version: u64,
+    pub(crate) lost_shards: u64,
+    /// Shards with fewer in-sync members than the job wants.
+    pub(crate) short_shards: u64,
+    pub(crate) sessions: u64,
+    pub(crate) rows: u64,
+    pub(crate) bytes: u64,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) variables: Vec<Variable>,
+}
+
+/// A variable of a job.
+#[derive(Debug, Serialize)]
+pub(crate) struct Variable {
+    pub(crate) id: u32,
+    pub(crate) name: String,
+    pub(crate) kind: &'static str,
+    /// A table's width, a dense tensor's dimensions.
+    pub(crate) shape: Vec<u64>,
+    /// Tables of one group place equal keys on one shard.
+    pub(crate) group: Option<String>,
+    pub(crate) optimizer: String,
+}
+
+/// A session: a worker, an evaluator or an operator.
+#[derive(Debug, Serialize)]
+pub(crate) struct Worker {
+    pub(crate) job: String,
+    pub(crate) session: u64,
+    pub(crate) name: String,
+    pub(crate) kind: &'static str,
+    pub(crate) clock: u64,
+    pub(crate) samples: u64,
+    pub(crate) samples_per_s: f64,
+    /// `None`: not a number, or not reported.
+    pub(crate) loss: Option<f64>,
+}
+
+impl From<v1::GetClusterReply> for Cluster {
+    fn from(reply: v1::GetClusterReply) -> Self {
+        let names: BTreeMap<u32, &str> =
+            reply.nodes.iter().map(|node| (node.node, node.name.as_str())).collect();
+        let shards: Vec<Shard> = reply.jobs.iter().flat_map(|job| shards(job, &names)).collect();
+        let nodes = reply.nodes.iter().map(|node| Node::new(node, &shards)).collect();
+        let jobs = reply.jobs.iter().filter_map(|job| Job::new(job, &shards)).collect();
+        let workers = reply.jobs.iter().flat_map(workers).collect();
+        let coordinators = reply.members.into_iter().map(|member| {
+            let v1::MemberView { id, address, leader, term, matched } = member;
+            Coordinator { id, address, leader, term, matched }
+        });
+        Self {
+            version: reply.version,
+            coordinators: coordinators.collect(),
+            nodes,
+            jobs,
+            shards,
+            workers,
+        }
+    }
+}
+
+fn job_name(status: &v1::JobStatus) -> Option<&str> {
+    Some(&status.view.as_ref()?.spec.as_ref()?.name)
+}
+
+fn shards(status: &v1::JobStatus, names: &BTreeMap<u32, &str>) -> Vec<Shard> {
+    let (Some(view), Some(job)) = (&status.view, job_name(status)) else { return Vec::new() };
+    let replicas = view.spec.as_ref().map_or(0, |spec| spec.replicas);
+    let reports: BTreeMap<u32, &v1::ShardReport> =
+        status.reports.iter().map(|report| (report.shard, report)).collect();
+    let name = |server: &v1::ServerRef| {
+        names.get(&server.node).map_or_else(|| format!("node {}", server.node), ToString::to_string)
+    };
+    let shard = |route: &v1::ShardRoute| {
+        let report = reports.get(&route.shard);
+        Shard {
+            job: job.to_owned(),
+            shard: route.shard,
+            epoch: route.epoch,
+            set_version: route.set_version,
+            primary: route.primary.as_ref().map(name),
+            in_sync: route.in_sync.iter().map(name).collect(),
+            replicas,
+            lost: route.lost,
+            rows: report.map_or(0, |report| report.rows),
+            bytes: report.map_or(0, |report| report.bytes),
+            last_lsn: report.map_or(0, |report| report.last_lsn),
+        }
+    };
+    view.shards.iter().map(shard).collect()
+}
+
+fn workers(status: &v1::JobStatus) -> Vec<Worker> {
+    let job = job_name(status).unwrap_or_default();
+    let worker = |session: &v1::SessionView| {
+        let progress = session.progress.unwrap_or_default();
+        Worker {
+            job: job.to_owned(),
+            session: session.session,
+            name: session.name.clone(),
+            kind: match session.kind() {
+                v1::SessionKind::Unspecified => "unknown",
+                v1::SessionKind::Worker => "worker",
+                v1::SessionKind::Evaluator => "evaluator",
+                v1::SessionKind::Operator => "operator",
+            },
+            clock: progress.clock,
+            samples: progress.samples,
+            samples_per_s: progress.samples_per_s,
+            loss: (progress.clock > 0 && progress.loss.is_finite()).then_some(progress.loss),
+        }
+    };
+    status.sessions.iter().map(worker).collect()
+}
+
+impl Node {
+    fn new(view: &v1::NodeView, shards: &[Shard]) -> Self {
+        let v1::NodeView { node, name, incarnation, address, zone, alive } = view.clone();
+        let led: Vec<&Shard> =
+            shards.iter().filter(|shard| shard.primary.as_ref() == Some(&name)).collect();
+        let member = shards.iter().filter(|shard| shard.in_sync.contains(&name)).count();
+        Self {
+            node,
+            incarnation,
+            address,
+            zone,
+            alive,
+            primaries: led.len() as u64,
+            backups: member.saturating_sub(led.len()) as u64,
+            rows: led.iter().map(|shard| shard.rows).sum(),
+            bytes: led.iter().map(|shard| shard.bytes).sum(),
+            name,
+        }
+    }
+}
+
+impl Job {
+    fn new(status: &v1::JobStatus, shards: &[Shard]) -> Option<Self> {
+        let view = status.view.as_ref()?;
+        let spec = view.spec.as_ref()?;
+        let own: Vec<&Shard> = shards.iter().filter(|shard| shard.job == spec.name).collect();
+        Some(Self {
+            name: spec.name.clone(),
+            job: view.job,
+            shards: spec.shards,
+            replicas: spec.replicas,
+            min_in_sync: spec.min_in_sync,
+            seed: spec.seed,
+            version: view.version,
+            lost_shards: own.iter().filter(|shard| shard.lost).count() as u64,
+            short_shards: own.iter().filter(|shard| shard.is_short()).count() as u64,
+            sessions: status.sessions.len() as u64,
+            rows: own.iter().map(|shard| shard.rows).sum(),
+            bytes: own.iter().map(|shard| shard.bytes).sum(),
+            labels: status.labels.clone().into_iter().collect(),
+            variables: view.variables.iter().filter_map(Variable::new).collect(),
+        })
+    }
+}
+
+impl Variable {
+    fn new(variable: &v1::Variable) -> Option<Self> {
+        use v1::optimizer::Kind;
+        use v1::variable_spec::Shape;
+        let spec = variable.spec.as_ref()?;
+        let (kind, shape, group) = match spec.shape.as_ref()? {
+            Shape::Table(table) => ("table", vec![u64::from(table.dim)], Some(table.group.clone())),
+            Shape::Dense(dense) => ("dense", dense.shape.clone(), None),
+        };
+        let optimizer =
+            match spec.optimizer.as_ref().and_then(|optimizer| optimizer.kind.as_ref())? {
+                Kind::Sgd(sgd) => format!("sgd(lr {})", sgd.learning_rate),
+                Kind::Adagrad(adagrad) => format!("adagrad(lr {})", adagrad.learning_rate),
+                Kind::RowwiseAdagrad(adagrad) => {
+                    format!("rowwise_adagrad(lr {})", adagrad.learning_rate)
+                }
+                Kind::Adam(adam) => format!("adam(lr {})", adam.learning_rate),
+            };
+        Some(Self { id: variable.id, name: spec.name.clone(), kind, shape, group, optimizer })
+    }
+}
+
+impl Shard {
+    /// Alive, with fewer in-sync members than the job wants.
+    pub(crate) fn is_short(&self) -> bool {
+        !self.lost && self.in_sync.len() < self.replicas as usize
+    }
+}
+
+impl Cluster {
+    /// What an operator would want to know, a sentence each.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if !self.coordinators.iter().any(|member| member.leader) {
+            problems.push("no coordinator leads".to_owned());
+        }
+        let dead = self.nodes.iter().filter(|node| !node.alive);
+        problems.extend(dead.map(|node| format!("node {} is dead", node.name)));
+        for job in &self.jobs {
+            if job.lost_shards > 0 {
+                problems.push(format!(
+                    "job {}: {} of {} shards are lost",
+                    job.name, job.lost_shards, job.shards
+                ));
+            }
+            if job.short_shards > 0 {
+                let Job { name, short_shards, shards, replicas, .. } = job;
+                problems.push(format!("job {name}: {short_shards} of {shards} shards have fewer than {replicas} in-sync members"));
+            }
+        }
+        problems
+    }
+}
+
+fn yes(condition: bool) -> String {
+    if condition { "yes" } else { "no" }.to_owned()
+}
+
+impl Row for Coordinator {
+    const TITLES: &'static [&'static str] = &["ID", "ADDRESS", "LEADER", ">TERM", ">MATCHED"];
+    fn cells(&self) -> Vec<String> {
+        let Self { id, address, leader, term, matched } = self;
+        vec![id.to_string(), address.clone(), yes(*leader), term.to_string(), matched.to_string()]
+    }
+}
+
+impl Row for Node {
+    const TITLES: &'static [&'static str] = &[
+        "NAME",
+        ">INCARNATION",
+        "ADDRESS",
+        "ZONE",
+        "ALIVE",
+        ">PRIMARIES",
+        ">BACKUPS",
+        ">ROWS",
+        ">BYTES",
+    ];
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.name.clone(),
+            self.incarnation.to_string(),
+            self.address.clone(),
+            self.zone.clone(),
+            yes(self.alive),
+            self.primaries.to_string(),
+            self.backups.to_string(),
+            count(self.rows),
+            bytes(self.bytes),
+        ]
+    }
+}
+
+impl Row for Shard {
+    const TITLES: &'static [&'static str] =
+        &["JOB", ">SHARD", ">EPOCH", "PRIMARY", "IN SYNC", ">ROWS", ">BYTES", ">LAST LSN"];
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.job.clone(),
+            self.shard.to_string(),
+            self.epoch.to_string(),
+            self.primary.clone().unwrap_or_else(|| "lost".to_owned()),
+            self.in_sync.join(","),
+            count(self.rows),
+            bytes(self.bytes),
+            Lsn(self.last_lsn).to_string(),
+        ]
+    }
+}
+
+impl Row for Job {
+    const TITLES: &'static [&'static str] = &[
+        "NAME",
+        ">JOB",
+        ">SHARDS",
+        ">LOST",
+        ">SHORT",
+        ">REPLICAS",
+        ">VARIABLES",
+        ">SESSIONS",
+        ">ROWS",
+        ">BYTES",
+    ];
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.name.clone(),
+            self.job.to_string(),
+            self.shards.to_string(),
+            self.lost_shards.to_string(),
+            self.short_shards.to_string(),
+            self.replicas.to_string(),
+            self.variables.len().to_string(),
+            self.sessions.to_string(),
+            count(self.rows),
+            bytes(self.bytes),
+        ]
+    }
+}
+
+impl Row for Variable {
+    const TITLES: &'static [&'static str] = &[">ID", "NAME", "KIND", "SHAPE", "GROUP", "OPTIMIZER"];
+    fn cells(&self) -> Vec<String> {
+        let shape: Vec<String> = self.shape.iter().map(ToString::to_string).collect();
+        vec![
+            self.id.to_string(),
+            self.name.clone(),
+            self.kind.to_owned(),
+            shape.join("x"),
+            self.group.clone().unwrap_or_default(),
+            self.optimizer.clone(),
+        ]
+    }
+}
+
+impl Row for Worker {
+    const TITLES: &'static [&'static str] =
+        &["JOB", ">SESSION", "NAME", "KIND", ">CLOCK", ">SAMPLES", ">SAMPLES/S", ">LOSS"];
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.job.clone(),
+            self.session.to_string(),
+            self.name.clone(),
+            self.kind.to_owned(),
+            count(self.clock),
+            count(self.samples),
+            count(self.samples_per_s as u64),
+            self.loss.map(|loss| format!("{loss:.5}")).unwrap_or_default(),
+        ]
+    }
+}
