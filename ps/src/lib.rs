@@ -1,1 +1,41 @@
-//! Stub.
+//! The parameter server of Downpour: holds shards of models, applies pushes, answers pulls.
+//!
+//! Follow one push: `service` receives its stream, `push` hands each part to a [`shard::Shard`], which checks it and appends a closed
+//! [`record::Record`]; [`state::ShardState`] applies it to the rows of a `table` or the blocks of a `dense` variable; `link` sends it to the
+//! backups, whose `replica` service applies the same record; their answers move the commit LSN, and the push is acknowledged.
+//!
+//! Follow one failover: `membership` hears of the new epoch by its watch, `life` hands the view to the shard, `promote` carries out
+//! what [`shard::Promotion`] asks for (fence, level), and the shard serves.
+//!
+//! The decisions are in [`shard`] and [`state`], which know no clock, no network and no async. *Where* a shard lives is the coordinator's to say:
+//! nothing here chooses a primary.
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod arena;
+mod config;
+mod coordinators;
+mod dense;
+mod hosted;
+mod keeper;
+mod lease;
+mod life;
+mod link;
+mod log;
+mod membership;
+mod metrics;
+mod promote;
+mod pull;
+mod push;
+pub mod record;
+mod replica;
+mod reply;
+mod server;
+mod service;
+pub mod shard;
+pub mod state;
+mod table;
+
+pub use config::Config;
+pub use server::run;

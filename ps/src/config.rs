@@ -1,0 +1,69 @@
+//! Options of `downpour-ps`.
+
+use clap::Args;
+use downpour_node::config::{Common, Options, Problem, check_host_port};
+use serde::{Deserialize, Serialize};
+
+/// Every option of a parameter server.
+#[derive(Clone, Debug, Args, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// Stable name of this server, unique in the cluster (in Kubernetes: the pod's name)
+    #[arg(long, value_name = "NAME")]
+    pub name: String,
+    /// Coordinators, any of them, separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "HOST:PORT,...")]
+    pub coordinators: Vec<String>,
+    /// Where this server stands: backups are spread over zones
+    #[arg(long, value_name = "ZONE")]
+    pub zone: String,
+    /// A backup that acknowledges nothing for this long is removed from its in-sync set
+    #[arg(long, value_name = "MS")]
+    pub backup_timeout_ms: u64,
+    /// Bytes of a shard's records that a backup has not acknowledged; beyond, pushes to the shard are asked to come later
+    #[arg(long, value_name = "BYTES")]
+    pub log_bytes_max: usize,
+    /// Requests of one push stream that wait for the backups; beyond, the stream is not read
+    #[arg(long, value_name = "COUNT")]
+    pub push_requests_max: usize,
+    /// What every server has
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: Common,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            name: String::new(),
+            coordinators: Vec::new(),
+            zone: String::new(),
+            backup_timeout_ms: 1000,
+            log_bytes_max: 32 << 20,
+            push_requests_max: 64,
+            common: Common::default(),
+        }
+    }
+}
+
+impl Options for Config {
+    fn problems(&self) -> Vec<Problem> {
+        let mut problems = self.common.problems();
+        if let Err(invalid) = downpour_core::spec::check_name("name", &self.name) {
+            problems.push(Problem::new("name", invalid.problem));
+        }
+        if self.coordinators.is_empty() {
+            problems.push(Problem::new("coordinators", "must name at least one host:port"));
+        }
+        let addresses = self.coordinators.iter();
+        problems.extend(addresses.filter_map(|address| check_host_port("coordinators", address)));
+        let positive = [
+            ("backup_timeout_ms", self.backup_timeout_ms),
+            ("log_bytes_max", self.log_bytes_max as u64),
+            ("push_requests_max", self.push_requests_max as u64),
+        ];
+        let zeros = positive.iter().filter(|(_, value)| *value == 0);
+        problems.extend(zeros.map(|(field, _)| Problem::new(field, "must not be 0")));
+        problems
+    }
+}

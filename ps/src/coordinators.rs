@@ -1,0 +1,112 @@
+//! Calls to the coordinators: whoever answers says where the leader is.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use downpour_proto::transport::{MESSAGE_BYTES_MAX, channel};
+use downpour_proto::v1::coordinator_client::CoordinatorClient;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+/// Metadata of a refusal by a member that is not the leader.
+const LEADER: &str = "downpour-leader";
+/// A member that does not answer for this long is passed over.
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A client of the coordinators as a group.
+#[derive(Debug)]
+pub(crate) struct Coordinators {
+    addresses: Vec<String>,
+    channels: Mutex<HashMap<String, Channel>>,
+    /// Who is asked first.
+    leader: watch::Sender<String>,
+}
+
+impl Coordinators {
+    /// # Errors
+    /// No address is given, or one is not host:port.
+    pub(crate) fn new(addresses: Vec<String>) -> anyhow::Result<Self> {
+        for address in &addresses {
+            channel(address)?;
+        }
+        let first = addresses.first().cloned();
+        let first = first.ok_or_else(|| anyhow::anyhow!("coordinators: none is given"))?;
+        let leader = watch::Sender::new(first);
+        Ok(Coordinators { addresses, channels: Mutex::default(), leader })
+    }
+
+    /// The leader as far as known, and its changes.
+    pub(crate) fn leader(&self) -> watch::Receiver<String> {
+        self.leader.subscribe()
+    }
+
+    /// A client of one member.
+    pub(crate) fn client(&self, address: &str) -> Result<CoordinatorClient<Channel>, Status> {
+        let mut channels = self.channels.lock();
+        let channel = match channels.get(address) {
+            Some(channel) => channel.clone(),
+            None => {
+                let channel = channel(address)?;
+                channels.insert(address.to_owned(), channel.clone());
+                channel
+            }
+        };
+        Ok(CoordinatorClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX))
+    }
+
+    /// Asks the next member from now on, after `failed` did not answer.
+    pub(crate) fn pass_over(&self, failed: &str) {
+        let index = self.addresses.iter().position(|address| address == failed);
+        let next = index.map_or(0, |index| (index + 1) % self.addresses.len());
+        self.follow(failed, &self.addresses[next]);
+    }
+
+    /// One call, at the leader: each member is tried about once. What is retried, and for how long, is the caller's to say.
+    ///
+    /// # Errors
+    /// The leader's refusal, or the last failure to reach one.
+    pub(crate) async fn call<T, F>(
+        &self,
+        call: impl Fn(CoordinatorClient<Channel>) -> F,
+    ) -> Result<T, Status>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let mut last = Status::unavailable("no coordinator was asked");
+        for _ in 0..=self.addresses.len() {
+            let address = self.leader.borrow().clone();
+            let called = tokio::time::timeout(CALL_TIMEOUT, call(self.client(&address)?)).await;
+            last = match called {
+                Ok(Ok(reply)) => return Ok(reply),
+                Ok(Err(status)) => status,
+                Err(_) => Status::deadline_exceeded(format!("coordinator {address} is silent")),
+            };
+            match last.code() {
+                Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {}
+                _ => return Err(last),
+            }
+            match last.metadata().get(LEADER).and_then(|leader| leader.to_str().ok()) {
+                Some(leader) if leader != address && channel(leader).is_ok() => {
+                    self.follow(&address, leader);
+                }
+                _ => self.pass_over(&address),
+            }
+        }
+        Err(last)
+    }
+
+    /// Unless another call changed it meanwhile.
+    fn follow(&self, from: &str, to: &str) {
+        self.leader.send_if_modified(|leader| {
+            let change = leader == from && leader != to;
+            if change {
+                to.clone_into(leader);
+            }
+            change
+        });
+    }
+}

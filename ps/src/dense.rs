@@ -1,0 +1,198 @@
+//! The blocks of one dense variable on one shard.
+
+use std::collections::BTreeMap;
+
+use bytes::BytesMut;
+use downpour_core::id::{Lsn, ShardId};
+use downpour_core::optimizer::{OptimizerSpec, StepScalars};
+use downpour_core::routing::shard_of;
+use downpour_core::spec::DenseSpec;
+use downpour_core::tensor_bytes::{FLOAT_BYTES, floats};
+use downpour_proto::tensor::put_floats;
+
+/// Blocks of one dense variable on one shard. A block exists once its first values arrived: the first win, and until then a gradient for
+/// it does not fit (there is nothing that it could be a gradient of).
+#[derive(Debug)]
+pub(crate) struct Dense {
+    spec: DenseSpec,
+    optimizer: OptimizerSpec,
+    place: Place,
+    /// Blocks that belong to this shard.
+    owned: u32,
+    blocks: BTreeMap<u32, Block>,
+}
+
+/// Which blocks of a variable a shard has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) shard: ShardId,
+    pub(crate) shards: u32,
+    /// Salt of the routing function.
+    pub(crate) salt: u64,
+}
+
+impl Place {
+    pub(crate) fn has(self, number: u64) -> bool {
+        shard_of(number, self.salt, self.shards) == self.shard
+    }
+}
+
+#[derive(Debug)]
+struct Block {
+    lsn: Lsn,
+    /// Weights, then optimizer slots.
+    floats: Box<[f32]>,
+}
+
+impl Dense {
+    pub(crate) fn new(spec: DenseSpec, optimizer: OptimizerSpec, place: Place) -> Self {
+        let owned = (0..spec.blocks()).filter(|&block| place.has(block.into())).count() as u32;
+        Dense { spec, optimizer, place, owned, blocks: BTreeMap::new() }
+    }
+
+    /// Bytes that the blocks occupy.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.blocks.values().map(|block| size_of_val(&*block.floats) as u64).sum()
+    }
+
+    /// Blocks of this shard that have no values yet.
+    pub(crate) fn uninitialized(&self) -> u32 {
+        self.owned - self.blocks.len() as u32
+    }
+
+    /// Whether `values` are the values of `numbers` (rising), all of this shard.
+    pub(crate) fn fits(&self, numbers: &[u32], values: &[u8]) -> bool {
+        let here = |number: &u32| *number < self.spec.blocks() && self.place.has((*number).into());
+        let floats: usize = numbers.iter().map(|&number| self.spec.block_len(number)).sum();
+        numbers.iter().all(here) && floats * FLOAT_BYTES == values.len()
+    }
+
+    /// Whether all of `numbers` have values.
+    pub(crate) fn initialized(&self, numbers: &[u32]) -> bool {
+        numbers.iter().all(|number| self.blocks.contains_key(number))
+    }
+
+    /// Gives the blocks that have none their first values.
+    pub(crate) fn put(&mut self, numbers: &[u32], mut values: &[u8], lsn: Lsn) {
+        for &number in numbers {
+            let len = self.spec.block_len(number);
+            let (first, rest) = values.split_at(len * FLOAT_BYTES);
+            values = rest;
+            self.blocks.entry(number).or_insert_with(|| {
+                let mut block = vec![0.0; len + self.optimizer.state_width(len)];
+                let (weights, state) = block.split_at_mut(len);
+                weights.iter_mut().zip(floats(first)).for_each(|(weight, value)| *weight = value);
+                self.optimizer.init_state(state);
+                Block { lsn, floats: block.into_boxed_slice() }
+            });
+        }
+    }
+
+    /// Applies gradients. Returns how many elements were left as they were because they would not be finite.
+    pub(crate) fn push(
+        &mut self,
+        numbers: &[u32],
+        mut gradients: &[u8],
+        scalars: &StepScalars,
+        lsn: Lsn,
+    ) -> u64 {
+        let update = self.optimizer.update(scalars);
+        let mut skipped = 0;
+        for number in numbers {
+            let len = self.spec.block_len(*number);
+            let (gradient, rest) = gradients.split_at(len * FLOAT_BYTES);
+            gradients = rest;
+            let Some(block) = self.blocks.get_mut(number) else { continue };
+            let (weights, state) = block.floats.split_at_mut(len);
+            skipped += u64::from(update.apply(weights, state, gradient));
+            block.lsn = lsn;
+        }
+        skipped
+    }
+
+    /// Bytes of the weights of blocks newer than `have`.
+    pub(crate) fn newer_bytes(&self, have: Lsn) -> usize {
+        self.newer(have).map(|(number, _)| self.spec.block_len(number) * FLOAT_BYTES).sum()
+    }
+
+    /// Appends the weights of blocks newer than `have` to `out` and returns their numbers.
+    pub(crate) fn pull(&self, have: Lsn, out: &mut BytesMut) -> Vec<u32> {
+        self.newer(have)
+            .map(|(number, block)| {
+                put_floats(out, &block.floats[..self.spec.block_len(number)]);
+                number
+            })
+            .collect()
+    }
+
+    fn newer(&self, have: Lsn) -> impl Iterator<Item = (u32, &Block)> {
+        self.blocks.iter().filter(move |(_, block)| block.lsn > have).map(|(n, block)| (*n, block))
+    }
+
+    /// Hands the canonical encoding to `sink`: by rising number, LSN and floats of each block.
+    pub(crate) fn encode(&self, sink: &mut impl FnMut(u64)) {
+        sink(self.blocks.len() as u64);
+        for (&number, block) in &self.blocks {
+            sink(number.into());
+            sink(block.lsn.0);
+            block.floats.iter().for_each(|float| sink(float.to_bits().into()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use downpour_core::optimizer::Sgd;
+
+    use super::*;
+
+    /// A tensor of 21 floats in blocks of 8, all on the only shard.
+    fn dense() -> Dense {
+        let spec = DenseSpec { shape: vec![3, 7], block_floats: 8 };
+        let optimizer = OptimizerSpec::Sgd(Sgd { learning_rate: 1.0 });
+        Dense::new(spec, optimizer, Place { shard: ShardId(0), shards: 1, salt: 3 })
+    }
+
+    fn raw(value: f32, count: usize) -> Vec<u8> {
+        (0..count).flat_map(|_| value.to_le_bytes()).collect()
+    }
+
+    fn pulled(dense: &Dense, have: u64) -> (Vec<u32>, Vec<f32>) {
+        let mut out = BytesMut::new();
+        let blocks = dense.pull(Lsn(have), &mut out);
+        assert_eq!(out.len(), dense.newer_bytes(Lsn(have)));
+        (blocks, floats(&out).collect())
+    }
+
+    #[test]
+    fn the_first_values_win() {
+        let mut dense = dense();
+        assert_eq!(dense.uninitialized(), 3);
+        dense.put(&[1], &raw(4.0, 8), Lsn(1));
+        dense.put(&[1, 2], &raw(7.0, 13), Lsn(2));
+        assert_eq!(dense.uninitialized(), 1);
+        let expected = [vec![4.0; 8], vec![7.0; 5]].concat();
+        assert_eq!(pulled(&dense, 0), (vec![1, 2], expected));
+    }
+
+    #[test]
+    fn a_pull_gets_the_blocks_newer_than_it_has() {
+        let mut dense = dense();
+        dense.put(&[0, 1, 2], &raw(1.0, 21), Lsn(1));
+        let scalars = StepScalars { learning_rate: 1.0, beta1_power: 0.0, beta2_power: 0.0 };
+        assert_eq!(dense.push(&[2], &raw(0.25, 5), &scalars, Lsn(2)), 0);
+        assert_eq!(pulled(&dense, 1), (vec![2], vec![0.75; 5]));
+        assert_eq!(pulled(&dense, 2), (vec![], vec![]));
+    }
+
+    #[test]
+    fn blocks_of_another_length_or_shard_do_not_fit() {
+        let dense = dense();
+        assert!(dense.fits(&[0, 2], &raw(0.0, 13)));
+        assert!(!dense.fits(&[0, 2], &raw(0.0, 16)));
+        assert!(!dense.fits(&[3], &[]), "past the end");
+        let elsewhere = Dense { place: Place { shard: ShardId(9), ..dense.place }, ..dense };
+        assert!(!elsewhere.fits(&[0], &raw(0.0, 8)));
+        assert!(!elsewhere.initialized(&[0]));
+    }
+}

@@ -1,0 +1,128 @@
+//! Looks after the shards that this server leads: members that stall are removed, commit positions reach idle backups, gauges are set.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use downpour_core::id::{Lsn, ServerRef};
+use tracing::warn;
+
+use crate::hosted::ShardKey;
+use crate::life::Life;
+use crate::metrics::ServerMetrics;
+use crate::shard::{Role, Shard};
+
+const ROUND: Duration = Duration::from_millis(100);
+/// Rounds between two countings of rows and bytes.
+const GAUGE_ROUNDS: u32 = 10;
+
+/// Since when a member is at a position although there is more.
+type Stalls = HashMap<(ShardKey, ServerRef), (Lsn, Instant)>;
+
+/// Runs until the incarnation ends.
+pub(crate) async fn run(life: Arc<Life>) {
+    let mut stalls = Stalls::new();
+    let mut rounds = tokio::time::interval(ROUND);
+    rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    for round in 0u32.. {
+        rounds.tick().await;
+        look(&life, &mut stalls);
+        if round.is_multiple_of(GAUGE_ROUNDS) {
+            Gauges::of(&life).set(&life.process.metrics);
+        }
+    }
+}
+
+fn look(life: &Arc<Life>, stalls: &mut Stalls) {
+    let timeout = Duration::from_millis(life.process.config.backup_timeout_ms);
+    let now = Instant::now();
+    let mut seen = Stalls::new();
+    for hosted in life.all() {
+        let (lagging, behind) = {
+            let shard = hosted.shard.lock();
+            (lagging(&shard), members_to_tell(&shard))
+        };
+        for member in behind {
+            life.link(member).mark(hosted.key);
+        }
+        for (member, acked, waits) in lagging {
+            let gone = life.link(member).gone();
+            let name = (hosted.key, member);
+            let since = match stalls.get(&name) {
+                Some((position, since)) if *position == acked => *since,
+                _ => now,
+            };
+            if waits {
+                seen.insert(name, (acked, since));
+            }
+            if gone || (waits && now.duration_since(since) > timeout) {
+                warn!(job = %hosted.key.job, shard = %hosted.key.shard, %member, %acked, gone,
+                    "a member does not acknowledge and is to be removed");
+                life.remove_member(&hosted, member);
+            }
+        }
+    }
+    *stalls = seen;
+}
+
+/// The fenced members, how far they are, and whether they lack something.
+fn lagging(shard: &Shard) -> Vec<(ServerRef, Lsn, bool)> {
+    let last = shard.last();
+    let members = shard.wait_set().into_iter().flat_map(|set| set.members());
+    members
+        .filter_map(|(server, member)| member.acked.map(|acked| (server, acked, acked < last)))
+        .collect()
+}
+
+/// Members that were not told the commit position, which lets them forget records.
+fn members_to_tell(shard: &Shard) -> Vec<ServerRef> {
+    let members = shard.wait_set().into_iter().flat_map(|set| set.members());
+    members.filter(|(_, member)| member.told() < shard.commit()).map(|(server, _)| server).collect()
+}
+
+/// What is counted over all shards.
+#[derive(Debug, Default)]
+struct Gauges {
+    primaries: i64,
+    backups: i64,
+    in_sync_min: Option<i64>,
+    records: i64,
+    bytes: i64,
+    rows: i64,
+    parameter_bytes: i64,
+}
+
+impl Gauges {
+    fn of(life: &Life) -> Self {
+        let mut gauges = Gauges::default();
+        for hosted in life.all() {
+            let shard = hosted.shard.lock();
+            match shard.role() {
+                Role::Primary(set) => {
+                    gauges.primaries += 1;
+                    let members = set.len() as i64 + 1;
+                    let smallest = gauges.in_sync_min.map_or(members, |min| min.min(members));
+                    gauges.in_sync_min = Some(smallest);
+                    let (records, bytes) = shard.log_size();
+                    gauges.records += records as i64;
+                    gauges.bytes += bytes as i64;
+                }
+                Role::Backup => gauges.backups += 1,
+                Role::Promoting(_) | Role::Removed => {}
+            }
+            gauges.rows += shard.state().rows() as i64;
+            gauges.parameter_bytes += shard.state().bytes() as i64;
+        }
+        gauges
+    }
+
+    fn set(&self, metrics: &ServerMetrics) {
+        metrics.primaries.set(self.primaries);
+        metrics.backups.set(self.backups);
+        metrics.in_sync_min.set(self.in_sync_min.unwrap_or(0));
+        metrics.unacknowledged_records.set(self.records);
+        metrics.unacknowledged_bytes.set(self.bytes);
+        metrics.rows.set(self.rows);
+        metrics.parameter_bytes.set(self.parameter_bytes);
+    }
+}

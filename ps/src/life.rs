@@ -1,0 +1,337 @@
+//! One incarnation of this server: everything that it forgets when it is fenced.
+//!
+//! The state machines decide; [`Life::with`] runs one call of one of them and carries out the effects.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use dashmap::DashMap;
+use downpour_core::id::{Epoch, JobId, NodeId, ServerRef, ShardId};
+use downpour_core::routing::ShardRoute;
+use downpour_core::view::{JobView, NodeView};
+use downpour_node::shutdown::Shutdown;
+use downpour_proto::transport::{MESSAGE_BYTES_MAX, channel};
+use downpour_proto::v1;
+use downpour_proto::v1::RetryReason;
+use downpour_proto::v1::replica_client::ReplicaClient;
+use parking_lot::RwLock;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::coordinators::Coordinators;
+use crate::hosted::{Hosted, ShardKey};
+use crate::lease::{BootTime, Lease};
+use crate::link::Link;
+use crate::metrics::ServerMetrics;
+use crate::promote;
+use crate::shard::{Declined, Redirect, Role, Shard};
+
+/// What the lives of one process share.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) config: Config,
+    pub(crate) coordinators: Coordinators,
+    pub(crate) metrics: ServerMetrics,
+    pub(crate) shutdown: Shutdown,
+}
+
+/// One incarnation of this server.
+#[derive(Debug)]
+pub(crate) struct Life {
+    pub(crate) me: ServerRef,
+    pub(crate) process: Arc<Process>,
+    pub(crate) lease: Lease,
+    /// Cancelled when this incarnation ends.
+    pub(crate) token: CancellationToken,
+    shards: DashMap<ShardKey, Arc<Hosted>>,
+    jobs: RwLock<HashMap<JobId, Arc<JobView>>>,
+    nodes: RwLock<HashMap<NodeId, NodeView>>,
+    links: DashMap<ServerRef, Arc<Link>>,
+    /// Connections to other servers, by address.
+    channels: DashMap<String, Channel>,
+    /// Replicas that this incarnation dropped, with the epoch: it can never again be in sync by itself.
+    dropped: DashMap<ShardKey, Epoch>,
+}
+
+impl Life {
+    pub(crate) fn new(me: ServerRef, process: Arc<Process>) -> Arc<Self> {
+        let token = process.shutdown.token().child_token();
+        Arc::new(Life {
+            me,
+            process,
+            lease: Lease::default(),
+            token,
+            shards: DashMap::new(),
+            jobs: RwLock::default(),
+            nodes: RwLock::default(),
+            links: DashMap::new(),
+            channels: DashMap::new(),
+            dropped: DashMap::new(),
+        })
+    }
+
+    /// Runs a task that ends with this incarnation.
+    pub(crate) fn spawn(&self, name: &str, task: impl Future<Output = ()> + Send + 'static) {
+        let token = self.token.clone();
+        self.process.shutdown.spawn(name, async move {
+            token.run_until_cancelled(task).await;
+        });
+    }
+
+    pub(crate) fn hosted(&self, key: ShardKey) -> Option<Arc<Hosted>> {
+        self.shards.get(&key).map(|hosted| Arc::clone(&hosted))
+    }
+
+    /// All shards, in no order.
+    pub(crate) fn all(&self) -> Vec<Arc<Hosted>> {
+        self.shards.iter().map(|hosted| Arc::clone(&hosted)).collect()
+    }
+
+    /// What a request gets for a shard that is not here.
+    pub(crate) fn elsewhere(&self, key: ShardKey) -> Declined {
+        let route = self.jobs.read().get(&key.job).and_then(|view| view.route(key.shard).cloned());
+        match route {
+            Some(ShardRoute { primary: None, .. }) => Declined::Retry(RetryReason::Lost),
+            Some(ShardRoute { epoch, primary, .. }) if primary != Some(self.me) => {
+                Declined::Redirect(Redirect { epoch, primary })
+            }
+            _ => Declined::Retry(RetryReason::NotReady),
+        }
+    }
+
+    /// What a request for another incarnation gets.
+    pub(crate) fn another_life(&self, key: ShardKey) -> Redirect {
+        let route = self.jobs.read().get(&key.job).and_then(|view| view.route(key.shard).cloned());
+        route.map_or(Redirect { epoch: Epoch(0), primary: None }, |route| Redirect {
+            epoch: route.epoch,
+            primary: route.primary,
+        })
+    }
+
+    /// Where a server is, unless its incarnation is known to be over.
+    pub(crate) fn address(&self, server: ServerRef) -> Option<String> {
+        let nodes = self.nodes.read();
+        let node = nodes.get(&server.node)?;
+        (node.server == server).then(|| node.address.clone())
+    }
+
+    /// Whether a newer incarnation of the server's node has registered.
+    pub(crate) fn replaced(&self, server: ServerRef) -> bool {
+        let newest = self.nodes.read().get(&server.node).map(|node| node.server.incarnation);
+        newest.is_some_and(|newest| newest > server.incarnation)
+    }
+
+    /// A client of the `Replica` service at `address`.
+    pub(crate) fn replica(&self, address: &str) -> Result<ReplicaClient<Channel>, tonic::Status> {
+        let channel = match self.channels.get(address).map(|channel| channel.clone()) {
+            Some(channel) => channel,
+            None => {
+                let channel = channel(address)?;
+                self.channels.insert(address.to_owned(), channel.clone());
+                channel
+            }
+        };
+        Ok(ReplicaClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX))
+    }
+
+    pub(crate) fn on_node(&self, node: NodeView) {
+        let mut nodes = self.nodes.write();
+        let known = nodes.get(&node.server.node).map(|node| node.server.incarnation);
+        if known.is_none_or(|known| known <= node.server.incarnation) {
+            nodes.insert(node.server.node, node);
+        }
+    }
+
+    /// The jobs that exist, after the watch said everything: those not in `jobs` were deleted.
+    pub(crate) fn retain_jobs(self: &Arc<Self>, jobs: &[JobId]) {
+        let gone: Vec<JobId> =
+            self.jobs.read().keys().filter(|job| !jobs.contains(job)).copied().collect();
+        gone.into_iter().for_each(|job| self.on_deleted(job));
+    }
+
+    /// A job was deleted: its shards go.
+    pub(crate) fn on_deleted(self: &Arc<Self>, job: JobId) {
+        if self.jobs.write().remove(&job).is_some() {
+            info!(%job, "job deleted");
+        }
+        for hosted in self.all().into_iter().filter(|hosted| hosted.key.job == job) {
+            self.with(&hosted, Shard::remove);
+        }
+        self.dropped.retain(|key, _| key.job != job);
+    }
+
+    /// The newest view of a job: shards come, change their roles, and go.
+    pub(crate) fn on_view(self: &Arc<Self>, view: JobView) {
+        let view = Arc::new(view);
+        {
+            let mut jobs = self.jobs.write();
+            if jobs.get(&view.job).is_some_and(|known| known.version > view.version) {
+                return;
+            }
+            jobs.insert(view.job, Arc::clone(&view));
+        }
+        for (shard, route) in (0..).map(ShardId).zip(&view.shards) {
+            let key = ShardKey { job: view.job, shard };
+            if let Some(hosted) = self.hosted(key) {
+                self.with(&hosted, |shard| shard.on_view(Arc::clone(&view)));
+            } else if route.in_sync.contains(&self.me) {
+                self.create(key, &view, route);
+            }
+        }
+    }
+
+    fn create(self: &Arc<Self>, key: ShardKey, view: &Arc<JobView>, route: &ShardRoute) {
+        if let Some(epoch) = self.dropped.get(&key).map(|epoch| *epoch) {
+            // Whoever leads the shard gets no answer for it from here, and has this replica removed.
+            warn!(job = %key.job, shard = %key.shard, %epoch, route = %route.epoch,
+                "listed as in sync, but this replica was dropped: refused");
+            return;
+        }
+        let log_bytes_max = self.process.config.log_bytes_max;
+        let shard = Shard::new(self.me, key.shard, log_bytes_max, Arc::clone(view));
+        let hosted = Hosted::new(key, shard);
+        self.shards.insert(key, Arc::clone(&hosted));
+        self.with(&hosted, |_| ());
+    }
+
+    /// One call of a shard's state machine, and what follows from it.
+    pub(crate) fn with<T>(
+        self: &Arc<Self>,
+        hosted: &Arc<Hosted>,
+        call: impl FnOnce(&mut Shard) -> T,
+    ) -> T {
+        let mut shard = hosted.shard.lock();
+        let result = call(&mut shard);
+        let effects = shard.take_effects();
+        let members: Vec<ServerRef> = match shard.wait_set() {
+            Some(set) if effects.send => set.members().map(|(member, _)| member).collect(),
+            _ => Vec::new(),
+        };
+        let epoch = shard.epoch();
+        drop(shard);
+        self.process.metrics.not_stored_elements.inc_by(effects.not_stored);
+        for member in members {
+            self.link(member).mark(hosted.key);
+        }
+        if effects.settle || effects.promote || effects.removed {
+            hosted.changed.send_replace(());
+        }
+        if effects.serving {
+            info!(job = %hosted.key.job, shard = %hosted.key.shard, %epoch, "serving");
+            self.process.metrics.promotions.inc();
+        }
+        if effects.promote {
+            promote::start(self, hosted);
+        }
+        if effects.removed {
+            self.drop_replica(hosted.key, epoch);
+        }
+        result
+    }
+
+    fn drop_replica(&self, key: ShardKey, epoch: Epoch) {
+        let Some((_, hosted)) = self.shards.remove(&key) else { return };
+        info!(job = %key.job, shard = %key.shard, %epoch, "replica dropped");
+        self.dropped.insert(key, epoch);
+        // Millions of rows: not on a thread that serves.
+        tokio::task::spawn_blocking(move || drop(hosted));
+    }
+
+    /// The link to a member, made on first use.
+    pub(crate) fn link(self: &Arc<Self>, peer: ServerRef) -> Arc<Link> {
+        if let Some(link) = self.links.get(&peer) {
+            return Arc::clone(&link);
+        }
+        let entry = self.links.entry(peer).or_insert_with(|| Link::start(self, peer));
+        Arc::clone(&entry)
+    }
+
+    /// A link whose peer is gone and that nobody needs.
+    pub(crate) fn unlink(&self, peer: ServerRef) {
+        self.links.remove(&peer);
+    }
+
+    /// Has the coordinator remove a member from a shard's in-sync set. Returns at once; the set changes when the committed route was read back.
+    pub(crate) fn remove_member(self: &Arc<Self>, hosted: &Arc<Hosted>, member: ServerRef) {
+        if hosted.shrinking.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (life, hosted) = (Arc::clone(self), Arc::clone(hosted));
+        self.spawn("change in-sync set", async move {
+            if let Err(status) = life.change_in_sync(&hosted, member).await {
+                warn!(job = %hosted.key.job, shard = %hosted.key.shard, %member, %status,
+                    "the in-sync set could not be changed");
+                // The next round asks again; not at once, for the coordinators may be electing.
+                tokio::time::sleep(CHANGE_PAUSE).await;
+            }
+            hosted.shrinking.store(false, Ordering::Release);
+        });
+    }
+
+    async fn change_in_sync(
+        self: &Arc<Self>,
+        hosted: &Arc<Hosted>,
+        member: ServerRef,
+    ) -> Result<(), tonic::Status> {
+        let request = {
+            let shard = hosted.shard.lock();
+            if !shard.wait_set().is_some_and(|set| set.members().any(|(known, _)| known == member))
+            {
+                return Ok(());
+            }
+            v1::ChangeInSyncRequest {
+                job: hosted.key.job.0,
+                shard: hosted.key.shard.0,
+                epoch: shard.epoch().0,
+                set_version: shard.set_version(),
+                primary: Some(self.me.into()),
+                add: Vec::new(),
+                remove: vec![member.into()],
+            }
+        };
+        let sent = BootTime::now();
+        let reply = (self.process.coordinators)
+            .call(|mut client| {
+                let request = request.clone();
+                async move { client.change_in_sync(request).await }
+            })
+            .await?
+            .into_inner();
+        // The lease first: a primary that is alone from here on needs it.
+        self.lease.renew(sent, Duration::from_millis(reply.lease_ms));
+        let route = reply.route.ok_or_else(|| tonic::Status::internal("the reply has no route"))?;
+        let route = ShardRoute::try_from(route)?;
+        if reply.changed {
+            info!(job = %hosted.key.job, shard = %hosted.key.shard, %member, "removed from the in-sync set");
+            self.process.metrics.removed_members.inc();
+        }
+        self.with(hosted, |shard| shard.on_route(&route));
+        Ok(())
+    }
+
+    /// Why this server is not ready, if it is not.
+    pub(crate) fn not_ready(&self) -> Option<String> {
+        let waiting =
+            |hosted: &Arc<Hosted>| matches!(hosted.shard.lock().role(), Role::Promoting(_));
+        let count = self.all().iter().filter(|hosted| waiting(hosted)).count();
+        (count > 0).then(|| format!("{count} shards are being promoted"))
+    }
+
+    /// This incarnation is over: tasks end, memory is freed.
+    pub(crate) fn end(self: Arc<Self>) {
+        self.token.cancel();
+        for hosted in self.all() {
+            self.with(&hosted, Shard::remove);
+        }
+        self.links.clear();
+    }
+}
+
+/// Between attempts to change an in-sync set.
+const CHANGE_PAUSE: Duration = Duration::from_millis(50);

@@ -1,0 +1,247 @@
+//! The log on its way to one other server. The log is the queue: a link remembers which shards have something to send, and takes the
+//! records from them when the connection has room.
+
+use std::collections::BTreeSet;
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use downpour_core::id::{Epoch, JobId, Lsn, ServerRef, ShardId};
+use downpour_proto::transport::MESSAGE_BYTES_TARGET;
+use downpour_proto::v1;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming};
+use tracing::{debug, info, warn};
+
+use crate::hosted::ShardKey;
+use crate::life::Life;
+use crate::shard::Ack;
+
+/// Requests that wait for room in the connection.
+const REQUESTS_MAX: usize = 4;
+/// Before a broken connection is made again, and before a member that was not ready is asked again.
+const PAUSE: Duration = Duration::from_millis(25);
+/// A connection that is refused for this long means that the process is gone.
+const REFUSED_MAX: Duration = Duration::from_millis(200);
+
+/// The way to one other server.
+#[derive(Debug)]
+pub(crate) struct Link {
+    peer: ServerRef,
+    dirty: Mutex<BTreeSet<ShardKey>>,
+    wake: Notify,
+    gone: AtomicBool,
+}
+
+impl Link {
+    /// Starts the task of a link.
+    pub(crate) fn start(life: &Arc<Life>, peer: ServerRef) -> Arc<Self> {
+        let link = Arc::new(Link {
+            peer,
+            dirty: Mutex::default(),
+            wake: Notify::new(),
+            gone: AtomicBool::new(false),
+        });
+        let run = Arc::clone(&link).run(Arc::clone(life));
+        life.spawn("replicate", run);
+        link
+    }
+
+    /// The shard has something for the peer.
+    pub(crate) fn mark(&self, key: ShardKey) {
+        if self.dirty.lock().insert(key) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// The peer's process is known to be gone: waiting for it is useless.
+    pub(crate) fn gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    async fn run(self: Arc<Self>, life: Arc<Life>) {
+        let mut refused_since = None;
+        loop {
+            let ended = self.connect(&life).await;
+            let refused = refused(&ended);
+            if refused {
+                refused_since.get_or_insert_with(Instant::now);
+            } else {
+                refused_since = None;
+            }
+            let long = refused_since.is_some_and(|since: Instant| since.elapsed() >= REFUSED_MAX);
+            let replaced = life.replaced(self.peer) || ended.code() == Code::FailedPrecondition;
+            if (long || replaced) && !self.gone.swap(true, Ordering::AcqRel) {
+                info!(peer = %self.peer, status = %ended.message(), "peer is gone");
+            }
+            if self.gone() && !self.needed(&life) {
+                return life.unlink(self.peer);
+            }
+            debug!(peer = %self.peer, status = %ended, "replication stream ended");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Replicates over one connection until it breaks.
+    async fn connect(&self, life: &Arc<Life>) -> Status {
+        let Some(address) = life.address(self.peer) else {
+            return Status::unavailable("the peer is not known");
+        };
+        match self.open(life, &address).await {
+            Ok((requests, replies)) => {
+                self.gone.store(false, Ordering::Release);
+                self.rewind(life);
+                self.pump(life, requests, replies).await
+            }
+            Err(status) => status,
+        }
+    }
+
+    async fn open(
+        &self,
+        life: &Arc<Life>,
+        address: &str,
+    ) -> Result<(mpsc::Sender<v1::ReplicateRequest>, Streaming<v1::ReplicateReply>), Status> {
+        let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
+        // An empty request first: a peer of another incarnation says so at once.
+        let hello = self.request(life, Vec::new());
+        let mut client = life.replica(address)?;
+        let opening = async {
+            requests.send(hello).await.map_err(|_| Status::internal("closed"))?;
+            client.replicate(ReceiverStream::new(receiver)).await
+        };
+        let timeout = Duration::from_millis(life.process.config.backup_timeout_ms);
+        let replies = tokio::time::timeout(timeout, opening)
+            .await
+            .map_err(|_| Status::deadline_exceeded("the peer does not answer"))??;
+        Ok((requests, replies.into_inner()))
+    }
+
+    async fn pump(
+        &self,
+        life: &Arc<Life>,
+        requests: mpsc::Sender<v1::ReplicateRequest>,
+        mut replies: Streaming<v1::ReplicateReply>,
+    ) -> Status {
+        let mut not_ready = BTreeSet::new();
+        let mut again = tokio::time::interval(PAUSE);
+        again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let ready = !self.dirty.lock().is_empty();
+            tokio::select! {
+                permit = requests.reserve(), if ready => match permit {
+                    Ok(permit) => {
+                        let shards = self.collect(life);
+                        if !shards.is_empty() {
+                            permit.send(self.request(life, shards));
+                        }
+                    }
+                    Err(_) => return Status::unavailable("the stream was closed"),
+                },
+                () = self.wake.notified(), if !ready => {}
+                reply = replies.message() => match reply {
+                    Ok(Some(reply)) => {
+                        for ack in reply.shards {
+                            self.acknowledge(life, &ack, &mut not_ready);
+                        }
+                    }
+                    Ok(None) => return Status::unavailable("the peer ended the stream"),
+                    Err(status) => return status,
+                },
+                _ = again.tick(), if !not_ready.is_empty() => {
+                    for key in std::mem::take(&mut not_ready) {
+                        self.again(life, key);
+                    }
+                }
+            }
+        }
+    }
+
+    fn request(&self, life: &Life, shards: Vec<v1::ShardRecords>) -> v1::ReplicateRequest {
+        v1::ReplicateRequest {
+            source: Some(life.me.into()),
+            incarnation: self.peer.incarnation.0,
+            shards,
+        }
+    }
+
+    /// What the next request carries: shards that have something, up to the size that streams best.
+    fn collect(&self, life: &Arc<Life>) -> Vec<v1::ShardRecords> {
+        let mut shards = Vec::new();
+        let mut room = MESSAGE_BYTES_TARGET;
+        while room > 0 {
+            let Some(key) = self.dirty.lock().pop_first() else { break };
+            let Some(hosted) = life.hosted(key) else { continue };
+            let Some(batch) = hosted.shard.lock().batch(self.peer, room) else { continue };
+            if batch.more {
+                self.dirty.lock().insert(key);
+            }
+            let bytes: usize = batch.records.iter().map(|record| record.bytes()).sum();
+            room = room.saturating_sub(bytes.max(1));
+            shards.push(v1::ShardRecords {
+                job: key.job.0,
+                shard: key.shard.0,
+                epoch: batch.epoch.0,
+                commit_lsn: batch.commit.0,
+                records: batch.records.iter().map(|record| (&**record).into()).collect(),
+            });
+        }
+        shards
+    }
+
+    fn acknowledge(
+        &self,
+        life: &Arc<Life>,
+        ack: &v1::ShardAck,
+        not_ready: &mut BTreeSet<ShardKey>,
+    ) {
+        let key = ShardKey { job: JobId(ack.job), shard: ShardId(ack.shard) };
+        let Some(hosted) = life.hosted(key) else { return };
+        if ack.not_ready {
+            not_ready.insert(key);
+        }
+        let ack =
+            Ack { epoch: Epoch(ack.epoch), last: Lsn(ack.last_lsn), not_ready: ack.not_ready };
+        if let Err(diverged) = life.with(&hosted, |shard| shard.acked(self.peer, ack)) {
+            warn!(job = %key.job, shard = %key.shard, %diverged, "a member has another history");
+            life.remove_member(&hosted, self.peer);
+        }
+    }
+
+    /// A new connection: everything that was not acknowledged is sent again.
+    fn rewind(&self, life: &Arc<Life>) {
+        for hosted in life.all() {
+            self.again(life, hosted.key);
+        }
+    }
+
+    fn again(&self, life: &Arc<Life>, key: ShardKey) {
+        if let Some(hosted) = life.hosted(key) {
+            life.with(&hosted, |shard| shard.rewind(self.peer));
+        }
+    }
+
+    /// Whether some shard waits for the peer.
+    fn needed(&self, life: &Arc<Life>) -> bool {
+        life.all().iter().any(|hosted| {
+            let shard = hosted.shard.lock();
+            shard.wait_set().is_some_and(|set| set.members().any(|(member, _)| member == self.peer))
+        })
+    }
+}
+
+/// Whether nobody listens there.
+pub(crate) fn refused(status: &Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return error.kind() == io::ErrorKind::ConnectionRefused;
+        }
+        cause = error.source();
+    }
+    false
+}

@@ -1,0 +1,192 @@
+//! This server as a member of the cluster: it registers, heartbeats, watches, and starts anew when it was given up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use downpour_core::id::{JobId, ServerRef};
+use downpour_core::view::{JobView, NodeView};
+use downpour_proto::{Invalid, convert, v1};
+use tokio::time::{Instant, MissedTickBehavior};
+use tonic::{Code, Status};
+use tracing::{error, info, warn};
+
+use crate::keeper;
+use crate::lease::BootTime;
+use crate::life::{Life, Process};
+use crate::shard::Role;
+
+/// Between attempts to reach a coordinator.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Between two reports of what is held.
+const REPORT_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The incarnation that serves now, if there is one.
+pub(crate) type Current = Arc<ArcSwapOption<Life>>;
+
+/// Registers and lives, again and again, until the process stops. The first registration decides whether this server can work at all.
+pub(crate) async fn run(
+    process: Arc<Process>,
+    address: String,
+    current: Current,
+) -> anyhow::Result<()> {
+    let token = process.shutdown.token();
+    while let Some(registered) = token.run_until_cancelled(register(&process, &address)).await {
+        let (me, heartbeat) = registered?;
+        info!(%me, %address, "registered");
+        let life = Life::new(me, Arc::clone(&process));
+        current.store(Some(Arc::clone(&life)));
+        life.spawn("keep", keeper::run(Arc::clone(&life)));
+        life.spawn("watch", watch(Arc::clone(&life)));
+        let fenced = token.run_until_cancelled(heartbeats(&life, heartbeat)).await;
+        current.store(None);
+        life.end();
+        if fenced.is_some() {
+            warn!(%me, "given up by the coordinator: registering anew, with nothing");
+        }
+    }
+    Ok(())
+}
+
+/// Until a leader answers. An answer that asking again cannot change is an error.
+async fn register(process: &Process, address: &str) -> anyhow::Result<(ServerRef, Duration)> {
+    let request = v1::RegisterServerRequest {
+        name: process.config.name.clone(),
+        address: address.to_owned(),
+        zone: process.config.zone.clone(),
+        request_id: request_id(),
+    };
+    loop {
+        let call = process.coordinators.call(|mut client| {
+            let request = request.clone();
+            async move { client.register_server(request).await }
+        });
+        match call.await {
+            Ok(reply) => {
+                let v1::RegisterServerReply { server, heartbeat_ms } = reply.into_inner();
+                let me = convert::server("server", server)?;
+                return Ok((me, Duration::from_millis(heartbeat_ms.max(1))));
+            }
+            Err(status) if refused_for_good(status.code()) => {
+                anyhow::bail!("register as {:?}: {}", process.config.name, status.message());
+            }
+            Err(status) => {
+                warn!(%status, "no coordinator registers this server yet");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+fn refused_for_good(code: Code) -> bool {
+    matches!(
+        code,
+        Code::InvalidArgument
+            | Code::AlreadyExists
+            | Code::FailedPrecondition
+            | Code::Unimplemented
+    )
+}
+
+/// Unique enough: this process, at this moment of this machine's life.
+fn request_id() -> String {
+    format!("{}-{:?}", std::process::id(), BootTime::now())
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .take(64)
+        .collect()
+}
+
+/// Until the coordinator says that this incarnation is over.
+async fn heartbeats(life: &Arc<Life>, interval: Duration) {
+    let mut beats = tokio::time::interval(interval);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut reported = Instant::now();
+    loop {
+        beats.tick().await;
+        let reports = if reported.elapsed() >= REPORT_INTERVAL {
+            reported = Instant::now();
+            reports(life)
+        } else {
+            Vec::new()
+        };
+        let request = v1::HeartbeatRequest { server: Some(life.me.into()), reports };
+        let calling = life.process.coordinators.call(|mut client| {
+            let request = request.clone();
+            // Each attempt is a request of its own: the lease counts from its sending.
+            let sent = BootTime::now();
+            async move { Ok((sent, client.heartbeat(request).await?.into_inner())) }
+        });
+        match calling.await {
+            Ok((_, reply)) if reply.fenced => return,
+            Ok((sent, reply)) => life.lease.renew(sent, Duration::from_millis(reply.lease_ms)),
+            Err(status) => warn!(%status, "no coordinator answered a heartbeat"),
+        }
+    }
+}
+
+/// What this server holds as primary.
+fn reports(life: &Life) -> Vec<v1::ShardReport> {
+    let report = |hosted: &Arc<crate::hosted::Hosted>| {
+        let shard = hosted.shard.lock();
+        matches!(shard.role(), Role::Primary(_)).then(|| v1::ShardReport {
+            job: hosted.key.job.0,
+            shard: hosted.key.shard.0,
+            last_lsn: shard.last().0,
+            rows: shard.state().rows(),
+            bytes: shard.state().bytes(),
+        })
+    };
+    life.all().iter().filter_map(report).collect()
+}
+
+/// Follows the views of jobs and nodes, at the leader while one is known: any member answers, but one that is cut off from the
+/// others would have no news.
+async fn watch(life: Arc<Life>) {
+    let mut position = 0;
+    loop {
+        let mut leader = life.process.coordinators.leader();
+        let address = leader.borrow_and_update().clone();
+        let followed = tokio::select! {
+            followed = follow(&life, &address, &mut position) => followed,
+            _ = leader.changed() => continue,
+        };
+        if let Err(status) = followed {
+            warn!(coordinator = %address, %status, "the watch ended");
+        }
+        life.process.coordinators.pass_over(&address);
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn follow(life: &Arc<Life>, address: &str, position: &mut u64) -> Result<(), Status> {
+    let mut client = life.process.coordinators.client(address)?;
+    let mut events = client.watch(v1::WatchRequest { job: 0 }).await?.into_inner();
+    while let Some(event) = events.message().await? {
+        // A member that lags tells the past first; what it says up to here is known.
+        if event.version < *position {
+            continue;
+        }
+        *position = event.version;
+        if let Err(invalid) = take(life, event) {
+            error!(%invalid, "the coordinator sent a view that cannot be read");
+            return Err(invalid.into());
+        }
+    }
+    Ok(())
+}
+
+fn take(life: &Arc<Life>, event: v1::WatchEvent) -> Result<(), Invalid> {
+    // Nodes first: roles need addresses.
+    for node in event.nodes {
+        life.on_node(NodeView::try_from(node)?);
+    }
+    let jobs = event.jobs.into_iter().map(JobView::try_from).collect::<Result<Vec<_>, _>>()?;
+    if event.whole {
+        let jobs: Vec<JobId> = jobs.iter().map(|view| view.job).collect();
+        life.retain_jobs(&jobs);
+    }
+    event.deleted_jobs.into_iter().for_each(|job| life.on_deleted(JobId(job)));
+    jobs.into_iter().for_each(|view| life.on_view(view));
+    Ok(())
+}

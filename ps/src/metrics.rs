@@ -1,0 +1,76 @@
+//! What `/metrics` shows of a parameter server.
+
+use downpour_node::metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Metrics, Registry};
+
+/// The metrics of one process. Names end in their units.
+#[derive(Clone, Debug)]
+pub(crate) struct ServerMetrics {
+    pub(crate) pull_seconds: Histogram,
+    pub(crate) push_seconds: Histogram,
+    pub(crate) pulled_bytes: IntCounter,
+    pub(crate) pushed_bytes: IntCounter,
+    pub(crate) parts: IntCounterVec,
+    pub(crate) not_stored_elements: IntCounter,
+    pub(crate) promotions: IntCounter,
+    pub(crate) removed_members: IntCounter,
+    pub(crate) primaries: IntGauge,
+    pub(crate) backups: IntGauge,
+    pub(crate) in_sync_min: IntGauge,
+    pub(crate) unacknowledged_records: IntGauge,
+    pub(crate) unacknowledged_bytes: IntGauge,
+    pub(crate) rows: IntGauge,
+    pub(crate) parameter_bytes: IntGauge,
+}
+
+impl ServerMetrics {
+    pub(crate) fn new(registry: &Registry) -> Self {
+        let metrics = Metrics::new(registry);
+        let (counter, gauge) =
+            (|name, help| metrics.counter(name, help), |name, help| metrics.gauge(name, help));
+        ServerMetrics {
+            pull_seconds: metrics.latency("downpour_ps_pull_seconds", "Time to answer a pull"),
+            push_seconds: metrics.latency(
+                "downpour_ps_push_seconds",
+                "Time from a push request's arrival to its reply, replication included",
+            ),
+            pulled_bytes: counter("downpour_ps_pulled_bytes_total", "Bytes of pulled values"),
+            pushed_bytes: counter("downpour_ps_pushed_bytes_total", "Bytes of push requests"),
+            parts: metrics.counter_by(
+                "downpour_ps_push_parts_total",
+                "Parts of pushes by outcome",
+                &["outcome"],
+            ),
+            not_stored_elements: counter(
+                "downpour_ps_not_stored_elements_total",
+                "Elements left as they were because their new values would not be finite",
+            ),
+            promotions: counter(
+                "downpour_ps_promotions_total",
+                "Shards that this server began to serve",
+            ),
+            removed_members: counter(
+                "downpour_ps_removed_members_total",
+                "Members that this server had removed from in-sync sets",
+            ),
+            primaries: gauge("downpour_ps_primaries", "Shards that this server serves"),
+            backups: gauge("downpour_ps_backups", "Shards that this server is a backup of"),
+            in_sync_min: gauge(
+                "downpour_ps_in_sync_members_min",
+                "Members of the smallest in-sync set that this server is the primary of",
+            ),
+            unacknowledged_records: gauge(
+                "downpour_ps_unacknowledged_records",
+                "Records that not every member is known to have",
+            ),
+            unacknowledged_bytes: gauge(
+                "downpour_ps_unacknowledged_bytes",
+                "Bytes of these records",
+            ),
+            rows: gauge("downpour_ps_rows", "Rows of embedding tables, backups included"),
+            parameter_bytes: gauge(
+                "downpour_ps_parameter_bytes",
+                "Bytes of rows and dense blocks, backups included",
+            ),
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! One entry of a shard's log. It is closed (docs/protocol.md 2.3): applying it reads the record and the rows it names, and nothing else.
+
+use bytes::Bytes;
+use downpour_core::cells::{ClosedSessions, Refusal};
+use downpour_core::id::{Lsn, SessionId, VariableId};
+use downpour_core::optimizer::StepScalars;
+use downpour_core::spec::Variable;
+use downpour_proto::{Invalid, v1, validate};
+
+/// One entry of a shard's log.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// Its position.
+    pub lsn: Lsn,
+    /// Position of the record before it.
+    pub previous: Lsn,
+    /// What it does.
+    pub body: Body,
+}
+
+/// What a record does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Body {
+    /// Consumes a session's sequence number and applies its updates.
+    Push(Push),
+    /// The shard learns of a variable.
+    Define(Variable),
+    /// Sessions that are closed from here on.
+    Close(ClosedSessions),
+}
+
+/// A push as the primary resolved it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Push {
+    /// Whose.
+    pub session: SessionId,
+    /// Which of the session's pushes to this shard.
+    pub sequence: u64,
+    /// Steps that the session had finished.
+    pub clock: u64,
+    /// Given: nothing changes but the session's cell.
+    pub refusal: Option<Refusal>,
+    /// Rising by variable.
+    pub updates: Vec<Update>,
+}
+
+/// An update of one variable with every number that the primary decided.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Update {
+    /// Of what.
+    pub variable: VariableId,
+    /// To what.
+    pub change: Change,
+    /// Count of the variable's updates on this shard, this one included. First values do not count.
+    pub step: u64,
+    /// Learning rate and powers.
+    pub scalars: StepScalars,
+}
+
+/// What an update changes. The bytes are those of the request that brought them.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// Gradients of a table's rows.
+    Rows {
+        /// Raw, strictly increasing.
+        keys: Bytes,
+        /// Raw, keys × dim.
+        gradients: Bytes,
+    },
+    /// Gradients of dense blocks.
+    Gradients(Blocks),
+    /// First values of dense blocks.
+    Values(Blocks),
+}
+
+/// Numbers of dense blocks with their floats.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Blocks {
+    /// Strictly increasing.
+    pub numbers: Vec<u32>,
+    /// Raw, one block after the other.
+    pub floats: Bytes,
+}
+
+/// Bytes that a record occupies beside its tensors, about.
+const RECORD_BYTES: usize = 128;
+
+impl Record {
+    /// Bytes that keeping this record costs, about.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let body = match &self.body {
+            Body::Push(push) => push.updates.iter().map(Update::bytes).sum(),
+            Body::Define(_) => RECORD_BYTES,
+            Body::Close(closed) => closed.open.len() * size_of::<SessionId>(),
+        };
+        RECORD_BYTES + body
+    }
+}
+
+impl Update {
+    /// An update as a client sent it, before the primary decided its numbers.
+    ///
+    /// # Errors
+    /// It has no body.
+    pub fn unresolved(update: v1::Update) -> Result<Self, Invalid> {
+        Ok(Update {
+            variable: VariableId(update.variable),
+            change: given("updates.body", update.body)?.into(),
+            step: 0,
+            scalars: StepScalars { learning_rate: 0.0, beta1_power: 0.0, beta2_power: 0.0 },
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        let tensors = match &self.change {
+            Change::Rows { keys, gradients } => keys.len() + gradients.len(),
+            Change::Gradients(blocks) | Change::Values(blocks) => {
+                blocks.numbers.len() * size_of::<u32>() + blocks.floats.len()
+            }
+        };
+        size_of::<Update>() + tensors
+    }
+}
+
+impl From<v1::DenseBlocks> for Blocks {
+    fn from(blocks: v1::DenseBlocks) -> Self {
+        Blocks { numbers: blocks.blocks, floats: blocks.values }
+    }
+}
+
+impl From<&Blocks> for v1::DenseBlocks {
+    fn from(blocks: &Blocks) -> Self {
+        v1::DenseBlocks { blocks: blocks.numbers.clone(), values: blocks.floats.clone() }
+    }
+}
+
+impl From<v1::update::Body> for Change {
+    fn from(body: v1::update::Body) -> Self {
+        match body {
+            v1::update::Body::Rows(rows) => {
+                Change::Rows { keys: rows.keys, gradients: rows.gradients }
+            }
+            v1::update::Body::Gradients(blocks) => Change::Gradients(blocks.into()),
+            v1::update::Body::Values(blocks) => Change::Values(blocks.into()),
+        }
+    }
+}
+
+impl From<&Change> for v1::update::Body {
+    fn from(change: &Change) -> Self {
+        match change {
+            Change::Rows { keys, gradients } => v1::update::Body::Rows(v1::RowGradients {
+                keys: keys.clone(),
+                gradients: gradients.clone(),
+            }),
+            Change::Gradients(blocks) => v1::update::Body::Gradients(blocks.into()),
+            Change::Values(blocks) => v1::update::Body::Values(blocks.into()),
+        }
+    }
+}
+
+impl From<&Record> for v1::Record {
+    fn from(record: &Record) -> Self {
+        let body = match &record.body {
+            Body::Push(push) => v1::record::Body::Push(push.into()),
+            Body::Define(variable) => v1::record::Body::Define(variable.into()),
+            Body::Close(closed) => v1::record::Body::Close(closed.into()),
+        };
+        v1::Record { lsn: record.lsn.0, previous_lsn: record.previous.0, body: Some(body) }
+    }
+}
+
+impl From<&Push> for v1::PushRecord {
+    fn from(push: &Push) -> Self {
+        v1::PushRecord {
+            session: push.session.0,
+            sequence: push.sequence,
+            clock: push.clock,
+            refusal: push.refusal.map(Into::into),
+            updates: push.updates.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<&Update> for v1::ResolvedUpdate {
+    fn from(update: &Update) -> Self {
+        v1::ResolvedUpdate {
+            update: Some(v1::Update {
+                variable: update.variable.0,
+                body: Some((&update.change).into()),
+            }),
+            learning_rate: update.scalars.learning_rate,
+            step: update.step,
+            beta1_power: update.scalars.beta1_power,
+            beta2_power: update.scalars.beta2_power,
+        }
+    }
+}
+
+impl TryFrom<v1::Record> for Record {
+    type Error = Invalid;
+
+    fn try_from(record: v1::Record) -> Result<Self, Invalid> {
+        let body = match given("record.body", record.body)? {
+            v1::record::Body::Push(push) => Body::Push(push.try_into()?),
+            v1::record::Body::Define(variable) => Body::Define(variable.try_into()?),
+            v1::record::Body::Close(closed) => Body::Close(closed.try_into()?),
+        };
+        let (lsn, previous) = (Lsn(record.lsn), Lsn(record.previous_lsn));
+        let first = lsn.count() == 1 && previous.epoch() < lsn.epoch();
+        if lsn.epoch().0 == 0 || !(first || (lsn.count() > 1 && previous.0 == lsn.0 - 1)) {
+            let problem = format!("{lsn} does not follow {previous}");
+            return Err(Invalid::new("record.lsn", problem));
+        }
+        Ok(Record { lsn, previous, body })
+    }
+}
+
+impl TryFrom<v1::PushRecord> for Push {
+    type Error = Invalid;
+
+    fn try_from(push: v1::PushRecord) -> Result<Self, Invalid> {
+        if push.session == 0 || push.sequence == 0 {
+            return Err(Invalid::new("record.push.sequence", "names no session or no number"));
+        }
+        let updates =
+            push.updates.into_iter().map(Update::try_from).collect::<Result<Vec<_>, _>>()?;
+        if !updates.is_sorted_by(|a, b| a.variable < b.variable) {
+            return Err(Invalid::new("record.push.updates", "do not strictly increase"));
+        }
+        Ok(Push {
+            session: SessionId(push.session),
+            sequence: push.sequence,
+            clock: push.clock,
+            refusal: push.refusal.map(Refusal::try_from).transpose()?,
+            updates,
+        })
+    }
+}
+
+impl TryFrom<v1::ResolvedUpdate> for Update {
+    type Error = Invalid;
+
+    fn try_from(resolved: v1::ResolvedUpdate) -> Result<Self, Invalid> {
+        let update = given("record.update", resolved.update)?;
+        validate::update(&update)?;
+        let powers = [resolved.beta1_power, resolved.beta2_power];
+        if !resolved.learning_rate.is_finite() || !powers.iter().all(|power| power.is_finite()) {
+            return Err(Invalid::new("record.learning_rate", "or a power is not finite"));
+        }
+        Ok(Update {
+            variable: VariableId(update.variable),
+            change: given("record.update.body", update.body)?.into(),
+            step: resolved.step,
+            scalars: StepScalars {
+                learning_rate: resolved.learning_rate,
+                beta1_power: resolved.beta1_power,
+                beta2_power: resolved.beta2_power,
+            },
+        })
+    }
+}
+
+fn given<T>(field: &'static str, value: Option<T>) -> Result<T, Invalid> {
+    value.ok_or_else(|| Invalid::new(field, "is not given"))
+}
+
+#[cfg(test)]
+mod tests {
+    use downpour_core::id::Epoch;
+
+    use super::*;
+
+    #[test]
+    fn a_record_survives_the_wire() {
+        let scalars = StepScalars { learning_rate: 0.5, beta1_power: 0.9, beta2_power: 0.999 };
+        let change = Change::Rows {
+            keys: Bytes::copy_from_slice(&7u64.to_le_bytes()),
+            gradients: Bytes::copy_from_slice(&1f32.to_le_bytes()),
+        };
+        let update = Update { variable: VariableId(3), change, step: 9, scalars };
+        let push = Push {
+            session: SessionId(4),
+            sequence: 5,
+            clock: 6,
+            refusal: None,
+            updates: vec![update],
+        };
+        let record = Record {
+            lsn: Lsn::new(Epoch(2), 1),
+            previous: Lsn::new(Epoch(1), 8),
+            body: Body::Push(push),
+        };
+        assert_eq!(Record::try_from(v1::Record::from(&record)), Ok(record));
+    }
+
+    #[test]
+    fn a_record_that_cannot_follow_its_predecessor_is_refused() {
+        let record = |lsn: (u64, u64), previous: (u64, u64)| {
+            let lsn_of = |(epoch, count)| Lsn(epoch << 40 | count).0;
+            let body = Some(v1::record::Body::Close(v1::ClosedSessions::default()));
+            Record::try_from(v1::Record { lsn: lsn_of(lsn), previous_lsn: lsn_of(previous), body })
+        };
+        assert!(record((1, 1), (0, 0)).is_ok());
+        assert!(record((3, 1), (1, 7)).is_ok());
+        assert!(record((1, 2), (1, 1)).is_ok());
+        for (lsn, previous) in [
+            ((1, 0), (0, 0)),
+            ((1, 3), (1, 1)),
+            ((0, 1), (0, 0)),
+            ((2, 1), (2, 0)),
+            ((2, 2), (1, 1)),
+        ] {
+            let refused = record(lsn, previous).map_err(|invalid| invalid.field);
+            assert_eq!(refused, Err("record.lsn"), "{lsn:?} after {previous:?}");
+        }
+    }
+}

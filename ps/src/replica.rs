@@ -1,0 +1,142 @@
+//! The `Replica` service: other servers replicate to this one, fence it, and fetch from it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use downpour_core::id::{Epoch, JobId, Lsn, ServerRef, ShardId};
+use downpour_proto::transport::MESSAGE_BYTES_TARGET;
+use downpour_proto::v1::replica_server::Replica;
+use downpour_proto::{Invalid, convert, v1};
+use futures::{Stream, StreamExt, stream};
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{info, warn};
+
+use crate::hosted::ShardKey;
+use crate::life::Life;
+use crate::membership::Current;
+use crate::record::Record;
+use crate::service::meant_for;
+use crate::shard::{Ack, Incoming};
+
+/// Answers other servers.
+#[derive(Clone, Debug)]
+pub(crate) struct Service {
+    pub(crate) current: Current,
+}
+
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl Service {
+    /// The life that a message is meant for.
+    fn life(&self, incarnation: u64) -> Result<Arc<Life>, Status> {
+        let life = self.current.load_full();
+        match life {
+            Some(life) if meant_for(Some(&life), incarnation) => Ok(life),
+            _ => Err(Status::failed_precondition(format!(
+                "incarnation {incarnation} does not live here"
+            ))),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Replica for Service {
+    type ReplicateStream = Replies<v1::ReplicateReply>;
+    type FetchLogStream = Replies<v1::FetchLogReply>;
+
+    async fn replicate(
+        &self,
+        request: Request<Streaming<v1::ReplicateRequest>>,
+    ) -> Result<Response<Self::ReplicateStream>, Status> {
+        let service = self.clone();
+        // Each request is answered before the next is read: the stream is the order of the log.
+        let replies = request.into_inner().map(move |request| {
+            let request = request?;
+            let life = service.life(request.incarnation)?;
+            let source = convert::server("source", request.source)?;
+            let shards = request.shards.into_iter().map(|shard| replicate(&life, source, shard));
+            Ok(v1::ReplicateReply { shards: shards.collect() })
+        });
+        Ok(Response::new(Box::pin(replies)))
+    }
+
+    async fn fence(
+        &self,
+        request: Request<v1::FenceRequest>,
+    ) -> Result<Response<v1::FenceReply>, Status> {
+        let request = request.into_inner();
+        let life = self.life(request.incarnation)?;
+        let candidate = convert::server("candidate", request.candidate)?;
+        let epoch = epoch(request.epoch)?;
+        let key = ShardKey { job: JobId(request.job), shard: ShardId(request.shard) };
+        let Some(hosted) = life.hosted(key) else {
+            return Ok(Response::new(v1::FenceReply { not_ready: true, ..Default::default() }));
+        };
+        let fenced = life.with(&hosted, |shard| shard.fence(epoch, candidate));
+        info!(job = %key.job, shard = %key.shard, %epoch, %candidate, last = %fenced.last, "fenced");
+        Ok(Response::new(v1::FenceReply {
+            epoch: fenced.epoch.0,
+            last_lsn: fenced.last.0,
+            not_ready: fenced.not_ready,
+        }))
+    }
+
+    async fn fetch_log(
+        &self,
+        request: Request<v1::FetchLogRequest>,
+    ) -> Result<Response<Self::FetchLogStream>, Status> {
+        let request = request.into_inner();
+        let life = self.life(request.incarnation)?;
+        let epoch = epoch(request.epoch)?;
+        let key = ShardKey { job: JobId(request.job), shard: ShardId(request.shard) };
+        let missing = || Status::not_found(format!("shard {} is not here", key.shard));
+        let hosted = life.hosted(key).ok_or_else(missing)?;
+        let after = Lsn(request.after_lsn);
+        let replies = stream::try_unfold(after, move |after| {
+            let fetched = hosted.shard.lock().fetch(epoch, after, MESSAGE_BYTES_TARGET);
+            async move {
+                let records = fetched.map_err(|e| Status::out_of_range(e.to_string()))?;
+                let Some(last) = records.last().map(|record| record.lsn) else { return Ok(None) };
+                let records = records.iter().map(|record| (&**record).into()).collect();
+                Ok(Some((v1::FetchLogReply { records }, last)))
+            }
+        });
+        Ok(Response::new(Box::pin(replies)))
+    }
+}
+
+fn replicate(life: &Arc<Life>, source: ServerRef, shard: v1::ShardRecords) -> v1::ShardAck {
+    let key = ShardKey { job: JobId(shard.job), shard: ShardId(shard.shard) };
+    let ack = |ack: Ack| v1::ShardAck {
+        job: key.job.0,
+        shard: key.shard.0,
+        epoch: ack.epoch.0,
+        last_lsn: ack.last.0,
+        not_ready: ack.not_ready,
+    };
+    let unknown = Ack { epoch: Epoch(0), last: Lsn::ZERO, not_ready: true };
+    let Some(hosted) = life.hosted(key) else { return ack(unknown) };
+    let records = shard.records.into_iter().map(Record::try_from).collect::<Result<Vec<_>, _>>();
+    let incoming = records.and_then(|records| {
+        Ok(Incoming { epoch: epoch(shard.epoch)?, source, commit: Lsn(shard.commit_lsn), records })
+    });
+    let incoming = match incoming {
+        Ok(incoming) => incoming,
+        Err(invalid) => {
+            warn!(job = %key.job, shard = %key.shard, %source, %invalid, "records cannot be read");
+            return ack(unknown);
+        }
+    };
+    let (answer, followed) = life.with(&hosted, |shard| shard.replicate(incoming));
+    if let Err(problem) = followed {
+        warn!(job = %key.job, shard = %key.shard, %source, %problem, "records cannot be applied");
+    }
+    ack(answer)
+}
+
+fn epoch(epoch: u64) -> Result<Epoch, Invalid> {
+    if epoch == 0 || Epoch(epoch) > Lsn::EPOCH_MAX {
+        return Err(Invalid::new("epoch", "is out of range"));
+    }
+    Ok(Epoch(epoch))
+}

@@ -1,0 +1,64 @@
+//! The server as a whole.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use arc_swap::ArcSwapOption;
+use downpour_node::process::Node;
+use downpour_proto::transport::{MESSAGE_BYTES_MAX, incoming, server_builder};
+use downpour_proto::v1::replica_server::ReplicaServer;
+use downpour_proto::v1::shard_server::ShardServer;
+use tokio::net::TcpListener;
+
+use crate::config::Config;
+use crate::coordinators::Coordinators;
+use crate::life::Process;
+use crate::membership::{self, Current};
+use crate::metrics::ServerMetrics;
+use crate::{replica, service};
+
+/// Open connections get this long to notice that the server stops.
+const DRAIN_MAX: Duration = Duration::from_secs(2);
+
+/// Runs a parameter server on `listener` until `node`'s token is cancelled.
+///
+/// # Errors
+/// The coordinators cannot be addressed, or refuse this server for good.
+pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::Result<()> {
+    let address = match &config.common.advertise {
+        Some(address) => address.clone(),
+        None => listener.local_addr().context("read the address that was bound")?.to_string(),
+    };
+    let coordinators = Coordinators::new(config.coordinators.clone())?;
+    let metrics = ServerMetrics::new(&node.registry);
+    let shutdown = node.shutdown.clone();
+    let process = Arc::new(Process { config, coordinators, metrics, shutdown });
+    let current: Current = Arc::new(ArcSwapOption::empty());
+
+    let seen = Arc::clone(&current);
+    node.readiness.check("shards", move || match seen.load_full() {
+        None => Err("not registered".into()),
+        Some(life) => life.not_ready().map_or(Ok(()), Err),
+    });
+    let shards = service::Service { process: Arc::clone(&process), current: Arc::clone(&current) };
+    let shards = ShardServer::new(shards)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let replicas = ReplicaServer::new(replica::Service { current: Arc::clone(&current) })
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let token = node.shutdown.token();
+    let serving = server_builder()
+        .add_service(shards)
+        .add_service(replicas)
+        .serve_with_incoming_shutdown(incoming(listener), token.clone().cancelled_owned());
+
+    let registering = membership::run(Arc::clone(&process), address, current);
+    node.shutdown.spawn_critical("membership", registering);
+    tokio::select! {
+        served = serving => served.context("serve"),
+        // Replication streams of other servers end when their owners notice; nothing of theirs is lost.
+        () = async { token.cancelled().await; tokio::time::sleep(DRAIN_MAX).await } => Ok(()),
+    }
+}

@@ -1,0 +1,410 @@
+//! One replica of one shard: the protocol as a state machine (docs/protocol.md 2 to 5).
+//!
+//! It decides and never waits: no clock, no I/O, no async. Every call leaves in [`Effects`] what its owner has to do next.
+//!
+//! Follow a tenure: [`Shard::on_view`] says that this replica is the primary of a new epoch; it [fences](Shard::promotion) the others and
+//! levels with them ([`Role::Promoting`]); then it serves ([`Role::Primary`]): [`Shard::push`] appends a record, the members
+//! [acknowledge](Shard::acked) it, and the push [settles](Shard::settle). A higher epoch from anywhere ends the tenure at once.
+
+mod member;
+mod promotion;
+mod replication;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use downpour_core::cells::{Refusal, Verdict};
+use downpour_core::id::{Epoch, Lsn, ServerRef, ShardId};
+use downpour_core::routing::ShardRoute;
+use downpour_core::view::JobView;
+use downpour_proto::v1::RetryReason;
+
+pub use member::{Member, WaitSet};
+pub use promotion::{Diverged, Fenced, Promotion};
+pub use replication::{Ack, Batch, FetchRefused, Incoming};
+
+use crate::log::Log;
+use crate::record::{Body, Push, Record};
+use crate::state::{Identity, ShardState, extends};
+
+/// One replica of one shard.
+///
+/// It owns the replicated state and the records that not every member is known to have. It promises the numbered rules of
+/// docs/protocol.md 2 to 5. Its price: every push to the shard passes through its owner's lock, so a shard is applied by one thread at a time.
+#[derive(Debug)]
+pub struct Shard {
+    me: ServerRef,
+    id: ShardId,
+    log_bytes_max: usize,
+    view: Arc<JobView>,
+    /// Highest epoch seen; lower ones are refused for ever.
+    epoch: Epoch,
+    /// Of the in-sync set, within `epoch`.
+    set_version: u64,
+    /// Primary of `epoch`, as far as known.
+    leader: Option<ServerRef>,
+    commit: Lsn,
+    state: ShardState,
+    log: Log,
+    role: Role,
+    effects: Effects,
+}
+
+/// What a replica is to its shard.
+#[derive(Debug)]
+pub enum Role {
+    /// Follows the primary of the epoch.
+    Backup,
+    /// Named primary of the epoch: fences and levels the members, and serves nobody yet.
+    Promoting(WaitSet),
+    /// Serves.
+    Primary(WaitSet),
+    /// No longer a member: its memory is to be freed.
+    Removed,
+}
+
+/// What the owner of a [`Shard`] must do after a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Effects {
+    /// Pushes that wait may settle now.
+    pub settle: bool,
+    /// Members have something to be sent.
+    pub send: bool,
+    /// A promotion began or can go on.
+    pub promote: bool,
+    /// The replica was removed.
+    pub removed: bool,
+    /// The replica began to serve.
+    pub serving: bool,
+    /// Elements that were left as they were because their new values would not be finite.
+    pub not_stored: u64,
+}
+
+/// Who a request should have gone to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// Highest epoch known here.
+    pub epoch: Epoch,
+    /// Its primary, if known.
+    pub primary: Option<ServerRef>,
+}
+
+/// A request that had no effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Declined {
+    /// This replica is not the primary of the epoch that the request names.
+    Redirect(Redirect),
+    /// Later, perhaps.
+    Retry(RetryReason),
+}
+
+/// What became of a push at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pushed {
+    /// It has its place in the log: [`Shard::settle`] says when it is acknowledged.
+    Logged(Ticket),
+    /// Not consumed.
+    Declined(Declined),
+    /// Not consumed: a push before it is missing.
+    Gap {
+        /// The number that would be applied.
+        expected: u64,
+    },
+    /// Not consumed: the session has ended.
+    SessionClosed,
+}
+
+/// A push that waits for the members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    epoch: Epoch,
+    /// Position to be committed.
+    pub lsn: Lsn,
+    /// It had been applied before.
+    pub repeated: bool,
+    /// Why it changed nothing.
+    pub refusal: Option<Refusal>,
+}
+
+/// Whether a push that was logged may be acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// Not every member has it.
+    Pending,
+    /// Every member has it.
+    Acknowledged,
+    /// It cannot be said here; the number may be consumed, and a repeat will tell.
+    Declined(Declined),
+}
+
+impl Shard {
+    /// A replica of a shard that nothing was logged for. [`Shard::on_view`] gives it its role.
+    #[must_use]
+    pub fn new(me: ServerRef, id: ShardId, log_bytes_max: usize, view: Arc<JobView>) -> Self {
+        let identity = Identity { shard: id, shards: view.spec.shards, seed: view.spec.seed };
+        let mut shard = Shard {
+            me,
+            id,
+            log_bytes_max,
+            view: Arc::clone(&view),
+            epoch: Epoch(0),
+            set_version: 0,
+            leader: None,
+            commit: Lsn::ZERO,
+            state: ShardState::new(identity),
+            log: Log::default(),
+            role: Role::Backup,
+            effects: Effects::default(),
+        };
+        shard.on_view(view);
+        shard
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> ShardId {
+        self.id
+    }
+
+    /// Highest epoch seen.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Version of the in-sync set, within the epoch.
+    #[must_use]
+    pub fn set_version(&self) -> u64 {
+        self.set_version
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn role(&self) -> &Role {
+        &self.role
+    }
+
+    /// Every in-sync member has everything up to here.
+    #[must_use]
+    pub fn commit(&self) -> Lsn {
+        self.commit
+    }
+
+    /// Position of the last record.
+    #[must_use]
+    pub fn last(&self) -> Lsn {
+        self.state.last()
+    }
+
+    /// The replicated state.
+    #[must_use]
+    pub fn state(&self) -> &ShardState {
+        &self.state
+    }
+
+    /// Records kept, and their bytes.
+    #[must_use]
+    pub fn log_size(&self) -> (usize, usize) {
+        (self.log.len(), self.log.bytes())
+    }
+
+    /// The other members of the wait-set, for who promotes or serves.
+    #[must_use]
+    pub fn wait_set(&self) -> Option<&WaitSet> {
+        match &self.role {
+            Role::Promoting(set) | Role::Primary(set) => Some(set),
+            Role::Backup | Role::Removed => None,
+        }
+    }
+
+    /// What the calls so far ask of the owner. Forgets it.
+    pub fn take_effects(&mut self) -> Effects {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// The coordinator's newest view of the job: routes, variables, closed sessions.
+    pub fn on_view(&mut self, view: Arc<JobView>) {
+        let route = view.route(self.id).cloned();
+        self.view = view;
+        match route {
+            Some(route) => self.on_route(&route),
+            None => self.remove(),
+        }
+        self.log_view();
+    }
+
+    /// The shard's committed route, from the watch or read back after a change. A stale one is ignored.
+    pub fn on_route(&mut self, route: &ShardRoute) {
+        let known = (self.epoch, self.set_version);
+        if matches!(self.role, Role::Removed) || (route.epoch, route.set_version) < known {
+            return;
+        }
+        if !route.in_sync.contains(&self.me) {
+            return self.remove();
+        }
+        let tenure_goes_on = route.epoch == self.epoch;
+        (self.epoch, self.set_version) = (route.epoch, route.set_version);
+        self.leader = route.primary;
+        let others = route.others(self.me);
+        if route.primary != Some(self.me) {
+            self.step_down();
+        } else if tenure_goes_on && let Some(set) = self.wait_set_mut() {
+            set.replace(others);
+        } else {
+            self.step_down();
+            self.role = Role::Promoting(WaitSet::new(others));
+        }
+        self.progress();
+    }
+
+    /// The shard is no longer here: its job was deleted, or this replica left the set.
+    pub fn remove(&mut self) {
+        self.step_down();
+        self.role = Role::Removed;
+        self.effects.removed = true;
+    }
+
+    /// A push, in the order of its stream. `lease`: this server holds its lease now.
+    pub fn push(&mut self, epoch: Epoch, view_version: u64, push: Push, lease: bool) -> Pushed {
+        let alone = match self.serving(epoch, lease) {
+            Ok(set) => set.is_empty(),
+            Err(declined) => return Pushed::Declined(declined),
+        };
+        let members = self.wait_set().map_or(0, WaitSet::len) + 1;
+        if view_version > self.view.version {
+            return Pushed::Declined(Declined::Retry(RetryReason::NotReady));
+        }
+        match self.state.cells().check(push.session, push.sequence) {
+            Verdict::Apply => {}
+            Verdict::Repeat { lsn, refusal } => {
+                return Pushed::Logged(Ticket { epoch, lsn, repeated: true, refusal });
+            }
+            Verdict::Gap { expected } => return Pushed::Gap { expected },
+            Verdict::Closed => return Pushed::SessionClosed,
+        }
+        if members < self.view.spec.min_in_sync as usize {
+            return Pushed::Declined(Declined::Retry(RetryReason::TooFewInSync));
+        }
+        if !alone && self.log.bytes() >= self.log_bytes_max {
+            return Pushed::Declined(Declined::Retry(RetryReason::Overloaded));
+        }
+        let push = self.state.resolve(push);
+        let refusal = push.refusal;
+        let lsn = self.append(Body::Push(push));
+        Pushed::Logged(Ticket { epoch, lsn, repeated: false, refusal })
+    }
+
+    /// Whether a push that was logged may be acknowledged now. `lease`: this server holds its lease now.
+    #[must_use]
+    pub fn settle(&self, ticket: &Ticket, lease: bool) -> Settled {
+        match self.serving(ticket.epoch, lease) {
+            Err(declined) => Settled::Declined(declined),
+            Ok(_) if self.commit >= ticket.lsn => Settled::Acknowledged,
+            Ok(_) => Settled::Pending,
+        }
+    }
+
+    /// The state, for a pull that names `epoch`.
+    ///
+    /// # Errors
+    /// This replica does not serve that epoch, or is alone without a lease.
+    pub fn read(&self, epoch: Epoch, lease: bool) -> Result<&ShardState, Declined> {
+        self.serving(epoch, lease).map(|_| &self.state)
+    }
+
+    /// The members that a request of `epoch` waits for, if this replica serves it.
+    fn serving(&self, epoch: Epoch, lease: bool) -> Result<&WaitSet, Declined> {
+        if epoch > self.epoch {
+            return Err(Declined::Retry(RetryReason::NotReady));
+        }
+        match &self.role {
+            _ if epoch < self.epoch => Err(self.redirect()),
+            Role::Backup | Role::Removed => Err(self.redirect()),
+            Role::Promoting(_) => Err(Declined::Retry(RetryReason::NotReady)),
+            Role::Primary(set) if set.is_empty() && !lease => {
+                Err(Declined::Retry(RetryReason::NoLease))
+            }
+            Role::Primary(set) => Ok(set),
+        }
+    }
+
+    fn redirect(&self) -> Declined {
+        Declined::Redirect(Redirect { epoch: self.epoch, primary: self.leader })
+    }
+
+    fn wait_set_mut(&mut self) -> Option<&mut WaitSet> {
+        match &mut self.role {
+            Role::Promoting(set) | Role::Primary(set) => Some(set),
+            Role::Backup | Role::Removed => None,
+        }
+    }
+
+    /// A higher epoch was seen: lower ones are refused from here on.
+    fn adopt(&mut self, epoch: Epoch, leader: Option<ServerRef>) {
+        if epoch > self.epoch {
+            (self.epoch, self.set_version, self.leader) = (epoch, 0, leader);
+            self.step_down();
+        }
+    }
+
+    fn step_down(&mut self) {
+        if self.wait_set().is_some() {
+            self.role = Role::Backup;
+            self.effects.settle = true;
+        }
+    }
+
+    /// Appends a record as the primary, applies it, and returns its position.
+    fn append(&mut self, body: Body) -> Lsn {
+        let previous = self.last();
+        let record = Arc::new(Record { lsn: previous.next_in(self.epoch), previous, body });
+        let applied = self.state.apply(&record).expect("a primary applies what it resolved");
+        self.effects.not_stored += applied.not_stored;
+        let lsn = record.lsn;
+        self.log.push(record);
+        self.effects.send = true;
+        self.progress();
+        lsn
+    }
+
+    /// Restores what follows from the members' positions: the commit LSN, the end of a promotion, the kept log.
+    fn progress(&mut self) {
+        let last = self.last();
+        let Some(set) = self.wait_set() else { return };
+        if let Some(commit) = set.committed(last)
+            && commit > self.commit
+        {
+            self.commit = commit;
+            self.log.trim(commit);
+            self.effects.settle = true;
+        }
+        if let Role::Promoting(set) = &mut self.role {
+            if !set.level_at(last) {
+                self.effects.promote = true;
+                self.effects.send = true;
+                return;
+            }
+            self.role = Role::Primary(std::mem::take(set));
+            self.effects.serving = true;
+            self.log_view();
+        }
+    }
+
+    /// Logs what the view has and the log has not: variables, and sessions that ended. So records are closed and backups need no configuration.
+    fn log_view(&mut self) {
+        let view = Arc::clone(&self.view);
+        while let Role::Primary(_) = self.role
+            && let Some(variable) = view.variables.get(self.state.defined() as usize)
+        {
+            self.append(Body::Define(variable.clone()));
+        }
+        let closed = self.state.cells().closed();
+        if let Role::Primary(_) = self.role
+            && view.sessions != *closed
+            && extends(&view.sessions, closed)
+        {
+            self.append(Body::Close(view.sessions.clone()));
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! The log on its way to the members, and what a member does with it (docs/protocol.md 2.5 and 3).
+
+use std::sync::Arc;
+
+use downpour_core::id::{Epoch, Lsn, ServerRef};
+use thiserror::Error;
+
+use super::{Diverged, Role, Shard};
+use crate::record::Record;
+use crate::state::CannotApply;
+
+/// What a primary or candidate sends to one member.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Of the sender.
+    pub epoch: Epoch,
+    /// Every member has everything up to here.
+    pub commit: Lsn,
+    /// Contiguous.
+    pub records: Vec<Arc<Record>>,
+    /// There is more to send.
+    pub more: bool,
+}
+
+/// What a member gets.
+#[derive(Clone, Debug)]
+pub struct Incoming {
+    /// Of the sender.
+    pub epoch: Epoch,
+    /// Who sends.
+    pub source: ServerRef,
+    /// Every member has everything up to here.
+    pub commit: Lsn,
+    /// Contiguous.
+    pub records: Vec<Record>,
+}
+
+/// What a member answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ack {
+    /// Highest epoch it has seen.
+    pub epoch: Epoch,
+    /// It has everything up to here.
+    pub last: Lsn,
+    /// Nothing is acknowledged.
+    pub not_ready: bool,
+}
+
+/// Why the log cannot be fetched here.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum FetchRefused {
+    /// The candidate was replaced.
+    #[error("epoch {0} is known here")]
+    Epoch(Epoch),
+    /// The position is not in the history here, or the records after it were let go.
+    #[error("the records after {0} are not here")]
+    Position(Lsn),
+}
+
+impl Shard {
+    /// The next records for `member`, about `bytes_max` of them; nothing if it was sent everything.
+    pub fn batch(&mut self, member: ServerRef, bytes_max: usize) -> Option<Batch> {
+        let (epoch, commit, last) = (self.epoch, self.commit, self.last());
+        let set = match &mut self.role {
+            Role::Promoting(set) | Role::Primary(set) => set,
+            Role::Backup | Role::Removed => return None,
+        };
+        let position = set.get_mut(member)?;
+        position.acked?;
+        if position.sent >= last && position.sent_commit >= commit {
+            return None;
+        }
+        let mut bytes = 0;
+        let mut records = Vec::new();
+        for record in self.log.after(position.sent)? {
+            bytes += record.bytes();
+            if bytes > bytes_max && !records.is_empty() {
+                break;
+            }
+            records.push(Arc::clone(record));
+        }
+        if let Some(record) = records.last() {
+            position.sent = record.lsn;
+        }
+        position.sent_commit = commit;
+        Some(Batch { epoch, commit, records, more: position.sent < last })
+    }
+
+    /// The connection to `member` broke, or it answered that it is not ready: what it did not acknowledge is sent again.
+    pub fn rewind(&mut self, member: ServerRef) {
+        if let Some(position) = self.wait_set_mut().and_then(|set| set.get_mut(member)) {
+            position.rewind();
+            self.effects.send = true;
+        }
+    }
+
+    /// A member answered.
+    ///
+    /// # Errors
+    /// It claims a position that is not in the history here.
+    pub fn acked(&mut self, member: ServerRef, ack: Ack) -> Result<(), Diverged> {
+        self.adopt(ack.epoch, None);
+        if ack.epoch != self.epoch || ack.not_ready {
+            return Ok(());
+        }
+        if !self.state.lineage().contains(ack.last) {
+            return Err(Diverged { member, last: ack.last });
+        }
+        if let Some(position) = self.wait_set_mut().and_then(|set| set.get_mut(member))
+            && let Some(acked) = &mut position.acked
+        {
+            *acked = ack.last.max(*acked);
+        }
+        self.progress();
+        Ok(())
+    }
+
+    /// A primary or candidate sends records. A lower epoch, a gap and a foreign history are refused by an answer that acknowledges none of it.
+    pub fn replicate(&mut self, incoming: Incoming) -> (Ack, Result<(), CannotApply>) {
+        self.adopt(incoming.epoch, Some(incoming.source));
+        let backup = matches!(self.role, Role::Backup);
+        let mut followed = Ok(());
+        if backup && incoming.epoch == self.epoch {
+            self.leader = Some(incoming.source);
+            followed = self.follow(incoming.records);
+            if followed.is_ok() {
+                self.commit = self.commit.max(incoming.commit.min(self.last()));
+                self.log.trim(self.commit);
+            }
+        }
+        let not_ready = !backup || followed.is_err();
+        (Ack { epoch: self.epoch, last: self.last(), not_ready }, followed)
+    }
+
+    /// Records after `after`, about `bytes_max` of them, for a candidate of `epoch` that fenced this member.
+    ///
+    /// # Errors
+    /// The candidate was replaced, or the records are not here.
+    pub fn fetch(
+        &self,
+        epoch: Epoch,
+        after: Lsn,
+        bytes_max: usize,
+    ) -> Result<Vec<Arc<Record>>, FetchRefused> {
+        if epoch != self.epoch || !matches!(self.role, Role::Backup) {
+            return Err(FetchRefused::Epoch(self.epoch));
+        }
+        let kept = self.log.after(after).filter(|_| self.state.lineage().contains(after));
+        let mut bytes = 0;
+        let fits = |record: &&Arc<Record>| {
+            let first = bytes == 0;
+            bytes += record.bytes();
+            first || bytes <= bytes_max
+        };
+        let records = kept.ok_or(FetchRefused::Position(after))?;
+        Ok(records.take_while(fits).cloned().collect())
+    }
+
+    /// Applies what continues the history here and passes over what is part of it already.
+    pub(super) fn follow(&mut self, records: Vec<Record>) -> Result<(), CannotApply> {
+        for record in records {
+            if record.lsn <= self.last() && self.state.lineage().contains(record.lsn) {
+                continue;
+            }
+            if record.lsn.epoch() > self.epoch {
+                return Err(CannotApply::Fit(record.lsn));
+            }
+            self.effects.not_stored += self.state.apply(&record)?.not_stored;
+            self.log.push(Arc::new(record));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,402 @@
+//! What is replicated of a shard: the same at one LSN on every member, byte for byte.
+//!
+//! A primary [resolves](ShardState::resolve) a push into a closed record; primary and backups alike [apply](ShardState::apply) it.
+
+use bytes::BytesMut;
+use downpour_core::cells::{ClosedSessions, Refusal, RefusalReason, SessionCells, Verdict};
+use downpour_core::id::{Lsn, ShardId, VariableId};
+use downpour_core::lineage::Lineage;
+use downpour_core::mix::{mix64, salt};
+use downpour_core::spec::{Shape, Variable};
+use downpour_core::tensor_bytes::all_finite;
+use downpour_proto::tensor::Keys;
+use thiserror::Error;
+
+use crate::dense::{Dense, Place};
+use crate::record::{Body, Change, Push, Record, Update};
+use crate::table::{self, Table, TableRules};
+
+/// Which shard of which job this is: what never changes and is not in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Its number.
+    pub shard: ShardId,
+    /// Shards of the job.
+    pub shards: u32,
+    /// Seed of the job's initial values.
+    pub seed: u64,
+}
+
+/// The replicated state of one shard.
+#[derive(Debug)]
+pub struct ShardState {
+    identity: Identity,
+    /// Variable `id` is at `id - 1`.
+    variables: Vec<VariableState>,
+    cells: SessionCells,
+    lineage: Lineage,
+}
+
+#[derive(Debug)]
+struct VariableState {
+    variable: Variable,
+    place: Place,
+    /// Updates so far.
+    steps: u64,
+    parameters: Parameters,
+}
+
+#[derive(Debug)]
+enum Parameters {
+    Table(Table),
+    Dense(Dense),
+}
+
+/// What applying a record did, for the metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Elements left as they were because they would not be finite.
+    pub not_stored: u64,
+}
+
+/// A record that does not belong here. Nothing was changed; a backup that meets one cannot follow its primary any more.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum CannotApply {
+    /// It does not follow the last one.
+    #[error("record {record} follows {previous}, but the last record here is {last}")]
+    OutOfOrder {
+        /// The record.
+        record: Lsn,
+        /// What it follows.
+        previous: Lsn,
+        /// What is here.
+        last: Lsn,
+    },
+    /// The sequence number is not the session's next.
+    #[error("record {0} has a sequence number that is not its session's next")]
+    Sequence(Lsn),
+    /// The update does not fit its variable.
+    #[error("record {0} does not fit the variables that are defined here")]
+    Fit(Lsn),
+}
+
+/// Why a pull cannot be answered.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum CannotPull {
+    /// The variable was not defined yet.
+    #[error("variable {0} is not defined here")]
+    Unknown(VariableId),
+    /// Rows of a dense variable, blocks of a table, or a key of another shard.
+    #[error("variable {0} is of the other kind, or a key belongs to another shard")]
+    Misfit(VariableId),
+}
+
+/// The blocks of a dense variable that a pull gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DenseBlocks {
+    /// Numbers of the blocks.
+    pub numbers: Vec<u32>,
+    /// Blocks of this shard without values.
+    pub uninitialized: u32,
+}
+
+impl ShardState {
+    /// Of a shard that nothing was ever logged for.
+    #[must_use]
+    pub fn new(identity: Identity) -> Self {
+        ShardState {
+            identity,
+            variables: Vec::new(),
+            cells: SessionCells::default(),
+            lineage: Lineage::default(),
+        }
+    }
+
+    /// LSN of the last record.
+    #[must_use]
+    pub fn last(&self) -> Lsn {
+        self.lineage.last()
+    }
+
+    /// Which positions belong to this history.
+    #[must_use]
+    pub fn lineage(&self) -> &Lineage {
+        &self.lineage
+    }
+
+    /// What each session last did.
+    #[must_use]
+    pub fn cells(&self) -> &SessionCells {
+        &self.cells
+    }
+
+    /// Variables defined so far: those up to this number.
+    #[must_use]
+    pub fn defined(&self) -> u32 {
+        self.variables.len() as u32
+    }
+
+    /// Rows of all tables.
+    #[must_use]
+    pub fn rows(&self) -> u64 {
+        let rows = |variable: &VariableState| match &variable.parameters {
+            Parameters::Table(table) => table.rows(),
+            Parameters::Dense(_) => 0,
+        };
+        self.variables.iter().map(rows).sum()
+    }
+
+    /// Bytes of all rows and blocks.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let bytes = |variable: &VariableState| match &variable.parameters {
+            Parameters::Table(table) => table.bytes(),
+            Parameters::Dense(dense) => dense.bytes(),
+        };
+        self.variables.iter().map(bytes).sum()
+    }
+
+    /// Decides everything about a push: refused as a whole, or which learning rate, step count and powers each update has. Reads only.
+    #[must_use]
+    pub fn resolve(&self, mut push: Push) -> Push {
+        for update in &mut push.updates {
+            if let Err(reason) = self.check(update, Finite::Required) {
+                let refusal = Refusal { reason, variable: update.variable };
+                return Push { refusal: Some(refusal), updates: Vec::new(), ..push };
+            }
+            if let Some(variable) = self.variable(update.variable) {
+                update.step = variable.steps + 1;
+                update.scalars = variable.variable.spec.optimizer.scalars(update.step);
+            }
+        }
+        push
+    }
+
+    /// Applies the next record of the log.
+    ///
+    /// # Errors
+    /// The record does not belong here; nothing was changed.
+    pub fn apply(&mut self, record: &Record) -> Result<Applied, CannotApply> {
+        let (lsn, previous, last) = (record.lsn, record.previous, self.last());
+        if previous != last || lsn != last.next_in(lsn.epoch()) || lsn <= last {
+            return Err(CannotApply::OutOfOrder { record: lsn, previous, last });
+        }
+        let applied = match &record.body {
+            Body::Push(push) => self.apply_push(push, lsn)?,
+            Body::Define(variable) => self.define(variable, lsn)?,
+            Body::Close(closed) => self.close(closed, lsn)?,
+        };
+        self.lineage.advance(lsn);
+        Ok(applied)
+    }
+
+    /// Appends the weights of `keys` to `out`.
+    ///
+    /// # Errors
+    /// The variable is not defined, or is no table; a key belongs to another shard.
+    pub fn pull_rows(
+        &self,
+        id: VariableId,
+        keys: Keys<'_>,
+        out: &mut BytesMut,
+    ) -> Result<(), CannotPull> {
+        let variable = self.variable(id).ok_or(CannotPull::Unknown(id))?;
+        match &variable.parameters {
+            Parameters::Table(table) if keys.iter().all(|key| variable.place.has(key)) => {
+                table.pull(keys, out);
+                Ok(())
+            }
+            _ => Err(CannotPull::Misfit(id)),
+        }
+    }
+
+    /// Appends the weights of blocks newer than `have` to `out`. A position that is not of this history counts as none.
+    ///
+    /// # Errors
+    /// The variable is not defined, or is a table.
+    pub fn pull_dense(
+        &self,
+        id: VariableId,
+        have: Lsn,
+        out: &mut BytesMut,
+    ) -> Result<DenseBlocks, CannotPull> {
+        let (dense, have) = self.dense(id, have)?;
+        let numbers = dense.pull(have, out);
+        Ok(DenseBlocks { numbers, uninitialized: dense.uninitialized() })
+    }
+
+    /// Bytes that [`ShardState::pull_rows`] appends for a key.
+    ///
+    /// # Errors
+    /// The variable is not defined, or is no table.
+    pub fn row_bytes(&self, id: VariableId) -> Result<usize, CannotPull> {
+        match &self.variable(id).ok_or(CannotPull::Unknown(id))?.parameters {
+            Parameters::Table(table) => Ok(table.dim() * size_of::<f32>()),
+            Parameters::Dense(_) => Err(CannotPull::Misfit(id)),
+        }
+    }
+
+    /// Bytes that [`ShardState::pull_dense`] appends.
+    ///
+    /// # Errors
+    /// The variable is not defined, or is a table.
+    pub fn dense_bytes(&self, id: VariableId, have: Lsn) -> Result<usize, CannotPull> {
+        let (dense, have) = self.dense(id, have)?;
+        Ok(dense.newer_bytes(have))
+    }
+
+    /// Hands the canonical encoding to `sink`, word by word: two members at one LSN give the same words.
+    pub fn encode(&self, sink: &mut impl FnMut(u64)) {
+        sink(self.last().0);
+        // What sessions did and where epochs began is small; its text names every field in a fixed order.
+        let small = format!("{:?} {:?}", self.cells, self.lineage);
+        sink(small.len() as u64);
+        small.bytes().for_each(|byte| sink(byte.into()));
+        for VariableState { variable, steps, parameters, .. } in &self.variables {
+            sink(variable.id.0.into());
+            sink(*steps);
+            match parameters {
+                Parameters::Table(table) => table.encode(sink),
+                Parameters::Dense(dense) => dense.encode(sink),
+            }
+        }
+    }
+
+    /// A hash of the canonical encoding, which members compare at an LSN.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        let mut digest = 0u64;
+        self.encode(&mut |word| digest = mix64(digest.rotate_left(1) ^ word).wrapping_add(word));
+        digest
+    }
+
+    fn variable(&self, id: VariableId) -> Option<&VariableState> {
+        self.variables.get((id.0 as usize).checked_sub(1)?)
+    }
+
+    fn variable_mut(&mut self, id: VariableId) -> Option<&mut VariableState> {
+        self.variables.get_mut((id.0 as usize).checked_sub(1)?)
+    }
+
+    fn dense(&self, id: VariableId, have: Lsn) -> Result<(&Dense, Lsn), CannotPull> {
+        let have = if self.lineage.contains(have) { have } else { Lsn::ZERO };
+        match &self.variable(id).ok_or(CannotPull::Unknown(id))?.parameters {
+            Parameters::Dense(dense) => Ok((dense, have)),
+            Parameters::Table(_) => Err(CannotPull::Misfit(id)),
+        }
+    }
+
+    fn check(&self, update: &Update, finite: Finite) -> Result<(), RefusalReason> {
+        let variable = self.variable(update.variable).ok_or(RefusalReason::UnknownVariable)?;
+        let (fits, floats) = match (&variable.parameters, &update.change) {
+            (Parameters::Table(table), Change::Rows { keys, gradients }) => {
+                let here = || Keys::trusted(keys).iter().all(|key| variable.place.has(key));
+                (table::fits(keys, gradients, table.dim()) && here(), gradients)
+            }
+            (Parameters::Dense(dense), Change::Gradients(blocks)) => {
+                let fits = dense.fits(&blocks.numbers, &blocks.floats);
+                (fits && dense.initialized(&blocks.numbers), &blocks.floats)
+            }
+            (Parameters::Dense(dense), Change::Values(blocks)) => {
+                (dense.fits(&blocks.numbers, &blocks.floats), &blocks.floats)
+            }
+            _ => return Err(RefusalReason::WrongShape),
+        };
+        if !fits {
+            return Err(RefusalReason::WrongShape);
+        }
+        if finite == Finite::Required && !all_finite(floats) {
+            return Err(RefusalReason::NotFinite);
+        }
+        Ok(())
+    }
+
+    fn apply_push(&mut self, push: &Push, lsn: Lsn) -> Result<Applied, CannotApply> {
+        if self.cells.check(push.session, push.sequence) != Verdict::Apply {
+            return Err(CannotApply::Sequence(lsn));
+        }
+        for update in &push.updates {
+            self.check(update, Finite::Known).map_err(|_| CannotApply::Fit(lsn))?;
+        }
+        let mut applied = Applied::default();
+        for update in &push.updates {
+            let Some(variable) = self.variable_mut(update.variable) else { continue };
+            applied.not_stored += variable.apply(update, lsn);
+        }
+        self.cells.record(push.session, push.sequence, lsn, push.refusal);
+        Ok(applied)
+    }
+
+    fn define(&mut self, variable: &Variable, lsn: Lsn) -> Result<Applied, CannotApply> {
+        if variable.id.0 != self.defined() + 1 {
+            return Err(CannotApply::Fit(lsn));
+        }
+        self.variables.push(VariableState::new(variable, self.identity));
+        Ok(Applied::default())
+    }
+
+    fn close(&mut self, closed: &ClosedSessions, lsn: Lsn) -> Result<Applied, CannotApply> {
+        if !extends(closed, self.cells.closed()) {
+            return Err(CannotApply::Fit(lsn));
+        }
+        self.cells.close(closed.clone());
+        Ok(Applied::default())
+    }
+}
+
+/// Whether all sessions that are closed in `old` are closed in `new`: a closed session never opens again.
+#[must_use]
+pub fn extends(new: &ClosedSessions, old: &ClosedSessions) -> bool {
+    let opens_again = |session| old.contains(session);
+    new.high_water >= old.high_water && !new.open.iter().any(|&session| opens_again(session))
+}
+
+/// Whether a check reads every float.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Finite {
+    /// The primary looks.
+    Required,
+    /// The primary looked.
+    Known,
+}
+
+impl VariableState {
+    fn new(variable: &Variable, identity: Identity) -> Self {
+        let Identity { shard, shards, seed } = identity;
+        let spec = &variable.spec;
+        let place = Place { shard, shards, salt: spec.routing_salt() };
+        let parameters = match &spec.shape {
+            Shape::Table(table) => Parameters::Table(Table::new(TableRules {
+                dim: table.dim as usize,
+                init: table.init,
+                optimizer: spec.optimizer,
+                seed,
+                salt: salt(&spec.name),
+            })),
+            Shape::Dense(dense) => {
+                Parameters::Dense(Dense::new(dense.clone(), spec.optimizer, place))
+            }
+        };
+        VariableState { variable: variable.clone(), place, steps: 0, parameters }
+    }
+
+    /// Applies an update that was checked.
+    fn apply(&mut self, update: &Update, lsn: Lsn) -> u64 {
+        let scalars = &update.scalars;
+        let skipped = match (&mut self.parameters, &update.change) {
+            (Parameters::Table(table), Change::Rows { keys, gradients }) => {
+                table.push(Keys::trusted(keys), gradients, scalars, lsn)
+            }
+            (Parameters::Dense(dense), Change::Gradients(blocks)) => {
+                dense.push(&blocks.numbers, &blocks.floats, scalars, lsn)
+            }
+            (Parameters::Dense(dense), Change::Values(blocks)) => {
+                dense.put(&blocks.numbers, &blocks.floats, lsn);
+                return 0;
+            }
+            _ => return 0,
+        };
+        self.steps = update.step;
+        skipped
+    }
+}
