@@ -33,7 +33,7 @@ pub(crate) fn list<R: Row + Serialize>(format: Format, rows: &[R]) -> anyhow::Re
 pub(crate) fn properties<T: Serialize>(
     format: Format,
     value: &T,
-    properties: impl FnOnce(&T) -> Vec<(&'static str, String)>,
+    properties: impl FnOnce(&T) -> Vec<(&str, String)>,
 ) -> anyhow::Result<()> {
     match format {
         Format::Json => json(value),

@@ -8,10 +8,6 @@ use crate::cli::Exit;
 /// What trains and evaluates.
 pub(super) const BINARY: &str = "downpour-worker";
 
-/// Options of `train` that describe the model and its input, which `evaluate` needs as well.
-const SHARED: &[&str] =
-    &["--job", "--model", "--model-file", "--schema", "--dim", "--hidden", "--device", "--seed"];
-
 /// One training.
 #[derive(Debug, PartialEq)]
 pub(super) struct Plan {
@@ -38,25 +34,22 @@ impl Plan {
                 )));
             }
         }
-        let test = train.take("--test")?;
         if train.value("--job")?.is_none() {
             train.push("--job", "local");
         }
         if train.value("--replicas")?.is_none() {
             train.push("--replicas", &args.replicas.to_string());
         }
-        let dataset = args.dataset.clone().or_else(|| {
-            let data = train.value("--train").ok()??;
-            let folder = Path::new(&data).parent()?.file_name()?;
-            Some(folder.to_string_lossy().into_owned())
-        });
+        let dataset = args.dataset.clone().or_else(|| dataset_of(&train.value("--train").ok()??));
         let model = train.value("--model-file")?.or(train.value("--model")?);
-        let evaluation = test.map(|test| train.evaluation(&test)).transpose()?;
+        // `evaluate` takes all that `train` does, and measures on what `--test` names.
+        let evaluation = train.clone();
+        let evaluates = train.remove("--test")?;
         Ok(Self {
             workers: args.workers.into(),
             dataset: dataset.unwrap_or_else(|| "unnamed".into()),
             model: model.unwrap_or_else(|| "default".into()),
-            evaluation,
+            evaluation: evaluates.then_some(evaluation.0),
             train: train.0,
         })
     }
@@ -84,19 +77,27 @@ pub(super) fn evaluate_args(
     args.0
 }
 
-/// Arguments as they were given: `--name value` or `--name=value`.
+/// The folder that the data lies in, which is how data sets are named where nobody names them.
+fn dataset_of(data: &str) -> Option<String> {
+    let path = Path::new(data);
+    let folder = if path.extension().is_some() { path.parent()? } else { path };
+    Some(folder.file_name()?.to_string_lossy().into_owned())
+}
+
+/// Arguments as they were given: `--name value ...` or `--name=value`.
+#[derive(Clone)]
 struct Given(Vec<String>);
 
 impl Given {
-    /// Where the option is, its value, and how many arguments that takes.
+    /// Where the option is, its first value, and how many arguments it and its values are.
     fn find(&self, name: &str) -> Result<Option<(usize, String, usize)>, Exit> {
         for (at, argument) in self.0.iter().enumerate() {
             if argument == name {
-                let value = self
-                    .0
-                    .get(at + 1)
-                    .ok_or_else(|| Exit::Usage(format!("{name} has no value")))?;
-                return Ok(Some((at, value.clone(), 2)));
+                let values = self.0[at + 1..].iter().take_while(|value| !value.starts_with("--"));
+                let length = 1 + values.count();
+                let value = self.0[at..at + length].get(1);
+                let value = value.ok_or_else(|| Exit::Usage(format!("{name} has no value")))?;
+                return Ok(Some((at, value.clone(), length)));
             }
             if let Some(value) = argument.strip_prefix(name).and_then(|rest| rest.strip_prefix('='))
             {
@@ -110,26 +111,18 @@ impl Given {
         Ok(self.find(name)?.map(|(_, value, _)| value))
     }
 
-    fn take(&mut self, name: &str) -> Result<Option<String>, Exit> {
-        let Some((at, value, length)) = self.find(name)? else { return Ok(None) };
-        self.0.drain(at..at + length);
-        Ok(Some(value))
+    /// Whether there was anything to remove.
+    fn remove(&mut self, name: &str) -> Result<bool, Exit> {
+        let mut found = false;
+        while let Some((at, _, length)) = self.find(name)? {
+            self.0.drain(at..at + length);
+            found = true;
+        }
+        Ok(found)
     }
 
     fn push(&mut self, name: &str, value: &str) {
         self.0.extend([name.to_owned(), value.to_owned()]);
-    }
-
-    /// Arguments of `evaluate` on `test` for what these train.
-    fn evaluation(&self, test: &str) -> Result<Vec<String>, Exit> {
-        let mut args = Given(Vec::new());
-        args.push("--data", test);
-        for name in SHARED {
-            if let Some(value) = self.value(name)? {
-                args.push(name, &value);
-            }
-        }
-        Ok(args.0)
     }
 }
 
@@ -165,17 +158,30 @@ mod tests {
     }
 
     #[test]
-    fn the_test_file_goes_to_the_evaluation_with_what_describes_the_model() {
-        let plan = plan("-- train --schema=s.toml --test t.csv --model lr --job j --epochs 2")
+    fn test_files_go_to_the_evaluation_alone() {
+        let plan = plan("-- train --schema=s.toml --test t1.csv t2.csv --model lr --job j")
             .expect("valid");
-        assert!(!plan.worker_args("a:1", 0, Path::new("out")).contains(&"--test".to_owned()));
-        let args =
-            evaluate_args(&plan.evaluation.expect("a test file"), "a:1", Path::new("r.json"))
-                .join(" ");
+        assert_eq!(
+            plan.worker_args("a:1", 0, Path::new("out"))[9..].join(" "),
+            "--schema=s.toml --model lr --job j --replicas 2"
+        );
+        let args = evaluate_args(&plan.evaluation.expect("test files"), "a:1", Path::new("r.json"))
+            .join(" ");
         assert_eq!(
             args,
-            "evaluate --coordinators a:1 --report r.json --data t.csv --job j --model lr --schema s.toml"
+            "evaluate --coordinators a:1 --report r.json \
+             --schema=s.toml --test t1.csv t2.csv --model lr --job j --replicas 2"
         );
+    }
+
+    #[test]
+    fn a_data_set_is_named_after_its_folder() {
+        for data in
+            ["data/census/train.parquet", "data/census/*.parquet", "data/census", "/data/census/"]
+        {
+            assert_eq!(dataset_of(data).as_deref(), Some("census"), "{data}");
+        }
+        assert_eq!(dataset_of("train.parquet"), None);
     }
 
     #[test]

@@ -2,18 +2,14 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::Trained;
 use super::plan::Plan;
 use crate::output::{self, Format, count};
 
-/// What `downpour-worker evaluate` writes; it may say more.
-#[derive(Debug, Deserialize)]
-pub(super) struct Evaluation {
-    auc: Option<f64>,
-    logloss: Option<f64>,
-}
+/// What `downpour-worker evaluate` writes: numbers by name.
+pub(super) type Evaluation = serde_json::Map<String, serde_json::Value>;
 
 /// The field names are the JSON of `-o json`: they are a promise.
 #[derive(Debug, Serialize)]
@@ -32,6 +28,9 @@ pub(super) struct Report {
     cpu_s_per_msample: f64,
     /// From the start of the first process to the end of the evaluation.
     wall_s: f64,
+    /// For people, who are shown every number of it.
+    #[serde(skip)]
+    evaluation: Evaluation,
 }
 
 impl Report {
@@ -42,8 +41,8 @@ impl Report {
         evaluation: Option<Evaluation>,
         wall: Duration,
     ) -> Self {
-        let (test_auc, test_logloss) =
-            evaluation.map_or((None, None), |found| (found.auc, found.logloss));
+        let evaluation = evaluation.unwrap_or_default();
+        let number = |name: &str| evaluation.get(name).and_then(serde_json::Value::as_f64);
         let samples = trained.samples.max(1) as f64;
         Self {
             dataset: plan.dataset.clone(),
@@ -53,32 +52,36 @@ impl Report {
             servers,
             samples: trained.samples,
             samples_per_s: trained.samples as f64 / trained.wall.as_secs_f64().max(1e-9),
-            test_auc,
-            test_logloss,
+            test_auc: number("auc"),
+            test_logloss: number("logloss"),
             cpu_s_per_msample: trained.cpu.as_secs_f64() / samples * 1e6,
             wall_s: wall.as_secs_f64(),
+            evaluation,
         }
     }
 }
 
 pub(super) fn print(format: Format, report: &Report) -> anyhow::Result<()> {
-    let number = |value: Option<f64>| {
-        value.map_or_else(|| "not evaluated".to_owned(), |value| format!("{value:.5}"))
-    };
     output::properties(format, report, |report| {
-        vec![
-            ("Data set", report.dataset.clone()),
-            ("Model", report.model.clone()),
+        let mut lines: Vec<(&str, String)> = vec![
+            ("data set", report.dataset.clone()),
+            ("model", report.model.clone()),
             (
-                "Cluster",
+                "cluster",
                 format!("{} workers ({}), {} servers", report.workers, report.mode, report.servers),
             ),
-            ("Samples", count(report.samples)),
-            ("Samples/s", count(report.samples_per_s as u64)),
-            ("Test AUC", number(report.test_auc)),
-            ("Test log loss", number(report.test_logloss)),
-            ("CPU", format!("{:.1} s per million samples", report.cpu_s_per_msample)),
-            ("Time", format!("{:.1} s", report.wall_s)),
-        ]
+            ("samples", count(report.samples)),
+            ("samples/s", count(report.samples_per_s as u64)),
+            ("cpu", format!("{:.1} s per million samples", report.cpu_s_per_msample)),
+            ("time", format!("{:.1} s", report.wall_s)),
+        ];
+        for (name, value) in &report.evaluation {
+            if let Some(value) = value.as_f64() {
+                let value =
+                    if value.fract() == 0.0 { value.to_string() } else { format!("{value:.5}") };
+                lines.push((name, format!("{value} (test)")));
+            }
+        }
+        lines
     })
 }
