@@ -3,6 +3,7 @@ use std::sync::Arc;
 use arrow_array::RecordBatch;
 
 use crate::column::{self, Column, Fault};
+use crate::hash::fold;
 use crate::schema::Part;
 use crate::{
     Bucket, Chunk, Encoded, Error, Feature, Keys, Label, LabelRule, Result, Salt, Schema, Source,
@@ -104,7 +105,7 @@ impl<'a> Rows<'a> {
                 let bag = Bag {
                     values: self.column(column)?,
                     weights: weights.as_ref().map(|name| self.column(name)).transpose()?,
-                    hash: *hash,
+                    hash: hash.as_ref(),
                     keys_max: feature.max_len.map_or(usize::MAX, |len| len as usize),
                 };
                 for i in 0..self.count() {
@@ -127,12 +128,12 @@ impl<'a> Rows<'a> {
                     out.end_row();
                 }
             }
-            Source::Cross { parts, salt } => self.cross(parts, *salt, out)?,
+            Source::Cross { parts, salt } => self.cross(parts, salt, out)?,
         }
         Ok(())
     }
 
-    fn cross(&self, parts: &[Part], salt: Salt, out: &mut Keys) -> Result<()> {
+    fn cross(&self, parts: &[Part], salt: &Salt, out: &mut Keys) -> Result<()> {
         let mut hashes = vec![Some(salt.start()); self.count()];
         let mut digits = itoa::Buffer::new();
         for part in parts {
@@ -147,7 +148,7 @@ impl<'a> Rows<'a> {
                         .map(|index| index.map(|index| digits.format(index).as_bytes())),
                 }
                 .map_err(self.fault(i, name))?;
-                *hash = value.and_then(|value| hash.map(|hash| salt.fold(hash, value)));
+                *hash = value.and_then(|value| hash.map(|hash| fold(hash, value)));
             }
         }
         for hash in hashes {
@@ -164,11 +165,15 @@ impl<'a> Rows<'a> {
             let column = self.column(&number.column)?;
             for i in 0..self.count() {
                 let value = column.number(i).map_err(self.fault(i, &number.column))?;
-                out[start + i * width + j] = match (value, number.transform) {
-                    (None, _) => number.default,
-                    (Some(x), Transform::Raw) => ((x - number.mean) / number.std) as f32,
-                    (Some(x), Transform::Log) => {
-                        ((x.abs().ln_1p().copysign(x) - number.mean) / number.std) as f32
+                out[start + i * width + j] = match value {
+                    None => number.default,
+                    Some(x) => {
+                        let x = match number.transform {
+                            Transform::Raw => x,
+                            Transform::Log => x.abs().ln_1p().copysign(x),
+                        };
+                        narrow((x - number.mean) / number.std)
+                            .map_err(self.fault(i, &number.column))?
                     }
                 };
             }
@@ -193,7 +198,7 @@ impl<'a> Rows<'a> {
         let column = self.column(name)?;
         for i in 0..self.count() {
             let weight = match column.number(i).map_err(self.fault(i, name))? {
-                Some(weight) if weight >= 0.0 => weight as f32,
+                Some(weight) if weight >= 0.0 => narrow(weight).map_err(self.fault(i, name))?,
                 Some(weight) => {
                     return Err(self.fault(i, name)(format!("sample weight {weight} is negative")));
                 }
@@ -220,7 +225,7 @@ impl<'a> Rows<'a> {
 struct Bag<'a> {
     values: Column<'a>,
     weights: Option<Column<'a>>,
-    hash: Option<Salt>,
+    hash: Option<&'a Salt>,
     keys_max: usize,
 }
 
@@ -295,7 +300,7 @@ impl Bag<'_> {
                 None => column::raw_key(item)?,
             });
             if let Some(weights) = &weights {
-                out.weights.push(finite_weight(column::parse_number(weights[position])?)?);
+                out.weights.push(narrow(column::parse_number(weights[position])?)?);
             }
         }
         Ok(())
@@ -307,12 +312,13 @@ fn same_count(keys: usize, weights: usize) -> std::result::Result<(), Fault> {
 }
 
 fn weight_of(weights: &Column, i: usize) -> std::result::Result<f32, Fault> {
-    finite_weight(weights.number(i)?.ok_or("the weight of a key is missing")?)
+    narrow(weights.number(i)?.ok_or("the weight of a key is missing")?)
 }
 
-fn finite_weight(weight: f64) -> std::result::Result<f32, Fault> {
-    let narrow = weight as f32;
-    if narrow.is_finite() { Ok(narrow) } else { Err(format!("weight {weight} is not finite")) }
+/// A number as the model has it.
+fn narrow(x: f64) -> std::result::Result<f32, Fault> {
+    let narrow = x as f32;
+    if narrow.is_finite() { Ok(narrow) } else { Err(format!("{x} is no finite number of 32 bits")) }
 }
 
 fn bucket_of(
@@ -326,7 +332,7 @@ fn bucket_of(
 fn label_of(label: &Label, column: &Column, i: usize) -> std::result::Result<f32, Fault> {
     let number = |i| column.number(i)?.ok_or_else(|| String::from("the label is missing or NaN"));
     match &label.rule {
-        LabelRule::Number => Ok(number(i)? as f32),
+        LabelRule::Number => narrow(number(i)?),
         LabelRule::Above(threshold) => Ok(f32::from(number(i)? > *threshold)),
         LabelRule::OneOf { positive, negative } => {
             let mut digits = itoa::Buffer::new();

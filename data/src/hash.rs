@@ -22,38 +22,47 @@ fn fnv1a(basis: u64, bytes: &[u8]) -> u64 {
 }
 
 /// A field's salt: the same value under two salts gives two unrelated keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Salt(u64);
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Salt {
+    text: String,
+    basis: u64,
+}
 
 impl Salt {
-    /// `mix64(fnv1a(salt))`, the basis of the field's hashes.
+    /// The basis of the field's hashes is `mix64(fnv1a(salt))`.
     #[must_use]
     pub fn new(salt: &str) -> Self {
-        Self(mix64(fnv1a(FNV_OFFSET, salt.as_bytes())))
+        Self { text: salt.into(), basis: mix64(fnv1a(FNV_OFFSET, salt.as_bytes())) }
+    }
+
+    /// What it was made from: all that another language needs for the same keys.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// The key of one value: `mix64(fnv1a(value))`, where FNV-1a starts from the salt's basis.
     #[inline]
     #[must_use]
-    pub fn key(self, value: &[u8]) -> u64 {
-        mix64(fnv1a(self.0, value))
+    pub fn key(&self, value: &[u8]) -> u64 {
+        mix64(fnv1a(self.basis, value))
     }
 
     /// The key of several values together, in their order. Each is hashed on its own, so that
     /// ("ab", "c") and ("a", "bc") differ.
     #[inline]
     #[must_use]
-    pub fn cross<'a>(self, values: impl IntoIterator<Item = &'a [u8]>) -> u64 {
-        values.into_iter().fold(self.0, |hash, value| self.fold(hash, value))
+    pub fn cross<'a>(&self, values: impl IntoIterator<Item = &'a [u8]>) -> u64 {
+        values.into_iter().fold(self.basis, fold)
     }
 
-    /// The start of a cross that [`Salt::fold`] continues value by value.
-    pub(crate) fn start(self) -> u64 {
-        self.0
+    /// The start of a cross that [`fold`] continues value by value.
+    pub(crate) fn start(&self) -> u64 {
+        self.basis
     }
+}
 
-    #[inline]
-    pub(crate) fn fold(self, hash: u64, value: &[u8]) -> u64 {
-        mix64(hash ^ mix64(fnv1a(FNV_OFFSET, value)))
-    }
+#[inline]
+pub(crate) fn fold(hash: u64, value: &[u8]) -> u64 {
+    mix64(hash ^ mix64(fnv1a(FNV_OFFSET, value)))
 }

@@ -7,6 +7,8 @@ use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
     ParquetRecordBatchReaderBuilder,
 };
+use parquet::basic::Compression;
+use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
 
 use crate::files::Layout;
 use crate::{BatchReader, CHUNK_ROWS_MAX, Chunk, Error, Part, Result, Task};
@@ -45,9 +47,13 @@ pub(crate) fn open(task: &Task, layout: &Layout) -> Result<BatchReader> {
     }
     let projection = ProjectionMask::roots(metadata.parquet_schema(), roots);
     let groups = metadata.metadata().row_groups();
-    let rows_of = |groups: &[parquet::file::metadata::RowGroupMetaData]| -> u64 {
+    let rows_of = |groups: &[RowGroupMetaData]| -> u64 {
         groups.iter().map(|group| group.num_rows().max(0) as u64).sum()
     };
+    if let Some(codec) = groups.iter().find_map(unread_codec) {
+        let read = "is not read here, only Snappy, Zstandard and none";
+        return Err(Error::file(&task.file, format!("its compression {codec} {read}")));
+    }
     let mut first_row = 1;
     let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone())
         .with_batch_size(CHUNK_ROWS_MAX)
@@ -106,6 +112,14 @@ impl Iterator for Reader {
             }
         }
     }
+}
+
+/// A compression that this build leaves out.
+fn unread_codec(group: &RowGroupMetaData) -> Option<Compression> {
+    let codecs = group.columns().iter().map(ColumnChunkMetaData::compression);
+    codecs.into_iter().find(|codec| {
+        !matches!(codec, Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::ZSTD(_))
+    })
 }
 
 /// The file and its footer. Arrow's own schema in it is left out: plain types are enough here, and

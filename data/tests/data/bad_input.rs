@@ -36,6 +36,7 @@ fn an_unparseable_or_infinite_number_is_named() {
         csv("age,job,y,w\n1e999,a,1,1\n"),
         "in.csv: row 2, column \"age\": inf is not a finite number"
     );
+    assert!(csv("age,job,y,w\n1e99,a,1,1\n").ends_with("is no finite number of 32 bits"));
 }
 
 #[test]

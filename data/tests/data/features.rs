@@ -147,6 +147,13 @@ columns = "C1..C26"
 "#;
 
 #[test]
+fn the_schemas_of_the_manual_are_right() {
+    let manual = include_str!("../../../docs/data.md");
+    let blocks = manual.split("```toml\n").skip(1).filter_map(|block| block.split("```").next());
+    assert_eq!(blocks.map(|block| schema(block).columns().len()).collect::<Vec<_>>(), [40, 3, 2]);
+}
+
+#[test]
 fn a_schema_survives_being_written_out_and_read_again() {
     let schema = schema(CRITEO);
     let text = toml::to_string(schema.spec()).expect("TOML");
