@@ -1,0 +1,80 @@
+//! Trains and evaluates ready-made models on a cluster: a schema file, data files and flags, no code.
+
+mod evaluate;
+mod options;
+mod setup;
+mod train;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use options::Options;
+
+#[derive(Parser)]
+#[command(name = "downpour-worker", version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a model
+    #[command(after_help = "Examples:
+  downpour-worker train --coordinators 127.0.0.1:7070 --job ctr --model deepfm --schema ctr.toml \\
+      --train 'data/train/*.parquet' --epochs 2 --out runs/ctr
+  downpour-worker train --config ctr.toml --lr-dense 0.0005")]
+    Train {
+        #[command(flatten)]
+        options: Box<Options>,
+    },
+    /// Measure a trained model on data; changes nothing
+    Evaluate {
+        /// The data to measure on
+        #[arg(long, value_name = "FILE", num_args = 1..)]
+        data: Vec<String>,
+        /// Also write the report to this file
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
+        #[command(flatten)]
+        options: Box<Options>,
+    },
+    /// List the models
+    Models,
+}
+
+fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let outcome = match Cli::parse().command {
+        Command::Train { options } => options.with_file().and_then(|options| train::run(&options)),
+        Command::Evaluate { data, report, options } => options
+            .with_file()
+            .and_then(|options| evaluate::run(&options, &data, report.as_deref())),
+        Command::Models => models(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if was_stopped(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn was_stopped(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(downpour::Error::Stopped))
+}
+
+fn models() -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    for (_, name, about) in downpour::models::Kind::ALL {
+        writeln!(out, "{name:<10} {about}")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! From options to a job with its variables and a model on them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use downpour::models::{self, Catalogue, Inputs, Kind, MatrixFactorisation, Model, Objective};
+use downpour::{Cluster, Features, Init, Job, Paths, Result, Schema, TableHandle, device};
+use tch::Device;
+use tch::nn::VarStore;
+
+use crate::options::{Options, needed, parsed};
+
+/// What training and evaluation have in common.
+pub(crate) struct Setup {
+    pub(crate) job: Job,
+    pub(crate) schema: Schema,
+    pub(crate) tables: BTreeMap<String, TableHandle>,
+    pub(crate) device: Device,
+    pub(crate) learner: Learner,
+}
+
+/// The two kinds of models: those that predict labels and those that rank items.
+pub(crate) enum Learner {
+    Predicts { model: Box<dyn Model>, objective: Objective },
+    Ranks(Box<MatrixFactorisation>),
+}
+
+/// Whether variables are defined, or must be there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Train,
+    Evaluate,
+}
+
+impl Setup {
+    pub(crate) fn new(options: &Options, purpose: Purpose) -> anyhow::Result<Self> {
+        let kind = match (&options.model, &options.model_file) {
+            (None, Some(_)) => Kind::Script,
+            _ => Kind::named(needed(&options.model, "--model")?)?,
+        };
+        let schema = Schema::load(needed(&options.schema, "--schema")?)?;
+        let name = needed(&options.job, "--job")?;
+        let coordinators = needed(&options.coordinators, "--coordinators")?;
+        let device = parsed(&options.device, "--device", device::Choice::Cpu)?.device()?;
+        tch::set_num_threads(options.threads.unwrap_or(1).max(1));
+        // The first weights, and what dropout leaves out.
+        tch::manual_seed(options.seed() as i64);
+
+        let cluster = Cluster::connect(coordinators)?;
+        let job = open(&cluster, name, options, purpose)?;
+        let tables = tables(&job, &schema, kind, options, purpose)?;
+        let vars = VarStore::new(device);
+        let learner = if kind == Kind::MatrixFactorisation {
+            Learner::Ranks(Box::new(factorisation(&schema, &tables, options)?))
+        } else {
+            let model_options = models::Options {
+                hidden: options.hidden.clone().unwrap_or_else(|| vec![256, 128]),
+                dropout: options.dropout.unwrap_or(0.0),
+                model_file: options.model_file.clone(),
+            };
+            let inputs = Inputs::new(&schema, &tables)?;
+            Learner::Predicts {
+                model: models::build(kind, &vars, &inputs, &model_options)?,
+                objective: options.objective.map(Into::into).unwrap_or_default(),
+            }
+        };
+        match purpose {
+            Purpose::Train => job.dense(DENSE, &vars, options.dense_optimizer())?,
+            Purpose::Evaluate => job.existing_dense(DENSE, &vars)?,
+        }
+        Ok(Self { job, schema, tables, device, learner })
+    }
+
+    pub(crate) fn features(&self) -> Features {
+        Features::from_schema(&self.schema, self.tables.clone())
+    }
+
+    /// Measures the model: a JSON object.
+    pub(crate) fn evaluate(&self, data: &[String]) -> Result<serde_json::Value> {
+        let source = Paths::new(data);
+        let report = match &self.learner {
+            Learner::Predicts { model, .. } => {
+                let evaluation = self.job.evaluation(source, self.features()).device(self.device);
+                serde_json::to_value(evaluation.run(|step| model.forward(step, false))?)
+            }
+            Learner::Ranks(model) => {
+                let test = Catalogue::read(source, &self.schema)?;
+                serde_json::to_value(model.rank(&self.job, &test, &RANKED)?)
+            }
+        };
+        report.map_err(|error| downpour::Error::Usage(error.to_string()))
+    }
+}
+
+/// Dense variables are called `net/…`.
+const DENSE: &str = "net";
+/// Lengths of the lists that a ranking is judged by.
+const RANKED: [usize; 3] = [5, 10, 20];
+
+fn open(cluster: &Cluster, name: &str, options: &Options, purpose: Purpose) -> Result<Job> {
+    let mut builder =
+        cluster.job(name).deadline(Duration::from_secs(options.deadline_s.unwrap_or(60)));
+    if purpose == Purpose::Evaluate {
+        return builder.existing().evaluator().worker_name("evaluate").open();
+    }
+    builder = builder.worker_name(format!("worker-{}", options.worker_index.unwrap_or(0)));
+    if let Some(shards) = options.shards {
+        builder = builder.shards(shards);
+    }
+    if let Some(replicas) = options.replicas {
+        builder = builder.replicas(replicas);
+    }
+    if let Some(min_in_sync) = options.min_in_sync {
+        builder = builder.min_in_sync(min_in_sync);
+    }
+    if let Some(seed) = options.seed {
+        builder = builder.seed(seed);
+    }
+    builder.open()
+}
+
+fn tables(
+    job: &Job,
+    schema: &Schema,
+    kind: Kind,
+    options: &Options,
+    purpose: Purpose,
+) -> Result<BTreeMap<String, TableHandle>> {
+    if purpose == Purpose::Train {
+        let init = Init::Normal { mean: 0.0, std: options.init_std.unwrap_or(0.01) };
+        return kind.tables(job, schema, options.table_optimizer(), init);
+    }
+    let found = schema.tables()?.into_iter().map(|(name, dim)| {
+        let table = job.existing_table(name)?;
+        let wanted = kind.table_dim(dim);
+        if table.dim() != wanted {
+            return Err(downpour::Error::Usage(format!(
+                "table {name:?} of the job has rows of {} floats, and this model and schema need {wanted}: give the \
+                 model and schema of the training",
+                table.dim()
+            )));
+        }
+        Ok((name.to_owned(), table))
+    });
+    found.collect()
+}
+
+fn factorisation(
+    schema: &Schema,
+    tables: &BTreeMap<String, TableHandle>,
+    options: &Options,
+) -> anyhow::Result<MatrixFactorisation> {
+    let train = needed(&options.train, "--train")?;
+    let seen = Catalogue::read(Paths::new(train), schema)?;
+    let table = |feature: usize| tables[&schema.features()[feature].table].clone();
+    let worker = options.worker_index.unwrap_or(0) as u64;
+    let seed = options.seed().wrapping_add(worker << 32);
+    Ok(MatrixFactorisation::new(table(0), table(1), seen, options.l2.unwrap_or(0.0), seed)?)
+}

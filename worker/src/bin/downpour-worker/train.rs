@@ -1,0 +1,158 @@
+//! The training loop of the ready-made models.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use downpour::{Every, Paths, Result, Step};
+use tch::{Kind, Tensor};
+
+use crate::options::{Options, needed, parsed};
+use crate::setup::{Learner, Purpose, Setup};
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let train = needed(&options.train, "--train")?;
+    let log_every = parsed(&options.log_every, "--log-every", Every::Steps(100))?;
+    let mut beside = Beside::new(options)?;
+    let setup = Setup::new(options, Purpose::Train)?;
+    let mut builder = setup
+        .job
+        .train(Paths::new(train), setup.features())
+        .batch(options.batch.unwrap_or(1024))
+        .epochs(options.epochs.unwrap_or(1))
+        .shuffle_rows(options.shuffle_rows.unwrap_or(1 << 16))
+        .seed(options.seed())
+        .worker(options.worker_index.unwrap_or(0), options.workers.unwrap_or(1))
+        .depth(options.depth.unwrap_or(1))
+        .device(setup.device)
+        .log_every(log_every)
+        .on_nonfinite(options.on_nonfinite.map(Into::into).unwrap_or_default());
+    if let Some(out) = &options.out {
+        builder = builder.out(out);
+    }
+    let l2 = options.l2.unwrap_or(0.0);
+    let mut steps = builder.start()?;
+    let mut clock = 0;
+    while let Some(step) = steps.next()? {
+        let loss = loss(&setup, &step, l2)?;
+        let mut grads = step.backward(&loss)?;
+        if let Some(norm) = options.clip_norm {
+            grads.clip_norm(norm);
+        }
+        grads.push()?;
+        clock += 1;
+        if beside.due(clock) && beside.evaluate(&setup, clock)? == Verdict::Stop {
+            break;
+        }
+    }
+    steps.finish()?;
+    tracing::info!(steps = clock, "trained");
+    if let (Some(test), false) = (&options.test, setup.job.stopping()) {
+        let report = setup.evaluate(test)?;
+        writeln!(std::io::stdout(), "{report}").context("write to stdout")?;
+    }
+    setup.job.finish()?;
+    Ok(())
+}
+
+fn loss(setup: &Setup, step: &Step, l2: f64) -> Result<Tensor> {
+    let (model, objective) = match &setup.learner {
+        Learner::Ranks(model) => return model.loss(step),
+        Learner::Predicts { model, objective } => (model, objective),
+    };
+    let loss = objective.loss(&model.forward(step, true)?, step)?;
+    if l2 == 0.0 {
+        return Ok(loss);
+    }
+    let squares =
+        (0..step.features().count()).map(|feature| step.rows_at(feature).square().sum(Kind::Float));
+    let squares: Vec<Tensor> = squares.collect();
+    let penalty =
+        Tensor::f_stack(&squares, 0)?.f_sum(Kind::Float)?.f_mul_scalar(l2 / step.len() as f64)?;
+    Ok(loss.f_add(&penalty)?)
+}
+
+/// Evaluation beside the training.
+struct Beside {
+    every: Option<Every>,
+    data: Vec<String>,
+    patience: Option<u32>,
+    file: Option<File>,
+    last: (u64, Instant),
+    best: Option<f64>,
+    without_gain: u32,
+}
+
+#[derive(PartialEq, Eq)]
+enum Verdict {
+    GoOn,
+    Stop,
+}
+
+impl Beside {
+    fn new(options: &Options) -> anyhow::Result<Self> {
+        let mine = options.worker_index.unwrap_or(0) == 0;
+        let every = match &options.eval_every {
+            Some(text) if mine => {
+                Some(text.parse().map_err(|error| anyhow::anyhow!("--eval-every: {error}"))?)
+            }
+            _ => None,
+        };
+        let data = match every {
+            Some(_) => needed(&options.eval_data, "--eval-data (for --eval-every)")?.clone(),
+            None => Vec::new(),
+        };
+        let file = match (&options.out, every) {
+            (Some(out), Some(_)) => {
+                let path = out.join("evaluations.jsonl");
+                std::fs::create_dir_all(out).with_context(|| format!("--out {}", out.display()))?;
+                Some(File::create(&path).with_context(|| format!("create {}", path.display()))?)
+            }
+            _ => None,
+        };
+        Ok(Self {
+            every,
+            data,
+            patience: options.patience,
+            file,
+            last: (0, Instant::now()),
+            best: None,
+            without_gain: 0,
+        })
+    }
+
+    fn due(&self, clock: u64) -> bool {
+        self.every.is_some_and(|every| every.due(clock - self.last.0, self.last.1.elapsed()))
+    }
+
+    fn evaluate(&mut self, setup: &Setup, clock: u64) -> anyhow::Result<Verdict> {
+        let mut report = setup.evaluate(&self.data)?;
+        let gained = match quality(&report) {
+            Some(quality) if self.best.is_none_or(|best| quality > best) => {
+                self.best = Some(quality);
+                true
+            }
+            _ => false,
+        };
+        self.without_gain = if gained { 0 } else { self.without_gain + 1 };
+        report["clock"] = clock.into();
+        report["best"] = gained.into();
+        tracing::info!(%report, "evaluated");
+        if let Some(file) = &mut self.file {
+            writeln!(file, "{report}").context("write evaluations.jsonl")?;
+        }
+        self.last = (clock, Instant::now());
+        if self.patience.is_some_and(|patience| self.without_gain >= patience) {
+            tracing::info!(evaluations = self.without_gain, "stopping: nothing better came");
+            return Ok(Verdict::Stop);
+        }
+        Ok(Verdict::GoOn)
+    }
+}
+
+/// What grows when a model gets better: the AUC, the NDCG, or minus the error.
+fn quality(report: &serde_json::Value) -> Option<f64> {
+    let value = |name: &str| report.get(name).and_then(serde_json::Value::as_f64);
+    value("auc").or_else(|| value("ndcg@10")).or_else(|| value("rmse").map(|error| -error))
+}

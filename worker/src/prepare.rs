@@ -1,0 +1,42 @@
+//! From a batch of rows to what a step needs. Pure; runs on the reader's thread.
+
+use std::sync::Arc;
+
+use downpour_data::Encoded;
+
+use crate::features::Layout;
+use crate::keys::{Bags, UniqueKeys, unique};
+
+/// A batch whose keys are known and whose rows are not pulled yet.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) layout: Arc<Layout>,
+    pub(crate) encoded: Encoded,
+    /// One for each table of the layout.
+    pub(crate) keys: Vec<UniqueKeys>,
+    /// One for each feature.
+    pub(crate) bags: Vec<Bags>,
+}
+
+impl Prepared {
+    pub(crate) fn new(layout: &Arc<Layout>, encoded: Encoded) -> Self {
+        let mut positions: Vec<Vec<i64>> = vec![Vec::new(); layout.features.len()];
+        let mut keys = Vec::new();
+        for table in 0..layout.tables.len() {
+            let of_table =
+                || (0..layout.features.len()).filter(|&f| layout.features[f].table == table);
+            let lists: Vec<&[u64]> =
+                of_table().map(|feature| encoded.features[feature].keys.as_slice()).collect();
+            let (unique, of_lists) = unique(&lists);
+            keys.push(unique);
+            of_table().zip(of_lists).for_each(|(feature, list)| positions[feature] = list);
+        }
+        let bags = layout.features.iter().zip(&encoded.features).zip(positions);
+        let bags = bags
+            .map(|((feature, keys), positions)| {
+                Bags::new(feature.pool, positions, &keys.offsets, &keys.weights)
+            })
+            .collect();
+        Self { layout: layout.clone(), encoded, keys, bags }
+    }
+}

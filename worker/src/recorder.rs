@@ -1,0 +1,240 @@
+//! What a worker says of itself: one JSON object per interval, and progress for the coordinators.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use downpour_client::{Progress, Session};
+use serde::Serialize;
+
+use crate::every::Every;
+use crate::metrics::Mean;
+use crate::pipeline::Finished;
+use crate::{Error, NonFinite, Result};
+
+/// Gradients of one kind (tables or dense) as they were pushed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct GradientStats {
+    squares: f64,
+    zeros: u64,
+    not_finite: u64,
+    count: u64,
+}
+
+impl GradientStats {
+    /// Returns how many are not finite.
+    pub(crate) fn add(&mut self, gradient: &[f32]) -> u64 {
+        let before = self.not_finite;
+        for &g in gradient {
+            self.squares += f64::from(g) * f64::from(g);
+            self.zeros += u64::from(g == 0.0);
+            self.not_finite += u64::from(!g.is_finite());
+        }
+        self.count += gradient.len() as u64;
+        self.not_finite - before
+    }
+}
+
+/// What a step left behind.
+#[derive(Debug)]
+pub(crate) struct StepRecord {
+    pub(crate) clock: u64,
+    pub(crate) samples: u64,
+    pub(crate) loss: f64,
+    pub(crate) tables: GradientStats,
+    pub(crate) dense: GradientStats,
+}
+
+/// One line of `metrics.jsonl`. All but `wall_s` and `samples_per_s` are the same in every run of one worker with one seed.
+#[derive(Debug, Serialize)]
+struct Line {
+    clock: u64,
+    samples: u64,
+    total_samples: u64,
+    planned_samples: Option<u64>,
+    loss: Option<f64>,
+    lr_table: f32,
+    lr_dense: f32,
+    gradient_norm_tables: Option<f64>,
+    gradient_norm_dense: Option<f64>,
+    zero_share: f64,
+    not_finite_share: f64,
+    skipped_steps: u64,
+    staleness: Option<f64>,
+    samples_per_s: f64,
+    wall_s: f64,
+}
+
+/// Collects steps and writes a line for every interval.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    file: Option<(PathBuf, File)>,
+    every: Every,
+    learning_rates: (f32, f32),
+    started: Instant,
+    window: Window,
+    clock: u64,
+    total_samples: u64,
+    planned_samples: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Window {
+    started: Instant,
+    first_clock: u64,
+    samples: u64,
+    loss: Mean,
+    norms: [Mean; 2],
+    gradients: GradientStats,
+    staleness: Mean,
+    skipped: u64,
+}
+
+impl Window {
+    fn new(first_clock: u64) -> Self {
+        Self {
+            started: Instant::now(),
+            first_clock,
+            samples: 0,
+            loss: Mean::default(),
+            norms: <[Mean; 2]>::default(),
+            gradients: GradientStats::default(),
+            staleness: Mean::default(),
+            skipped: 0,
+        }
+    }
+}
+
+impl Recorder {
+    /// Writes to `metrics.jsonl` in `folder`, or nowhere. `learning_rates`: the highest of the tables, and of the dense variables.
+    pub(crate) fn new(
+        folder: Option<&Path>,
+        every: Every,
+        learning_rates: (f32, f32),
+        planned_samples: Option<u64>,
+    ) -> Result<Self> {
+        let file = folder.map(|folder| {
+            let path = folder.join("metrics.jsonl");
+            std::fs::create_dir_all(folder)
+                .and_then(|()| File::create(&path))
+                .map_err(|error| Error::write(&path, error))
+                .map(|file| (path, file))
+        });
+        Ok(Self {
+            file: file.transpose()?,
+            every,
+            learning_rates,
+            planned_samples,
+            ..Self::silent()
+        })
+    }
+
+    /// Writes nothing.
+    pub(crate) fn silent() -> Self {
+        Self {
+            file: None,
+            every: Every::Steps(u64::MAX),
+            learning_rates: (0.0, 0.0),
+            started: Instant::now(),
+            window: Window::new(0),
+            clock: 0,
+            total_samples: 0,
+            planned_samples: None,
+        }
+    }
+
+    /// A step whose gradients are on their way.
+    pub(crate) fn step(&mut self, step: &StepRecord) -> Result<()> {
+        self.clock = step.clock + 1;
+        self.total_samples += step.samples;
+        let window = &mut self.window;
+        window.samples += step.samples;
+        window.loss.add(step.loss, step.samples as f64);
+        for (mean, kind) in window.norms.iter_mut().zip([&step.tables, &step.dense]) {
+            if kind.count > 0 {
+                mean.add(kind.squares.sqrt(), 1.0);
+            }
+            window.gradients.zeros += kind.zeros;
+            window.gradients.not_finite += kind.not_finite;
+            window.gradients.count += kind.count;
+        }
+        Ok(())
+    }
+
+    /// Pushes that were acknowledged.
+    pub(crate) fn finished(&mut self, finished: &[Finished]) {
+        finished.iter().for_each(|push| self.window.staleness.add(push.staleness, 1.0));
+    }
+
+    /// A step that was left out because of a number that is not finite.
+    pub(crate) fn skipped(&mut self, fault: &NonFinite) {
+        self.clock = fault.clock + 1;
+        self.window.skipped += 1;
+    }
+
+    /// Between two steps: writes a line when one is due, or when `last` and anything is left, and tells the session.
+    pub(crate) fn write_due(&mut self, session: &Session, last: bool) -> Result<()> {
+        let window = &self.window;
+        let passed = window.started.elapsed();
+        let steps = self.clock - window.first_clock;
+        if steps == 0 || !(last || self.every.due(steps, passed)) {
+            return Ok(());
+        }
+        let samples_per_s = window.samples as f64 / passed.as_secs_f64().max(1e-9);
+        let share = |count: u64| count as f64 / window.gradients.count.max(1) as f64;
+        let line = Line {
+            clock: self.clock,
+            samples: window.samples,
+            total_samples: self.total_samples,
+            planned_samples: self.planned_samples,
+            loss: window.loss.value(),
+            lr_table: self.learning_rates.0,
+            lr_dense: self.learning_rates.1,
+            gradient_norm_tables: window.norms[0].value(),
+            gradient_norm_dense: window.norms[1].value(),
+            zero_share: share(window.gradients.zeros),
+            not_finite_share: share(window.gradients.not_finite),
+            skipped_steps: window.skipped,
+            staleness: window.staleness.value(),
+            samples_per_s,
+            wall_s: self.started.elapsed().as_secs_f64(),
+        };
+        session.set_progress(Progress {
+            clock: self.clock,
+            samples: self.total_samples,
+            samples_per_s,
+            loss: line.loss.unwrap_or(f64::NAN),
+        });
+        if let Some((path, file)) = &mut self.file {
+            let mut text = serde_json::to_string(&line).unwrap_or_default();
+            text.push('\n');
+            file.write_all(text.as_bytes()).map_err(|error| Error::write(path, error))?;
+        }
+        self.window = Window::new(self.clock);
+        Ok(())
+    }
+
+    /// Saves the batch of a step that is not finite; returns where.
+    pub(crate) fn save(&self, fault: &NonFinite) -> Result<Option<PathBuf>> {
+        let Some(folder) = self.file.as_ref().and_then(|(path, _)| path.parent()) else {
+            return Ok(None);
+        };
+        let path = folder.join(format!("nonfinite-{}.json", fault.clock));
+        let batch = &fault.batch;
+        let features: Vec<_> = batch
+            .features
+            .iter()
+            .map(
+                |f| serde_json::json!({"offsets": f.offsets, "keys": f.keys, "weights": f.weights}),
+            )
+            .collect();
+        let saved = serde_json::json!({
+            "what": fault.what, "loss": fault.loss.to_string(), "clock": fault.clock,
+            "rows": batch.describe_rows(), "features": features, "numbers": batch.numbers,
+            "labels": batch.labels, "weights": batch.weights,
+        });
+        std::fs::write(&path, saved.to_string()).map_err(|error| Error::write(&path, error))?;
+        Ok(Some(path))
+    }
+}

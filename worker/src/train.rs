@@ -1,0 +1,306 @@
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tch::Device;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::dense::DenseVariable;
+use crate::features::Layout;
+use crate::pipeline::{Command, Finished, Loaded, Traffic};
+use crate::reader::{self, Reading};
+use crate::recorder::Recorder;
+use crate::step::{Context, Ticket};
+use crate::{Error, Every, Features, Job, NonFinite, Result, Source, Step};
+
+/// A training loop before it starts.
+#[must_use = "call `start`"]
+pub struct TrainBuilder {
+    pub(crate) job: Job,
+    pub(crate) opened: Result<(Arc<Layout>, Arc<dyn downpour_data::Dataset>)>,
+    pub(crate) reading: Reading,
+    pub(crate) depth: usize,
+    pub(crate) device: Device,
+    on_nonfinite: OnNonFinite,
+    out: Option<PathBuf>,
+    log_every: Every,
+}
+
+/// What follows a loss or a gradient that is not a finite number. The batch is saved in [`TrainBuilder::out`] either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnNonFinite {
+    /// `backward` or `push` fails with [`Error::NonFinite`].
+    #[default]
+    Stop,
+    /// The step pushes nothing and training goes on.
+    Skip,
+}
+
+impl TrainBuilder {
+    pub(crate) fn new(job: &Job, source: impl Source, features: Features) -> Self {
+        Self::with_layout(job, source, features.layout().map(Arc::new))
+    }
+
+    pub(crate) fn with_layout(job: &Job, source: impl Source, layout: Result<Arc<Layout>>) -> Self {
+        let opened = layout.and_then(|layout| {
+            let dataset = source.open(&layout.schema)?;
+            Ok((layout, dataset))
+        });
+        let reading =
+            Reading { batch: 1024, epochs: 1, shuffle_rows: 1 << 16, seed: 0, share: (0, 1) };
+        Self {
+            job: job.clone(),
+            opened,
+            reading,
+            depth: 1,
+            device: Device::Cpu,
+            on_nonfinite: OnNonFinite::Stop,
+            out: None,
+            log_every: Every::Steps(100),
+        }
+    }
+
+    /// Rows of a step; 1024 otherwise.
+    pub fn batch(mut self, rows: usize) -> Self {
+        self.reading.batch = rows;
+        self
+    }
+
+    /// Passes over the data; 1 otherwise.
+    pub fn epochs(mut self, epochs: u64) -> Self {
+        self.reading.epochs = epochs;
+        self
+    }
+
+    /// How many steps are in the pipeline; 1 otherwise. A step sees this worker's pushes up to `depth` steps before it: with 1 it
+    /// reads its own writes, with 2 the network works while the caller computes.
+    pub fn depth(mut self, depth: usize) -> Self {
+        self.depth = depth;
+        self
+    }
+
+    /// Seed of the order of rows; 0 otherwise.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.reading.seed = seed;
+        self
+    }
+
+    /// Rows that wait in memory to be drawn at random; 65,536 otherwise. 0 keeps the order of the files.
+    pub fn shuffle_rows(mut self, rows: usize) -> Self {
+        self.reading.shuffle_rows = rows;
+        self
+    }
+
+    /// This is worker `index` (from 0) of `workers`: it trains its share of the tasks, or of the batches where there are few tasks.
+    /// All must have the same seed, batch size and files.
+    pub fn worker(mut self, index: usize, workers: usize) -> Self {
+        self.reading.share = (index, workers);
+        self
+    }
+
+    /// Where the rows, and so the gradients of tables, are; the CPU otherwise.
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// What follows a number that is not finite; [`OnNonFinite::Stop`] otherwise.
+    pub fn on_nonfinite(mut self, on_nonfinite: OnNonFinite) -> Self {
+        self.on_nonfinite = on_nonfinite;
+        self
+    }
+
+    /// The folder for `metrics.jsonl` and for batches that led to numbers that are not finite; none otherwise.
+    pub fn out(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.out = Some(folder.into());
+        self
+    }
+
+    /// How often a line is added to `metrics.jsonl`; every 100 steps otherwise.
+    pub fn log_every(mut self, every: Every) -> Self {
+        self.log_every = every;
+        self
+    }
+
+    /// Starts reading and pulling.
+    pub fn start(self) -> Result<Steps> {
+        if let Ok((layout, _)) = &self.opened {
+            self.job.remember(layout);
+        }
+        let recorder = Recorder::new(
+            self.out.as_deref(),
+            self.log_every,
+            self.job.learning_rates(),
+            self.planned_samples()?,
+        )?;
+        let context = Context {
+            device: self.device,
+            trains: true,
+            on_nonfinite: self.on_nonfinite,
+            recorder: Rc::new(RefCell::new(recorder)),
+        };
+        Steps::start(self, context)
+    }
+
+    /// How many rows this worker will have trained in the end, nearly, where the files tell.
+    fn planned_samples(&self) -> Result<Option<u64>> {
+        let Ok((_, dataset)) = &self.opened else { return Ok(None) };
+        let rows: Option<u64> = dataset.tasks()?.iter().map(|task| task.rows).sum();
+        let workers = self.reading.share.1.max(1) as u64;
+        Ok(rows.map(|rows| rows * self.reading.epochs / workers))
+    }
+}
+
+impl OnNonFinite {
+    /// Saves the batch, and stops or goes on.
+    pub(crate) fn decide(self, fault: NonFinite, recorder: &RefCell<Recorder>) -> Result<()> {
+        let saved = recorder.borrow().save(&fault)?;
+        let saved = saved.map_or_else(String::new, |path| path.display().to_string());
+        match self {
+            OnNonFinite::Stop => {
+                tracing::error!(%saved, "a number is not finite");
+                Err(Error::NonFinite(Box::new(fault)))
+            }
+            OnNonFinite::Skip => {
+                tracing::warn!(%saved, "skipped: {fault}");
+                recorder.borrow_mut().skipped(&fault);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The steps of a training loop.
+pub struct Steps {
+    job: Job,
+    ready: mpsc::Receiver<Loaded>,
+    /// `None` once the pipeline has been told to end.
+    commands: Option<mpsc::Sender<Command>>,
+    traffic: Option<JoinHandle<Result<Vec<Finished>>>>,
+    stop: watch::Receiver<bool>,
+    dense: Rc<[DenseVariable]>,
+    context: Context,
+    open: Arc<std::sync::atomic::AtomicUsize>,
+    depth: usize,
+    clock: u64,
+}
+
+impl Steps {
+    pub(crate) fn start(builder: TrainBuilder, context: Context) -> Result<Self> {
+        let TrainBuilder { job, opened, reading, depth, .. } = builder;
+        let (layout, dataset) = opened?;
+        let (index, workers) = reading.share;
+        if reading.batch == 0 || depth == 0 || index >= workers {
+            return Err(Error::usage(format!(
+                "batch ({}) and depth ({depth}) must be above 0, and the worker's index ({index}) below \
+                 the number of workers ({workers})",
+                reading.batch
+            )));
+        }
+        let stop = job.cluster().stop()?;
+        let dense: Rc<[DenseVariable]> = job.dense_variables().into();
+        let ids: Vec<_> = dense.iter().map(|variable| variable.id).collect();
+        let cache = job.session().dense_cache(&ids)?;
+        let prepared = reader::start(dataset, layout, reading, depth + 1)?;
+        let (ready_send, ready) = mpsc::channel(depth);
+        // An end for each open step and one lookup, for whose reply its step waits.
+        let (commands, commands_receive) = mpsc::channel(depth + 1);
+        let traffic = Traffic {
+            session: job.session().clone(),
+            cache: Some(cache),
+            dense_once: !context.trains,
+            depth,
+            prepared,
+            ready: ready_send,
+            commands: commands_receive,
+        };
+        let traffic = job.cluster().runtime().spawn(traffic.run());
+        let open = if context.trains { job.open_steps().clone() } else { Arc::default() };
+        Ok(Self {
+            job,
+            ready,
+            commands: Some(commands),
+            traffic: Some(traffic),
+            stop,
+            dense,
+            context,
+            open,
+            depth,
+            clock: 0,
+        })
+    }
+
+    /// The next step, when its rows are here; `None` at the end of the data, or after SIGTERM or Ctrl-C (see
+    /// [`Cluster::stopping`](crate::Cluster::stopping)). Errors of earlier pushes are told here. Writes the dense weights that
+    /// were pulled for this step into the VarStore: no other call does.
+    #[allow(clippy::should_implement_trait, reason = "a fallible iterator, as the loop wants it")]
+    pub fn next(&mut self) -> Result<Option<Step>> {
+        if self.open.load(Ordering::Relaxed) >= self.depth {
+            return Err(Error::usage(format!(
+                "{} steps are open and depth is {}: push or drop a step before asking for the next",
+                self.open.load(Ordering::Relaxed),
+                self.depth
+            )));
+        }
+        let Some(commands) = &self.commands else { return Ok(None) };
+        self.context.recorder.borrow_mut().write_due(self.job.session(), false)?;
+        let (ready, stop) = (&mut self.ready, &mut self.stop);
+        let loaded = self.job.cluster().block_on(async {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => None,
+                loaded = ready.recv() => loaded,
+            }
+        })?;
+        let Some(loaded) = loaded else {
+            self.end()?;
+            return Ok(None);
+        };
+        self.context.recorder.borrow_mut().finished(&loaded.finished);
+        for (variable, (_, values)) in self.dense.iter().zip(&loaded.dense) {
+            variable.write(values)?;
+        }
+        let ticket = Ticket::new(commands.clone(), self.open.clone());
+        let (dense, context) = (self.dense.clone(), self.context.clone());
+        let step = Step::new(loaded, self.clock, dense, context, ticket)?;
+        self.clock += 1;
+        Ok(Some(step))
+    }
+
+    /// Ends the loop before its data does: what was pushed is acknowledged when this returns.
+    pub fn finish(mut self) -> Result<()> {
+        self.end()
+    }
+
+    /// Waits until every push is acknowledged, or, after a signal, for a while.
+    fn end(&mut self) -> Result<()> {
+        self.ready.close();
+        self.commands = None;
+        let Some(mut traffic) = self.traffic.take() else { return Ok(()) };
+        let patience = if *self.stop.borrow() { STOP_GRACE } else { Duration::MAX };
+        let ended = self
+            .job
+            .cluster()
+            .block_on(async { tokio::time::timeout(patience, &mut traffic).await })?;
+        match ended {
+            Ok(Ok(finished)) => self.context.recorder.borrow_mut().finished(&finished?),
+            Ok(Err(lost)) => return Err(Error::usage(format!("the pipeline broke: {lost}"))),
+            Err(_) => traffic.abort(),
+        }
+        self.context.recorder.borrow_mut().write_due(self.job.session(), true)
+    }
+}
+
+/// How long a stopped loop waits for what is under way.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        // Left early: what was pushed is still sent, since the traffic ends when the last step does.
+        self.commands = None;
+    }
+}
