@@ -273,7 +273,7 @@ pub fn stop_all<'a>(
     let left = || end.saturating_duration_since(std::time::Instant::now());
     asked
         .into_iter()
-        .chain(processes.into_iter().filter_map(|process| process.stop(left()).err()))
+        .chain(processes.into_iter().filter_map(|process| process.wait_stopped(left()).err()))
         .collect()
 }
 

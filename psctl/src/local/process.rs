@@ -242,7 +242,14 @@ impl Process {
 
     /// SIGTERM, and SIGKILL after `deadline`. An error unless it ended with status 0 by itself. Does nothing if it does not run.
     pub fn stop(&mut self, deadline: Duration) -> Result<(), Error> {
-        self.ask_to_stop()?;
+        if self.is_running() {
+            self.ask_to_stop()?;
+        }
+        self.wait_stopped(deadline)
+    }
+
+    /// The second half of [`stop`](Self::stop): a second SIGTERM would end a server at once and uncleanly.
+    pub fn wait_stopped(&mut self, deadline: Duration) -> Result<(), Error> {
         let end = Instant::now() + deadline;
         while self.is_running() {
             match self.poll()? {
