@@ -8,7 +8,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -267,14 +267,11 @@ pub fn stop_all<'a>(
 ) -> Vec<Error> {
     let mut processes: Vec<&mut Process> =
         processes.filter(|process| process.is_running()).collect();
-    let end = std::time::Instant::now() + deadline;
-    let asked: Vec<Error> =
-        processes.iter_mut().filter_map(|process| process.ask_to_stop().err()).collect();
-    let left = || end.saturating_duration_since(std::time::Instant::now());
-    asked
-        .into_iter()
-        .chain(processes.into_iter().filter_map(|process| process.wait_stopped(left()).err()))
-        .collect()
+    let asked: Vec<_> = processes.iter().map(|process| process.ask_to_stop()).collect();
+    let end = Instant::now() + deadline;
+    let left = || end.saturating_duration_since(Instant::now());
+    let ended = processes.iter_mut().map(|process| process.wait_stopped(left()));
+    asked.into_iter().chain(ended).filter_map(Result::err).collect()
 }
 
 /// The executable's directory; for a test, which cargo puts into `deps`, the one above.

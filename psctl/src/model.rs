@@ -124,7 +124,9 @@ impl From<v1::GetClusterReply> for Cluster {
         let names: BTreeMap<u32, &str> =
             reply.nodes.iter().map(|node| (node.node, node.name.as_str())).collect();
         let shards: Vec<Shard> = reply.jobs.iter().flat_map(|job| shards(job, &names)).collect();
-        let nodes = reply.nodes.iter().map(|node| Node::new(node, &shards)).collect();
+        let mut nodes: Vec<Node> =
+            reply.nodes.iter().map(|node| Node::new(node, &shards)).collect();
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
         let jobs = reply.jobs.iter().filter_map(|job| Job::new(job, &shards)).collect();
         let workers = reply.jobs.iter().flat_map(workers).collect();
         let coordinators = reply.members.into_iter().map(|member| {
@@ -411,3 +413,6 @@ impl Row for Worker {
         ]
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,5 @@
 use std::io::BufRead as _;
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use super::*;
 
@@ -71,6 +70,19 @@ fn processor_time_of_ended_lives_counts() {
     process.start().expect("starts");
     process.wait_success(DEADLINE).expect("counts to the end");
     assert!(process.cpu() > Duration::ZERO);
+}
+
+#[test]
+fn a_clean_end_is_asked_for_once() {
+    let dir = tempfile::tempdir().expect("directory");
+    let script =
+        "trap 'echo asked; sleep 0.2; exit 0' TERM; echo ready; while :; do sleep 0.01; done";
+    let mut process = shell(dir.path(), script);
+    process.start().expect("starts");
+    wait_for("the trap is set", || process.tail() == "ready");
+    let errors = stop_all(std::iter::once(&mut process), DEADLINE);
+    assert!(errors.is_empty(), "{errors:?}");
+    assert_eq!(process.tail(), "ready\nasked");
 }
 
 /// Runs itself as a second process that starts a child, and kills that second process.

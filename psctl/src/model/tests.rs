@@ -1,0 +1,152 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+fn server(node: u32) -> v1::ServerRef {
+    v1::ServerRef { node, incarnation: u64::from(node) + 10 }
+}
+
+fn route(shard: u32, primary: Option<u32>, in_sync: &[u32]) -> v1::ShardRoute {
+    v1::ShardRoute {
+        shard,
+        epoch: 2,
+        set_version: 3,
+        primary: primary.map(server),
+        in_sync: in_sync.iter().map(|node| server(*node)).collect(),
+        lost: primary.is_none(),
+    }
+}
+
+fn node(node: u32, name: &str, alive: bool) -> v1::NodeView {
+    let (name, address) = (name.to_owned(), format!("127.0.0.1:{node}"));
+    v1::NodeView {
+        node,
+        name,
+        incarnation: u64::from(node) + 10,
+        address,
+        zone: String::new(),
+        alive,
+    }
+}
+
+/// One job of three shards on two servers: one whole, one short, one lost.
+fn cluster() -> Cluster {
+    let spec = v1::JobSpec { name: "ctr".into(), shards: 3, replicas: 2, min_in_sync: 1, seed: 7 };
+    let shape =
+        v1::variable_spec::Shape::Table(v1::TableSpec { dim: 16, init: None, group: "g".into() });
+    let adam = v1::Adam { learning_rate: 0.001, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
+    let optimizer = v1::Optimizer { kind: Some(v1::optimizer::Kind::Adam(adam)) };
+    let item =
+        v1::VariableSpec { name: "item".into(), optimizer: Some(optimizer), shape: Some(shape) };
+    let view = v1::JobView {
+        job: 1,
+        spec: Some(spec),
+        version: 9,
+        variables: vec![v1::Variable { id: 1, spec: Some(item) }],
+        shards: vec![route(0, Some(1), &[1, 2]), route(1, Some(2), &[2]), route(2, None, &[])],
+        sessions: None,
+    };
+    let report = |shard, rows| v1::ShardReport {
+        job: 1,
+        shard,
+        last_lsn: (2 << 40) | 5,
+        rows,
+        bytes: rows * 100,
+    };
+    let progress =
+        v1::WorkerProgress { clock: 3, samples: 300, samples_per_s: 12.5, loss: f64::NAN };
+    let session = v1::SessionView {
+        session: 4,
+        name: "worker-0".into(),
+        kind: v1::SessionKind::Worker.into(),
+        progress: Some(progress),
+    };
+    v1::GetClusterReply {
+        version: 20,
+        members: vec![v1::MemberView {
+            id: 1,
+            address: "127.0.0.1:7070".into(),
+            leader: true,
+            term: 4,
+            matched: 20,
+        }],
+        nodes: vec![node(2, "ps-1", false), node(1, "ps-0", true)],
+        jobs: vec![v1::JobStatus {
+            view: Some(view),
+            labels: [("owner".to_owned(), "ads".to_owned())].into(),
+            sessions: vec![session],
+            reports: vec![report(0, 10), report(1, 20)],
+        }],
+    }
+    .into()
+}
+
+fn json(value: impl Serialize) -> Value {
+    serde_json::to_value(value).expect("JSON")
+}
+
+#[test]
+fn the_json_of_a_cluster_is_a_promise() {
+    let cluster = cluster();
+    let node = |name: &str, number: u32, alive: bool, primaries: u64, backups: u64, rows: u64| {
+        json!({
+            "name": name, "node": number, "incarnation": number + 10,
+            "address": format!("127.0.0.1:{number}"), "zone": "", "alive": alive,
+            "primaries": primaries, "backups": backups, "rows": rows, "bytes": rows * 100,
+        })
+    };
+    assert_eq!(
+        json(&cluster),
+        json!({
+            "version": 20,
+            "coordinators": [
+                {"id": 1, "address": "127.0.0.1:7070", "leader": true, "term": 4, "matched": 20},
+            ],
+            "nodes": [node("ps-0", 1, true, 1, 0, 10), node("ps-1", 2, false, 1, 1, 20)],
+            "jobs": [{
+                "name": "ctr", "job": 1, "shards": 3, "replicas": 2, "min_in_sync": 1, "seed": 7,
+                "version": 9, "lost_shards": 1, "short_shards": 1, "sessions": 1, "rows": 30,
+                "bytes": 3000, "labels": {"owner": "ads"},
+                "variables": [{
+                    "id": 1, "name": "item", "kind": "table", "shape": [16], "group": "g",
+                    "optimizer": "adam(lr 0.001)",
+                }],
+            }],
+        })
+    );
+    assert_eq!(
+        json(&cluster.shards[1]),
+        json!({
+            "job": "ctr", "shard": 1, "epoch": 2, "set_version": 3, "primary": "ps-1",
+            "in_sync": ["ps-1"], "replicas": 2, "lost": false, "rows": 20, "bytes": 2000,
+            "last_lsn": 2_199_023_255_557_u64,
+        })
+    );
+    assert_eq!(
+        json(&cluster.workers),
+        json!([{
+            "job": "ctr", "session": 4, "name": "worker-0", "kind": "worker", "clock": 3,
+            "samples": 300, "samples_per_s": 12.5, "loss": null,
+        }])
+    );
+}
+
+#[test]
+fn every_problem_of_a_cluster_is_told() {
+    assert_eq!(
+        cluster().problems(),
+        [
+            "node ps-1 is dead",
+            "job ctr: 1 of 3 shards are lost",
+            "job ctr: 1 of 3 shards have fewer than 2 in-sync members",
+        ]
+    );
+}
+
+#[test]
+fn a_reply_with_nothing_in_it_is_an_empty_cluster() {
+    let empty = v1::GetClusterReply { jobs: vec![v1::JobStatus::default()], ..Default::default() };
+    let cluster = Cluster::from(empty);
+    assert!(cluster.jobs.is_empty() && cluster.shards.is_empty());
+    assert_eq!(cluster.problems(), ["no coordinator leads"]);
+}
