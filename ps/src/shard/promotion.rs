@@ -96,13 +96,14 @@ impl Shard {
             return Ok(());
         }
         let Fenced { last, .. } = answer;
-        if last <= self.last() && !self.state.lineage().contains(last) {
-            return Err(Diverged { member, last });
-        }
+        let known = last > self.last() || self.state.lineage().contains(last);
         if let Role::Promoting(set) = &mut self.role
             && let Some(position) = set.get_mut(member)
             && position.acked.is_none()
         {
+            if !known {
+                return Err(Diverged { member, last });
+            }
             position.acked = Some(last);
             position.rewind();
         }

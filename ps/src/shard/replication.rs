@@ -103,12 +103,16 @@ impl Shard {
         if ack.epoch != self.epoch || ack.not_ready {
             return Ok(());
         }
-        if !self.state.lineage().contains(ack.last) {
+        let (last, known) = (self.last(), self.state.lineage().contains(ack.last));
+        let promoting = matches!(self.role, Role::Promoting(_));
+        let Some(position) = self.wait_set_mut().and_then(|set| set.get_mut(member)) else {
+            return Ok(());
+        };
+        // A candidate that has not fetched everything yet has members ahead of it.
+        if !known && !(promoting && ack.last > last) {
             return Err(Diverged { member, last: ack.last });
         }
-        if let Some(position) = self.wait_set_mut().and_then(|set| set.get_mut(member))
-            && let Some(acked) = &mut position.acked
-        {
+        if let Some(acked) = &mut position.acked {
             *acked = ack.last.max(*acked);
         }
         self.progress();

@@ -1,1 +1,468 @@
+//! Each test is named after the rule of docs/protocol.md that it defends.
 
+pub(super) mod fixture;
+mod identity;
+mod simulation;
+
+use downpour_core::cells::{ClosedSessions, Refusal, RefusalReason};
+use downpour_core::id::{Epoch, Lsn, VariableId};
+use downpour_proto::v1::RetryReason;
+use fixture::*;
+
+use super::*;
+use crate::record::Change;
+use crate::state::CannotApply;
+
+fn retry(reason: RetryReason) -> Pushed {
+    Pushed::Declined(Declined::Retry(reason))
+}
+
+fn redirect(epoch: u64, primary: u32) -> Declined {
+    Declined::Redirect(Redirect { epoch: Epoch(epoch), primary: Some(server(primary)) })
+}
+
+#[test]
+fn a_push_is_acknowledged_when_every_member_has_it() {
+    let [mut primary, mut second, mut third] = cluster();
+    let pushed = ticket(push(&mut primary, counting(1, &[5])));
+    assert_eq!(primary.settle(&pushed, true), Settled::Pending);
+    replicate(&mut primary, &mut second);
+    assert_eq!(primary.settle(&pushed, true), Settled::Pending);
+    replicate(&mut primary, &mut third);
+    assert!(acknowledged(&primary, &pushed));
+    assert_eq!((count(&primary, 5), count(&third, 5)), (1.0, 1.0));
+}
+
+#[test]
+fn a_repeat_is_acknowledged_only_when_its_commit_lsn_is_reached() {
+    let [mut primary, mut backup] = cluster();
+    push(&mut primary, counting(1, &[5]));
+    let repeat = ticket(push(&mut primary, counting(1, &[5])));
+    assert!(repeat.repeated);
+    assert_eq!(primary.settle(&repeat, true), Settled::Pending);
+    replicate(&mut primary, &mut backup);
+    assert!(acknowledged(&primary, &repeat));
+    assert_eq!(count(&primary, 5), 1.0);
+}
+
+#[test]
+fn a_gap_is_refused_and_names_the_expected_number() {
+    let [mut primary] = cluster();
+    assert_eq!(push(&mut primary, counting(2, &[5])), Pushed::Gap { expected: 1 });
+    push(&mut primary, counting(1, &[5]));
+    assert_eq!(push(&mut primary, counting(3, &[5])), Pushed::Gap { expected: 2 });
+}
+
+#[test]
+fn a_refused_push_consumes_its_number_on_every_member() {
+    let [mut primary, mut backup] = cluster();
+    let nan = push_of(SESSION, 1, vec![rows(COUNTS, 1, &[5], f32::NAN)]);
+    let unknown = push_of(SESSION, 2, vec![rows(VariableId(9), 1, &[5], 1.0)]);
+    let wide = push_of(SESSION, 3, vec![rows(COUNTS, 2, &[5], 1.0)]);
+    // A part is refused as a whole, the update that fits included.
+    let half = vec![rows(COUNTS, 1, &[5], 1.0), rows(EMBEDDING, 3, &[5], f32::INFINITY)];
+    let pushes = [
+        (nan, RefusalReason::NotFinite, COUNTS),
+        (unknown, RefusalReason::UnknownVariable, VariableId(9)),
+        (wide, RefusalReason::WrongShape, COUNTS),
+        (push_of(SESSION, 4, half), RefusalReason::NotFinite, EMBEDDING),
+    ];
+    for (refused, reason, variable) in pushes {
+        let pushed = ticket(push(&mut primary, refused));
+        assert_eq!(pushed.refusal, Some(Refusal { reason, variable }));
+        replicate(&mut primary, &mut backup);
+        assert!(acknowledged(&primary, &pushed));
+    }
+    assert!(matches!(push(&mut primary, counting(5, &[5])), Pushed::Logged(_)));
+    replicate(&mut primary, &mut backup);
+    assert_eq!((count(&primary, 5), count(&backup, 5)), (1.0, 1.0));
+    assert_eq!(encoded(&primary), encoded(&backup));
+    let repeat = ticket(push(&mut primary, counting(1, &[5])));
+    assert_eq!(repeat.refusal.map(|refusal| refusal.reason), Some(RefusalReason::NotFinite));
+}
+
+#[test]
+fn a_gradient_for_a_block_without_values_is_refused_and_first_values_win() {
+    let [mut primary] = cluster();
+    let gradient = |sequence| {
+        let change = Change::Gradients(blocks(&[1], 8, 1.0));
+        push_of(SESSION, sequence, vec![update(DENSE, change)])
+    };
+    let values = |sequence, value| {
+        let change = Change::Values(blocks(&[0, 1, 2], 21, value));
+        push_of(SESSION, sequence, vec![update(DENSE, change)])
+    };
+    let refused = ticket(push(&mut primary, gradient(1)));
+    assert_eq!(refused.refusal.map(|refusal| refusal.reason), Some(RefusalReason::WrongShape));
+    push(&mut primary, values(2, 4.0));
+    push(&mut primary, values(3, 5.0));
+    let mut out = bytes::BytesMut::new();
+    let pulled = primary.state().pull_dense(DENSE, Lsn::ZERO, &mut out).expect("defined");
+    assert_eq!((pulled.numbers, pulled.uninitialized), (vec![0, 1, 2], 0));
+    assert!(downpour_core::tensor_bytes::floats(&out).all(|value| value == 4.0));
+    assert_eq!(ticket(push(&mut primary, gradient(4))).refusal, None);
+}
+
+#[test]
+fn a_push_below_min_in_sync_does_not_consume_its_number() {
+    let needs_two = changed(&view(1, route(1, 1, 1, &[1])), |view| view.spec.min_in_sync = 2);
+    let mut primary = replica(server(1), &needs_two);
+    let before = encoded(&primary);
+    assert_eq!(push(&mut primary, counting(1, &[5])), retry(RetryReason::TooFewInSync));
+    assert_eq!(encoded(&primary), before);
+    let [mut again] = cluster();
+    assert!(matches!(push(&mut again, counting(1, &[5])), Pushed::Logged(_)));
+}
+
+#[test]
+fn a_primary_that_is_alone_neither_applies_nor_acknowledges_nor_answers_pulls_without_a_lease() {
+    let [mut primary] = cluster();
+    let epoch = primary.epoch();
+    let declined = primary.push(epoch, 1, counting(1, &[5]), false);
+    assert_eq!(declined, retry(RetryReason::NoLease));
+    let pushed = ticket(push(&mut primary, counting(1, &[5])));
+    let without = Declined::Retry(RetryReason::NoLease);
+    assert_eq!(primary.settle(&pushed, false), Settled::Declined(without));
+    assert_eq!(primary.read(epoch, false).err(), Some(without));
+    assert!(acknowledged(&primary, &pushed) && primary.read(epoch, true).is_ok());
+}
+
+#[test]
+fn a_primary_with_a_backup_needs_no_lease() {
+    let [mut primary, mut backup] = cluster();
+    let pushed = ticket(primary.push(Epoch(1), 1, counting(1, &[5]), false));
+    replicate(&mut primary, &mut backup);
+    assert_eq!(primary.settle(&pushed, false), Settled::Acknowledged);
+}
+
+#[test]
+fn a_full_log_asks_to_come_later_and_drains() {
+    let [mut primary, mut backup] = cluster();
+    let keys: Vec<u64> = (0..LOG_BYTES_MAX as u64 / 12 + 1).collect();
+    assert!(matches!(push(&mut primary, counting(1, &keys)), Pushed::Logged(_)));
+    assert_eq!(push(&mut primary, counting(2, &[5])), retry(RetryReason::Overloaded));
+    replicate(&mut primary, &mut backup);
+    assert!(matches!(push(&mut primary, counting(2, &[5])), Pushed::Logged(_)));
+}
+
+#[test]
+fn nothing_is_kept_of_a_log_that_every_member_has() {
+    let [mut alone] = cluster();
+    push(&mut alone, counting(1, &[5]));
+    assert_eq!(alone.log_size(), (0, 0));
+    let [mut primary, mut backup] = cluster();
+    push(&mut primary, counting(1, &[5]));
+    assert_eq!(primary.log_size().0, 1);
+    replicate(&mut primary, &mut backup);
+    assert_eq!(primary.log_size(), (0, 0));
+    // The backup hears of the commit by the next message.
+    push(&mut primary, counting(2, &[5]));
+    replicate(&mut primary, &mut backup);
+    replicate(&mut primary, &mut backup);
+    assert_eq!(backup.log_size(), (0, 0));
+}
+
+#[test]
+fn a_closed_session_is_refused_for_ever_also_by_the_next_primary() {
+    let [mut primary, mut backup] = cluster();
+    push(&mut primary, counting(1, &[5]));
+    let closing = changed(&primary.view, |view| {
+        view.version = 2;
+        view.sessions = ClosedSessions { high_water: SESSION.0, open: [].into() };
+    });
+    primary.on_view(closing.clone());
+    assert_eq!(push(&mut primary, counting(2, &[5])), Pushed::SessionClosed);
+    replicate(&mut primary, &mut backup);
+    // A view that went back is no reason to open it again.
+    primary.on_view(changed(&closing, |view| view.sessions = ClosedSessions::default()));
+    assert_eq!(push(&mut primary, counting(2, &[5])), Pushed::SessionClosed);
+    backup.on_view(changed(&closing, |view| view.shards[0] = route(2, 2, 2, &[2])));
+    assert!(matches!(backup.role(), Role::Primary(_)));
+    assert_eq!(push(&mut backup, counting(2, &[5])), Pushed::SessionClosed);
+    assert_eq!(push(&mut backup, counting(1, &[5])), Pushed::SessionClosed, "not a repeat either");
+}
+
+#[test]
+fn a_request_of_a_newer_view_or_epoch_waits_until_the_server_heard_of_it() {
+    let [mut primary] = cluster();
+    let ahead = primary.push(Epoch(1), 2, counting(1, &[5]), true);
+    assert_eq!(ahead, retry(RetryReason::NotReady));
+    let ahead = primary.push(Epoch(2), 1, counting(1, &[5]), true);
+    assert_eq!(ahead, retry(RetryReason::NotReady));
+    assert!(matches!(push(&mut primary, counting(1, &[5])), Pushed::Logged(_)));
+}
+
+#[test]
+fn a_candidate_serves_nobody_before_it_has_fenced_every_member() {
+    let view = view(1, route(1, 1, 1, &[1, 2]));
+    let (mut candidate, mut backup) = (replica(server(1), &view), replica(server(2), &view));
+    assert_eq!(candidate.promotion(), Promotion::Fence(vec![server(2)]));
+    assert_eq!(push(&mut candidate, counting(1, &[5])), retry(RetryReason::NotReady));
+    assert!(candidate.read(Epoch(1), true).is_err());
+    assert!(candidate.batch(server(2), 1000).is_none(), "nothing is sent before the fence");
+    let not_yet = Fenced { epoch: Epoch(1), last: Lsn::ZERO, not_ready: true };
+    candidate.fenced(Epoch(1), server(2), not_yet).expect("no contradiction");
+    assert_eq!(candidate.promotion(), Promotion::Fence(vec![server(2)]));
+    promote(&mut candidate, std::slice::from_mut(&mut backup));
+    assert_eq!(candidate.promotion(), Promotion::Over);
+    assert!(matches!(push(&mut candidate, counting(1, &[5])), Pushed::Logged(_)));
+}
+
+#[test]
+fn a_fenced_backup_refuses_the_old_epoch() {
+    let [mut primary, mut backup] = cluster();
+    push(&mut primary, counting(1, &[5]));
+    let batch = primary.batch(server(2), 1000).expect("something to send");
+    let before = encoded(&backup);
+    assert_eq!(backup.fence(Epoch(2), server(3)).epoch, Epoch(2));
+    let incoming = Incoming {
+        epoch: batch.epoch,
+        source: server(1),
+        commit: batch.commit,
+        records: owned(&batch.records),
+    };
+    let (ack, _) = backup.replicate(incoming);
+    assert_eq!(ack.epoch, Epoch(2));
+    assert_eq!(encoded(&backup), before);
+    assert_eq!(backup.fence(Epoch(1), server(1)).epoch, Epoch(2), "and the old candidate");
+}
+
+#[test]
+fn an_old_primary_cannot_acknowledge_after_its_backup_was_fenced() {
+    let [mut primary, mut backup] = cluster();
+    let pushed = ticket(push(&mut primary, counting(1, &[5])));
+    backup.fence(Epoch(2), server(3));
+    replicate(&mut primary, &mut backup);
+    assert_eq!(
+        primary.settle(&pushed, true),
+        Settled::Declined(Declined::Redirect(Redirect { epoch: Epoch(2), primary: None }))
+    );
+    assert!(matches!(primary.role(), Role::Backup), "it learned of the higher epoch");
+    assert!(matches!(push(&mut primary, counting(2, &[5])), Pushed::Declined(_)));
+}
+
+#[test]
+fn a_fenced_primary_sends_its_clients_to_the_candidate() {
+    let [mut primary, _] = cluster();
+    let pushed = ticket(push(&mut primary, counting(1, &[5])));
+    primary.fence(Epoch(2), server(2));
+    assert_eq!(primary.settle(&pushed, true), Settled::Declined(redirect(2, 2)));
+    let late = primary.push(Epoch(1), 1, counting(2, &[5]), true);
+    assert_eq!(late, Pushed::Declined(redirect(2, 2)));
+}
+
+#[test]
+fn a_promoted_replica_levels_a_member_that_was_ahead() {
+    let [mut primary, mut second, mut third] = cluster();
+    for sequence in 1..=3 {
+        push(&mut primary, counting(sequence, &[5]));
+    }
+    // Only the third has them when the primary dies.
+    replicate(&mut primary, &mut third);
+    let next = view(2, route(2, 2, 2, &[2, 3]));
+    second.on_view(next.clone());
+    third.on_view(next);
+    let answer = third.fence(Epoch(2), server(2));
+    second.fenced(Epoch(2), server(3), answer).expect("one history");
+    let after = second.last();
+    assert_eq!(second.promotion(), Promotion::Fetch { from: server(3), after });
+    let records = third.fetch(Epoch(2), after, usize::MAX).expect("kept");
+    second.fetched(Epoch(2), owned(&records)).expect("one history");
+    assert!(matches!(second.role(), Role::Primary(_)));
+    assert_eq!(count(&second, 5), 3.0);
+    let repeat = ticket(push(&mut second, counting(3, &[5])));
+    assert!(repeat.repeated, "the client's retry is recognised");
+    replicate(&mut second, &mut third);
+    assert_eq!(encoded(&second), encoded(&third));
+}
+
+#[test]
+fn a_promoted_replica_levels_a_member_that_was_behind_before_it_serves() {
+    let [mut primary, mut second, mut third] = cluster();
+    push(&mut primary, counting(1, &[5]));
+    replicate(&mut primary, &mut second);
+    let next = view(2, route(2, 2, 2, &[2, 3]));
+    second.on_view(next);
+    let answer = third.fence(Epoch(2), server(2));
+    second.fenced(Epoch(2), server(3), answer).expect("one history");
+    assert_eq!(second.promotion(), Promotion::Level(vec![server(3)]));
+    assert_eq!(push(&mut second, counting(2, &[5])), retry(RetryReason::NotReady));
+    replicate(&mut second, &mut third);
+    assert!(matches!(second.role(), Role::Primary(_)));
+    assert_eq!((count(&second, 5), count(&third, 5)), (1.0, 1.0));
+}
+
+#[test]
+fn a_planned_change_of_primary_fences_the_old_one_and_loses_nothing() {
+    let [mut old, mut new] = cluster();
+    push(&mut old, counting(1, &[5]));
+    new.on_view(view(2, route(2, 2, 2, &[1, 2])));
+    promote(&mut new, std::slice::from_mut(&mut old));
+    assert!(matches!(new.role(), Role::Primary(_)) && matches!(old.role(), Role::Backup));
+    assert_eq!(count(&new, 5), 1.0);
+    let pushed = ticket(push(&mut new, counting(2, &[5])));
+    assert_eq!(pushed.lsn, Lsn::new(Epoch(2), 1));
+    replicate(&mut new, &mut old);
+    assert!(acknowledged(&new, &pushed));
+    assert_eq!(encoded(&new), encoded(&old));
+}
+
+#[test]
+fn a_record_out_of_order_is_refused() {
+    let [mut primary, mut backup] = cluster();
+    push(&mut primary, counting(1, &[5]));
+    push(&mut primary, counting(2, &[5]));
+    let batch = primary.batch(server(2), usize::MAX).expect("something to send");
+    let records = owned(&batch.records);
+    let send = |backup: &mut Shard, records| {
+        backup.replicate(Incoming {
+            epoch: Epoch(1),
+            source: server(1),
+            commit: Lsn::ZERO,
+            records,
+        })
+    };
+    let before = (backup.last(), encoded(&backup));
+    let (ack, refused) = send(&mut backup, vec![records[1].clone()]);
+    assert!(ack.not_ready && matches!(refused, Err(CannotApply::OutOfOrder { .. })));
+    assert_eq!((backup.last(), encoded(&backup)), before);
+    // A repeat and what follows it are taken.
+    assert!(send(&mut backup, vec![records[0].clone()]).1.is_ok());
+    let (ack, taken) = send(&mut backup, records);
+    assert!(taken.is_ok() && !ack.not_ready);
+    assert_eq!((ack.last, count(&backup, 5)), (primary.last(), 2.0));
+}
+
+#[test]
+fn a_record_that_does_not_apply_changes_nothing_and_is_not_acknowledged() {
+    let [mut primary, mut backup] = cluster();
+    push(&mut primary, counting(1, &[5]));
+    let batch = primary.batch(server(2), usize::MAX).expect("something to send");
+    let good = Record::clone(&batch.records[0]);
+    let Body::Push(push) = good.body.clone() else { panic!("a push") };
+    let spoilt = [
+        Push { sequence: 2, ..push.clone() },
+        Push { updates: vec![rows(VariableId(9), 1, &[5], 1.0)], ..push.clone() },
+        Push { updates: vec![rows(COUNTS, 2, &[5], 1.0)], ..push.clone() },
+        Push { updates: vec![rows(COUNTS, 1, &[6], 1.0), rows(DENSE, 1, &[5], 1.0)], ..push },
+    ];
+    let before = encoded(&backup);
+    for push in spoilt {
+        let record = Record { body: Body::Push(push), ..good.clone() };
+        let incoming = Incoming {
+            epoch: Epoch(1),
+            source: server(1),
+            commit: Lsn::ZERO,
+            records: vec![record],
+        };
+        let (ack, refused) = backup.replicate(incoming);
+        assert!(ack.not_ready && refused.is_err());
+        assert_eq!(encoded(&backup), before);
+    }
+}
+
+#[test]
+fn a_member_is_waited_for_until_its_removal_was_read_back() {
+    let [mut primary, mut second, _] = cluster();
+    let pushed = ticket(push(&mut primary, counting(1, &[5])));
+    replicate(&mut primary, &mut second);
+    assert_eq!(primary.settle(&pushed, true), Settled::Pending);
+    // A stale route, and one of an older version, change nothing.
+    primary.on_route(&route(1, 0, 1, &[1, 2]));
+    assert_eq!(primary.settle(&pushed, true), Settled::Pending);
+    primary.on_route(&route(1, 2, 1, &[1, 2]));
+    assert!(acknowledged(&primary, &pushed));
+    primary.on_route(&route(1, 1, 1, &[1, 2, 3]));
+    let next = ticket(push(&mut primary, counting(2, &[5])));
+    replicate(&mut primary, &mut second);
+    assert!(acknowledged(&primary, &next), "a route that went back adds nobody");
+}
+
+#[test]
+fn a_candidate_goes_on_when_a_silent_member_was_removed() {
+    let view = view(1, route(1, 1, 1, &[1, 2]));
+    let mut candidate = replica(server(1), &view);
+    assert!(matches!(candidate.role(), Role::Promoting(_)));
+    candidate.on_route(&route(1, 2, 1, &[1]));
+    assert!(matches!(candidate.role(), Role::Primary(_)));
+}
+
+#[test]
+fn a_replica_that_the_route_does_not_list_is_dropped_and_serves_nobody() {
+    let [mut primary, mut backup] = cluster();
+    let pushed = ticket(push(&mut primary, counting(1, &[5])));
+    backup.take_effects();
+    backup.on_route(&route(1, 2, 1, &[1]));
+    assert!(matches!(backup.role(), Role::Removed) && backup.take_effects().removed);
+    assert!(backup.fence(Epoch(2), server(3)).not_ready);
+    primary.on_route(&route(2, 3, 2, &[2]));
+    assert!(matches!(primary.settle(&pushed, true), Settled::Declined(_)));
+    assert!(matches!(push(&mut primary, counting(2, &[5])), Pushed::Declined(_)));
+}
+
+#[test]
+fn a_member_with_another_history_is_not_counted() {
+    let [mut primary, _] = cluster();
+    let pushed = ticket(push(&mut primary, counting(1, &[5])));
+    let ahead = Lsn::new(Epoch(1), 99);
+    let ack = Ack { epoch: Epoch(1), last: ahead, not_ready: false };
+    let diverged = Diverged { member: server(2), last: ahead };
+    assert_eq!(primary.acked(server(2), ack), Err(diverged));
+    assert_eq!(primary.settle(&pushed, true), Settled::Pending);
+    let mut candidate = replica(server(1), &view(1, route(3, 1, 1, &[1, 2])));
+    let strange = Fenced { epoch: Epoch(3), last: Lsn::new(Epoch(1), 1), not_ready: false };
+    candidate.fenced(Epoch(3), server(2), strange).expect("ahead: to be fetched");
+    assert!(matches!(candidate.promotion(), Promotion::Fetch { .. }));
+}
+
+#[test]
+fn a_candidate_takes_an_acknowledgement_from_a_member_that_is_ahead_of_it() {
+    let [mut primary, mut second, mut third] = cluster();
+    push(&mut primary, counting(1, &[5]));
+    replicate(&mut primary, &mut third);
+    second.on_view(view(2, route(2, 2, 2, &[2, 3])));
+    let answer = third.fence(Epoch(2), server(2));
+    second.fenced(Epoch(2), server(3), answer).expect("one history");
+    let ack = Ack { epoch: Epoch(2), last: third.last(), not_ready: false };
+    second.acked(server(3), ack).expect("ahead, and not of another history");
+    assert!(matches!(second.promotion(), Promotion::Fetch { .. }));
+}
+
+#[test]
+fn a_member_that_was_removed_while_ahead_is_no_longer_listened_to() {
+    let [mut primary, mut second, mut third] = cluster();
+    push(&mut primary, counting(1, &[5]));
+    replicate(&mut primary, &mut third);
+    second.on_view(view(2, route(2, 2, 2, &[2, 3])));
+    let answer = third.fence(Epoch(2), server(2));
+    // Its answer came too late: it was removed, and the candidate serves without what it had.
+    second.on_route(&route(2, 3, 2, &[2]));
+    second.fenced(Epoch(2), server(3), answer).expect("not a member");
+    push(&mut second, counting(1, &[5]));
+    let ack = Ack { epoch: Epoch(2), last: third.last(), not_ready: false };
+    second.acked(server(3), ack).expect("not a member");
+    assert_eq!(count(&second, 5), 1.0);
+}
+
+#[test]
+fn what_is_lost_on_the_way_is_sent_again() {
+    let [mut primary, mut backup] = cluster();
+    let pushed = ticket(push(&mut primary, counting(1, &[5])));
+    primary.batch(server(2), 1000).expect("sent, and lost");
+    replicate(&mut primary, &mut backup);
+    assert_eq!(primary.settle(&pushed, true), Settled::Pending);
+    primary.rewind(server(2));
+    replicate(&mut primary, &mut backup);
+    assert!(acknowledged(&primary, &pushed));
+}
+
+#[test]
+fn an_acknowledgement_of_an_older_tenure_is_ignored() {
+    let [mut primary, mut backup] = cluster();
+    push(&mut primary, counting(1, &[5]));
+    replicate(&mut primary, &mut backup);
+    let stale = Ack { epoch: Epoch(1), last: primary.last(), not_ready: false };
+    primary.on_view(view(2, route(3, 2, 1, &[1, 2])));
+    primary.acked(server(2), stale).expect("no contradiction");
+    assert_eq!(primary.promotion(), Promotion::Fence(vec![server(2)]));
+}
