@@ -44,6 +44,7 @@ pub(crate) struct Connection {
         long,
         value_name = "HOST:PORT,...",
         env = "DOWNPOUR_COORDINATORS",
+        hide_env_values = true,
         default_value = "127.0.0.1:7070",
         help_heading = "Connection"
     )]
@@ -148,6 +149,31 @@ mod tests {
             assert!(help.contains(path.trim()), "no example in{path}");
         }
         leaves(&Cli::command(), "");
+    }
+
+    /// What a change does to the help is seen in its diff. `UPDATE_GOLDEN=1 cargo test -p downpour-psctl` writes the file.
+    #[test]
+    fn the_help_is_as_recorded() {
+        fn render(command: &mut clap::Command, text: &mut String) {
+            let help = command.render_help().to_string();
+            *text += &format!("$ {} -h\n", command.get_bin_name().unwrap_or("psctl"));
+            help.lines().for_each(|line| *text += &format!("{}\n", line.trim_end()));
+            let leaves = command.get_subcommands_mut().filter(|inner| inner.get_name() != "help");
+            leaves.for_each(|inner| render(inner, text));
+        }
+        let mut command = Cli::command().term_width(100);
+        command.build();
+        let mut text = String::new();
+        render(&mut command, &mut text);
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/help.txt");
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(path, &text).expect("write");
+        }
+        let recorded = std::fs::read_to_string(path).expect("the recorded help");
+        assert!(
+            text == recorded,
+            "the help differs from {path}: UPDATE_GOLDEN=1 records it anew\n{text}"
+        );
     }
 
     #[test]

@@ -28,13 +28,13 @@ const STOP_DEADLINE: Duration = Duration::from_secs(15);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-What follows `--` goes to `downpour-worker`; psctl adds where the cluster is, the worker's number and its directory. A --test FILE among it
-is evaluated once, when all workers have ended.
+What follows `--` goes to `downpour-worker`; psctl adds where the cluster is, the worker's number
+and its directory. A --test FILE among it is evaluated once, when all workers have ended.
 
 Examples:
   psctl local -- train --model deepfm --schema s.toml --train t.parquet --test e.parquet
-  psctl local --coordinators 1 --servers 4 --workers 4 --dir run1 -- train --model lr --schema s.toml --train t.csv
-  psctl local                      keep a cluster running until Ctrl-C, and print where it is
+  psctl local --servers 4 --workers 4 --dir run1 -- train --config run.toml
+  psctl local                      keep a cluster until Ctrl-C, and print where it is
   psctl local -o json > cluster.json")]
 pub(crate) struct Args {
     /// Members of the coordinator group
