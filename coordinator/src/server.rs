@@ -36,7 +36,10 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
         member: group.me,
         voters: group.members.keys().copied().collect(),
     };
-    let log = Log::open(SledDisk::open(&config.data_dir)?, &identity)?;
+    let directory = config.data_dir.clone();
+    let opening =
+        tokio::task::spawn_blocking(move || Log::open(SledDisk::open(&directory)?, &identity));
+    let log = opening.await.context("open the log")??;
     let (links, link_ends) = peers::links(&group);
     let metrics = RaftMetrics::new(&node.registry);
     let (driver, handle) = Driver::new(config.raft(), log, links, metrics)?;

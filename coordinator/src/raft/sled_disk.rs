@@ -12,6 +12,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use prost::Message as _;
 use protobuf::Message as _;
@@ -26,6 +27,9 @@ const CACHE_BYTES: u64 = 32 << 20;
 /// Most bytes of an entry in one value.
 const PART_BYTES: usize = 48 << 10;
 const CHECKSUM_BYTES: usize = 4;
+/// A predecessor that is ending, and sled's own threads, let go of the lock a moment late.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// A directory that belongs to this process for as long as this value lives.
 #[derive(Debug)]
@@ -48,7 +52,7 @@ struct IdentityRecord {
 }
 
 impl SledDisk {
-    /// Opens or makes the directory, which no other process may use.
+    /// Opens or makes the directory, which no other process may use. Blocks.
     ///
     /// # Errors
     /// It cannot be read and written, or another process has it.
@@ -61,12 +65,17 @@ impl SledDisk {
             .segment_size(SEGMENT_BYTES)
             .cache_capacity(CACHE_BYTES)
             .flush_every_ms(None);
-        let db = config.open().map_err(|error| match error {
-            sled::Error::Io(error) if error.to_string().contains("lock") => {
-                Error::disk(action(), "another process is using it")
+        let started = Instant::now();
+        let db = loop {
+            match config.open() {
+                Ok(db) => break db,
+                Err(error) if !is_lock(&error) => return Err(Error::disk(action(), error)),
+                Err(_) if started.elapsed() > LOCK_TIMEOUT => {
+                    return Err(Error::disk(action(), "another process is using it"));
+                }
+                Err(_) => std::thread::sleep(LOCK_PAUSE),
             }
-            error => Error::disk(action(), error),
-        })?;
+        };
         let file = File::open(path.join("db")).map_err(|error| Error::disk(action(), error))?;
         for made in [&path, directory] {
             snapshot_file::sync_directory(made)?;
@@ -203,6 +212,10 @@ impl Disk for SledDisk {
         }
         Ok(())
     }
+}
+
+fn is_lock(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().contains("lock"))
 }
 
 fn encode(message: &impl protobuf::Message) -> Result<Vec<u8>, Error> {

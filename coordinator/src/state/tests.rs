@@ -1,0 +1,447 @@
+mod invariants;
+
+use downpour_core::id::{Epoch, Incarnation, JobId, NodeId, ServerRef, SessionId, ShardId};
+use downpour_core::init::Init;
+use downpour_core::optimizer::{OptimizerSpec, Sgd};
+use downpour_core::routing::ShardRoute;
+use downpour_core::spec::{DenseSpec, JobSpec, Shape, TableSpec, VariableSpec};
+use downpour_proto::v1;
+
+use super::{Outcome, Refused, Reply, State};
+use crate::command::{Command, InSyncChange, LabelChange, Opening, Registration};
+
+const JOB: JobId = JobId(1);
+const SHARD: ShardId = ShardId(0);
+
+/// A state machine with the position in its log.
+#[derive(Clone, Default)]
+struct Machine {
+    state: State,
+    index: u64,
+    requests: u64,
+}
+
+impl Machine {
+    /// `servers` servers and a job of one shard with `replicas` copies, the primary first.
+    fn with_job(servers: u32, replicas: u32) -> (Machine, Vec<ServerRef>) {
+        let mut machine = Machine::default();
+        for number in 0..servers {
+            machine.register(number);
+        }
+        let created = machine.apply(Command::CreateJob(job_spec("ctr", 1, replicas)));
+        assert_eq!(created, Ok(Reply::Created { job: JOB, created: true }));
+        let route = machine.route();
+        let primary = route.primary.unwrap();
+        let members = std::iter::once(primary).chain(route.others(primary)).collect();
+        (machine, members)
+    }
+
+    fn apply(&mut self, command: Command) -> Outcome {
+        self.index += 1;
+        self.state.apply(self.index, command)
+    }
+
+    fn register(&mut self, number: u32) -> ServerRef {
+        self.requests += 1;
+        let registration = Registration {
+            name: format!("ps-{number}"),
+            address: "host:1".into(),
+            zone: String::new(),
+            request_id: self.requests.to_string(),
+        };
+        match self.apply(Command::RegisterServer(registration)) {
+            Ok(Reply::Registered(server)) => server,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A new life of a server that is known.
+    fn restart(&mut self, server: ServerRef) -> ServerRef {
+        let life = self.register(server.node.0 - 1);
+        assert_eq!(life.node, server.node);
+        life
+    }
+
+    fn judge(&mut self, server: ServerRef) {
+        assert_eq!(self.apply(Command::JudgeDead(vec![server])), Ok(Reply::Done));
+    }
+
+    fn revive(&mut self, server: ServerRef) {
+        assert_eq!(self.apply(Command::Revive(server)), Ok(Reply::Done));
+    }
+
+    fn route(&self) -> ShardRoute {
+        self.state.cluster().job(JOB).unwrap().view.route(SHARD).unwrap().clone()
+    }
+
+    /// A change that is based on what is committed now.
+    fn change(&self, add: &[ServerRef], remove: &[ServerRef]) -> InSyncChange {
+        let route = self.route();
+        InSyncChange {
+            job: JOB,
+            shard: SHARD,
+            epoch: route.epoch,
+            set_version: route.set_version,
+            primary: route.primary.unwrap(),
+            add: add.to_vec(),
+            remove: remove.to_vec(),
+        }
+    }
+
+    fn open(&mut self, job: JobId) -> SessionId {
+        self.requests += 1;
+        let opening = Opening {
+            name: "worker".into(),
+            kind: v1::SessionKind::Worker,
+            request_id: self.requests.to_string(),
+        };
+        match self.apply(Command::OpenSession(job, opening)) {
+            Ok(Reply::Opened(session)) => session,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn close(&mut self, job: JobId, session: SessionId) {
+        assert_eq!(self.apply(Command::CloseSessions(vec![(job, session)])), Ok(Reply::Done));
+    }
+
+    fn define(&mut self, session: SessionId, spec: VariableSpec) -> (SessionId, bool) {
+        match self.apply(Command::DefineVariables(JOB, session, vec![spec])) {
+            Ok(Reply::Defined { variables, .. }) => {
+                (variables[0].initializer.unwrap(), variables[0].initialized)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn job_spec(name: &str, shards: u32, replicas: u32) -> JobSpec {
+    JobSpec { name: name.into(), shards, replicas, min_in_sync: 1, seed: 1 }
+}
+
+fn table(name: &str, dim: u32) -> VariableSpec {
+    let shape = Shape::Table(TableSpec { dim, init: Init::Zeros, group: name.into() });
+    VariableSpec { name: name.into(), optimizer: optimizer(), shape }
+}
+
+fn dense(name: &str) -> VariableSpec {
+    let shape = Shape::Dense(DenseSpec { shape: vec![4, 4], block_floats: 8 });
+    VariableSpec { name: name.into(), optimizer: optimizer(), shape }
+}
+
+fn optimizer() -> OptimizerSpec {
+    OptimizerSpec::Sgd(Sgd { learning_rate: 0.1 })
+}
+
+fn server(node: u32, incarnation: u64) -> ServerRef {
+    ServerRef { node: NodeId(node), incarnation: Incarnation(incarnation) }
+}
+
+// Protocol 1.1.
+
+#[test]
+fn a_new_life_leaves_every_set_and_another_member_is_promoted_in_the_same_step() {
+    let (mut machine, members) = Machine::with_job(3, 2);
+    let (primary, backup) = (members[0], members[1]);
+    machine.restart(primary);
+    let route = machine.route();
+    assert_eq!((route.primary, route.in_sync), (Some(backup), vec![backup]));
+    assert_eq!((route.epoch, route.set_version), (Epoch(2), 2));
+}
+
+#[test]
+fn a_new_life_of_a_backup_leaves_the_set_and_the_primary_stays() {
+    let (mut machine, members) = Machine::with_job(2, 2);
+    machine.restart(members[1]);
+    let route = machine.route();
+    assert_eq!((route.primary, route.in_sync), (Some(members[0]), vec![members[0]]));
+    assert_eq!((route.epoch, route.set_version), (Epoch(1), 2), "no new tenure");
+}
+
+#[test]
+fn a_shard_whose_last_member_begins_a_new_life_is_lost() {
+    let (mut machine, members) = Machine::with_job(2, 1);
+    machine.restart(members[0]);
+    let route = machine.route();
+    assert!(route.lost() && route.in_sync.is_empty());
+    machine.restart(members[0]);
+    assert_eq!(machine.route(), route, "and stays lost");
+}
+
+#[test]
+fn a_server_keeps_its_node_and_each_life_has_a_higher_number() {
+    let mut machine = Machine::default();
+    let (first, other) = (machine.register(0), machine.register(1));
+    let second = machine.register(0);
+    assert_eq!((first, other, second), (server(1, 1), server(2, 2), server(1, 3)));
+}
+
+// Protocol 3.
+
+#[test]
+fn a_change_that_is_based_on_another_epoch_version_or_primary_changes_nothing() {
+    let (mut machine, members) = Machine::with_job(3, 2);
+    let right = machine.change(&[], &members[1..]);
+    let wrong = [
+        InSyncChange { epoch: Epoch(2), ..right.clone() },
+        InSyncChange { set_version: 2, ..right.clone() },
+        InSyncChange { primary: members[1], ..right.clone() },
+    ];
+    let route = machine.route();
+    for change in wrong {
+        let outcome = machine.apply(Command::ChangeInSync(change));
+        assert_eq!(outcome, Ok(Reply::InSync { changed: false, route: route.clone() }));
+    }
+    let outcome = machine.apply(Command::ChangeInSync(right.clone()));
+    let shrunk = ShardRoute { set_version: 2, in_sync: vec![members[0]], ..route };
+    assert_eq!(outcome, Ok(Reply::InSync { changed: true, route: shrunk.clone() }));
+    let outcome = machine.apply(Command::ChangeInSync(right));
+    assert_eq!(outcome, Ok(Reply::InSync { changed: false, route: shrunk }), "only once");
+}
+
+#[test]
+fn a_set_takes_only_live_servers_on_nodes_of_their_own_and_keeps_its_primary() {
+    let (mut machine, members) = Machine::with_job(3, 2);
+    let third = (1..=3).map(|n| server(n, n.into())).find(|one| !members.contains(one)).unwrap();
+    let refused = |machine: &mut Machine, change| {
+        let before = machine.state.clone();
+        let outcome = machine.apply(Command::ChangeInSync(change));
+        assert!(matches!(outcome, Err(Refused::FailedPrecondition(_))), "{outcome:?}");
+        assert_eq!(before.cluster.jobs, machine.state.cluster.jobs);
+    };
+    let change = machine.change(&[], &members[..1]);
+    refused(&mut machine, change);
+    let change = machine.change(&[third], &[]);
+    refused(&mut machine, change); // three copies where the job has two
+    let change = machine.change(&[server(9, 9)], &members[1..]);
+    refused(&mut machine, change);
+    machine.judge(third);
+    let change = machine.change(&[third], &members[1..]);
+    refused(&mut machine, change);
+    let outcome = machine.apply(Command::ChangeInSync(machine.change(&[], &members[1..])));
+    assert!(matches!(outcome, Ok(Reply::InSync { changed: true, .. })));
+    let again = machine.restart(third);
+    let outcome = machine.apply(Command::ChangeInSync(machine.change(&[again], &[])));
+    assert!(matches!(outcome, Ok(Reply::InSync { changed: true, .. })));
+    assert!(machine.route().in_sync.contains(&again));
+}
+
+#[test]
+fn judging_a_backup_dead_does_not_remove_it_and_judging_a_primary_replaces_it() {
+    let (mut machine, members) = Machine::with_job(3, 3);
+    let before = machine.route();
+    machine.judge(members[2]);
+    assert_eq!(machine.route(), before, "only the primary removes a backup");
+    machine.judge(members[0]);
+    let route = machine.route();
+    assert_eq!((route.primary, route.epoch), (Some(members[1]), Epoch(2)), "one that is heard");
+    assert!(!route.in_sync.contains(&members[0]));
+    assert!(route.in_sync.contains(&members[2]), "the new primary will report it");
+}
+
+#[test]
+fn a_replica_outside_the_set_is_never_promoted() {
+    let (mut machine, members) = Machine::with_job(2, 2);
+    machine.apply(Command::ChangeInSync(machine.change(&[], &members[1..]))).unwrap();
+    machine.judge(members[0]);
+    assert_eq!(machine.route().primary, Some(members[0]), "waited for");
+    machine.restart(members[0]);
+    assert!(machine.route().lost());
+}
+
+// Protocol 4.4.
+
+#[test]
+fn a_last_member_that_is_only_unreachable_is_waited_for_and_comes_back_as_it_was() {
+    let (mut machine, members) = Machine::with_job(1, 1);
+    let before = machine.route();
+    machine.judge(members[0]);
+    assert_eq!(machine.route(), before);
+    assert!(!machine.state.cluster().nodes[&members[0].node].view.alive);
+    machine.revive(members[0]);
+    assert_eq!(machine.route(), before);
+    assert!(machine.state.cluster().nodes[&members[0].node].view.alive);
+}
+
+#[test]
+fn of_two_unreachable_members_the_first_to_be_heard_leads() {
+    for first in [0, 1] {
+        let (mut machine, members) = Machine::with_job(2, 2);
+        machine.judge(members[1]);
+        machine.judge(members[0]);
+        assert_eq!(machine.route().epoch, Epoch(1), "nobody to promote");
+        machine.revive(members[first]);
+        assert_eq!(machine.route().primary, Some(members[first]));
+    }
+}
+
+#[test]
+fn a_life_that_is_over_or_holds_nothing_is_not_revived() {
+    let (mut machine, members) = Machine::with_job(3, 2);
+    machine.judge(members[0]);
+    machine.revive(members[0]);
+    assert!(!machine.state.cluster().nodes[&members[0].node].view.alive, "it was replaced");
+    let newer = machine.restart(members[0]);
+    machine.judge(newer);
+    machine.revive(members[0]);
+    assert!(!machine.state.cluster().nodes[&members[0].node].view.alive, "another life");
+}
+
+#[test]
+fn a_primary_that_is_over_goes_to_an_unreachable_member_before_the_shard_is_lost() {
+    let (mut machine, members) = Machine::with_job(2, 2);
+    machine.judge(members[1]);
+    machine.restart(members[0]);
+    let route = machine.route();
+    assert_eq!((route.primary, route.epoch), (Some(members[1]), Epoch(2)));
+    machine.revive(members[1]);
+    assert_eq!(machine.route(), route);
+}
+
+#[test]
+fn the_shards_of_a_dead_primary_are_shared_out_evenly() {
+    let mut machine = Machine::default();
+    for number in 0..4 {
+        machine.register(number);
+    }
+    machine.apply(Command::CreateJob(job_spec("ctr", 60, 2))).unwrap();
+    machine.judge(server(1, 1));
+    let mut counts = [0; 5];
+    for route in &machine.state.cluster().job(JOB).unwrap().view.shards {
+        counts[route.primary.unwrap().node.0 as usize] += 1;
+    }
+    assert_eq!(counts, [0, 0, 20, 20, 20]);
+}
+
+// Protocol 1.4.
+
+#[test]
+fn numbers_of_sessions_rise_over_all_jobs_and_a_closed_one_is_closed_for_ever() {
+    let (mut machine, _) = Machine::with_job(1, 1);
+    machine.apply(Command::CreateJob(job_spec("second", 1, 1))).unwrap();
+    let sessions = [machine.open(JOB), machine.open(JobId(2)), machine.open(JOB)];
+    assert_eq!(sessions.map(|session| session.0), [1, 2, 3]);
+    let before = machine.state.cluster().job(JOB).unwrap().view.clone();
+    assert_eq!(before.version, 2, "opening a session is no change of the view");
+    machine.close(JOB, sessions[2]);
+    machine.close(JOB, sessions[2]);
+    let view = machine.state.cluster().job(JOB).unwrap().view.clone();
+    assert!(view.version > before.version);
+    assert!(view.sessions.contains(sessions[2]) && !view.sessions.contains(sessions[0]));
+    machine.close(JOB, sessions[0]);
+    let view = machine.state.cluster().job(JOB).unwrap().view.clone();
+    assert!(view.sessions.contains(sessions[0]) && view.sessions.contains(SessionId(2)));
+    assert!(!view.sessions.contains(machine.open(JOB)));
+}
+
+#[test]
+fn a_repeated_request_gives_the_same_life_and_the_same_session() {
+    let (mut machine, _) = Machine::with_job(1, 1);
+    let registration = Registration {
+        name: "ps-9".into(),
+        address: "host:1".into(),
+        zone: String::new(),
+        request_id: "once".into(),
+    };
+    let first = machine.apply(Command::RegisterServer(registration.clone()));
+    assert_eq!(machine.apply(Command::RegisterServer(registration)), first);
+    let opening = Opening {
+        name: "worker".into(),
+        kind: v1::SessionKind::Worker,
+        request_id: "once".into(),
+    };
+    let first = machine.apply(Command::OpenSession(JOB, opening.clone()));
+    assert_eq!(machine.apply(Command::OpenSession(JOB, opening)), first);
+}
+
+// Jobs and variables.
+
+#[test]
+fn a_job_is_created_once_and_a_different_one_of_its_name_is_refused_by_field() {
+    let (mut machine, _) = Machine::with_job(3, 2);
+    let again = machine.apply(Command::CreateJob(job_spec("ctr", 1, 2)));
+    assert_eq!(again, Ok(Reply::Created { job: JOB, created: false }));
+    let other = machine.apply(Command::CreateJob(job_spec("ctr", 2, 2)));
+    let Err(Refused::AlreadyExists(problem)) = other else { panic!("{other:?}") };
+    assert!(problem.contains("shards is 1, not 2"), "{problem}");
+    let large = machine.apply(Command::CreateJob(job_spec("large", 1, 3)));
+    assert!(large.is_ok());
+    machine.judge(server(1, 1));
+    let refused = machine.apply(Command::CreateJob(job_spec("larger", 1, 3)));
+    let Err(Refused::FailedPrecondition(problem)) = refused else { panic!("{refused:?}") };
+    assert!(problem.contains("there are 2"), "{problem}");
+}
+
+#[test]
+fn a_deleted_job_is_gone_and_its_number_never_comes_back() {
+    let (mut machine, _) = Machine::with_job(1, 1);
+    assert_eq!(machine.apply(Command::DeleteJob(JOB)), Ok(Reply::Done));
+    assert_eq!(machine.apply(Command::DeleteJob(JOB)), Ok(Reply::Done), "a repeat");
+    let created = machine.apply(Command::CreateJob(job_spec("ctr", 1, 1)));
+    assert_eq!(created, Ok(Reply::Created { job: JobId(2), created: true }));
+    assert!(matches!(machine.apply(Command::DeleteJob(JobId(3))), Err(Refused::NotFound(_))));
+}
+
+#[test]
+fn variables_are_defined_all_or_none_and_equal_definitions_are_one_variable() {
+    let (mut machine, _) = Machine::with_job(1, 1);
+    let session = machine.open(JOB);
+    let define = |machine: &mut Machine, specs| {
+        machine.apply(Command::DefineVariables(JOB, session, specs))
+    };
+    let numbers = |outcome: Outcome| match outcome {
+        Ok(Reply::Defined { variables, .. }) => {
+            variables.iter().map(|defined| defined.variable.id.0).collect::<Vec<_>>()
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(numbers(define(&mut machine, vec![table("a", 4), table("b", 4)])), [1, 2]);
+    let before = machine.state.clone();
+    let refused = define(&mut machine, vec![table("c", 4), table("a", 8)]);
+    assert!(matches!(refused, Err(Refused::AlreadyExists(_))), "{refused:?}");
+    assert_eq!(machine.state.cluster.jobs, before.cluster.jobs);
+    assert_eq!(numbers(define(&mut machine, vec![table("b", 4), table("c", 4)])), [2, 3]);
+    let stranger = Command::DefineVariables(JOB, SessionId(9), vec![table("d", 1)]);
+    assert!(matches!(machine.apply(stranger), Err(Refused::NotFound(_))));
+}
+
+#[test]
+fn the_first_session_initialises_a_dense_variable_and_the_next_one_where_it_ended_too_early() {
+    let (mut machine, _) = Machine::with_job(1, 1);
+    let (first, second) = (machine.open(JOB), machine.open(JOB));
+    assert_eq!(machine.define(first, dense("net")), (first, false));
+    assert_eq!(machine.define(second, dense("net")), (first, false));
+    let mark = |machine: &mut Machine, session| {
+        let variables = vec![downpour_core::id::VariableId(1)];
+        machine.apply(Command::MarkInitialized(JOB, session, variables))
+    };
+    assert!(matches!(mark(&mut machine, second), Err(Refused::FailedPrecondition(_))));
+    machine.close(JOB, first);
+    assert_eq!(machine.define(second, dense("net")), (second, false));
+    assert_eq!(mark(&mut machine, second), Ok(Reply::Done));
+    assert_eq!(mark(&mut machine, second), Ok(Reply::Done), "a repeat");
+    machine.close(JOB, second);
+    let third = machine.open(JOB);
+    assert_eq!(machine.define(third, dense("net")), (second, true));
+}
+
+#[test]
+fn a_label_is_a_register_with_compare_and_swap() {
+    let (mut machine, _) = Machine::with_job(1, 1);
+    let mut label = |value: &str, expected: Option<&str>| {
+        let change = LabelChange {
+            key: "owner".into(),
+            value: value.into(),
+            expected: expected.map(Into::into),
+        };
+        match machine.apply(Command::LabelJob(JOB, change)) {
+            Ok(Reply::Labelled { changed, value }) => (changed, value),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(label("a", Some("")), (true, "a".into()));
+    assert_eq!(label("b", Some("")), (false, "a".into()));
+    assert_eq!(label("b", Some("a")), (true, "b".into()));
+    assert_eq!(label("", None), (true, String::new()));
+    assert_eq!(label("c", Some("")), (true, "c".into()));
+}
