@@ -48,7 +48,6 @@ impl Cluster {
     }
 
     /// A job, to be created or joined.
-    #[must_use]
     pub fn job(&self, name: &str) -> JobBuilder {
         JobBuilder::new(self.clone(), name)
     }

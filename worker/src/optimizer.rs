@@ -4,7 +4,7 @@ use downpour_core::optimizer as core;
 use downpour_core::optimizer::OptimizerSpec;
 
 macro_rules! optimizer {
-    ($(#[$doc:meta])* $name:ident, $default:expr, $(($(#[$set_doc:meta])* $set:ident($($field:ident: $kind:ty),+))),*) => {
+    ($(#[$doc:meta])* $name:ident { $($rest:ident: $default:expr),* }, $(($(#[$set_doc:meta])* $set:ident($($field:ident: $kind:ty),+))),*) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq)]
         pub struct $name(core::$name);
@@ -13,7 +13,7 @@ macro_rules! optimizer {
             /// With this learning rate and PyTorch's defaults for the rest.
             #[must_use]
             pub fn lr(learning_rate: f32) -> Self {
-                Self(core::$name { learning_rate, ..$default })
+                Self(core::$name { learning_rate, $($rest: $default),* })
             }
 
             $(
@@ -36,13 +36,11 @@ macro_rules! optimizer {
 
 optimizer!(
     /// Gradient descent.
-    Sgd,
-    core::Sgd { learning_rate: 0.0 },
+    Sgd {},
 );
 optimizer!(
     /// A learning rate per parameter that falls with what it has seen. The usual choice for tables.
-    Adagrad,
-    core::Adagrad { learning_rate: 0.0, epsilon: 1e-10, initial_accumulator: 0.0 },
+    Adagrad { epsilon: 1e-10, initial_accumulator: 0.0 },
     (
         /// Added to the root of the sum.
         epsilon(epsilon: f32)
@@ -54,8 +52,7 @@ optimizer!(
 );
 optimizer!(
     /// [`Adagrad`] with one sum for a whole row of a table.
-    RowwiseAdagrad,
-    core::RowwiseAdagrad { learning_rate: 0.0, epsilon: 1e-10, initial_accumulator: 0.0 },
+    RowwiseAdagrad { epsilon: 1e-10, initial_accumulator: 0.0 },
     (
         /// Added to the root of the sum.
         epsilon(epsilon: f32)
@@ -67,8 +64,7 @@ optimizer!(
 );
 optimizer!(
     /// Running means of the gradient and its square. The usual choice for dense variables.
-    Adam,
-    core::Adam { learning_rate: 0.0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 },
+    Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 },
     (
         /// How much of the old means is kept.
         betas(beta1: f64, beta2: f64)

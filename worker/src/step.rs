@@ -103,7 +103,6 @@ impl Step {
     /// # Panics
     ///
     /// When no feature has this name, or LibTorch is out of memory.
-    #[must_use]
     pub fn rows(&self, feature: &str) -> Tensor {
         self.rows_at(self.batch.layout.feature(feature))
     }
@@ -113,7 +112,6 @@ impl Step {
     /// # Panics
     ///
     /// As [`Step::rows`].
-    #[must_use]
     pub fn rows_at(&self, index: usize) -> Tensor {
         let feature = &self.batch.layout.features[index];
         let (leaf, bags) = (&self.leaves[feature.table], &self.batch.bags[index]);
@@ -131,7 +129,6 @@ impl Step {
     /// # Panics
     ///
     /// When no padded feature has this name.
-    #[must_use]
     pub fn mask(&self, feature: &str) -> Tensor {
         let index = self.batch.layout.feature(feature);
         let width = self.batch.layout.features[index].max_len;
@@ -141,13 +138,11 @@ impl Step {
     }
 
     /// `[batch, numbers]`.
-    #[must_use]
     pub fn dense(&self) -> Tensor {
         self.tensor(&self.batch.encoded.numbers).view([self.len() as i64, -1])
     }
 
     /// `[batch]`, or `[batch, labels]` where there are several.
-    #[must_use]
     pub fn labels(&self) -> Tensor {
         let labels = self.tensor(&self.batch.encoded.labels);
         match self.batch.layout.schema.labels().len() {
@@ -157,7 +152,6 @@ impl Step {
     }
 
     /// `[batch]`; ones where the features name no weight.
-    #[must_use]
     pub fn weights(&self) -> Tensor {
         match self.batch.encoded.weights.as_slice() {
             [] => Tensor::ones([self.len() as i64], (Kind::Float, self.context.device)),

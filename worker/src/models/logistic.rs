@@ -16,7 +16,7 @@ impl Logistic {
     pub fn new(path: &Path, inputs: &Inputs) -> Result<Self> {
         if inputs.labels != 1 {
             return Err(Error::usage(
-                "logistic predicts one label: leave one [[label]] in the schema",
+                "lr predicts one label: leave one [[label]] in the schema",
             ));
         }
         let numbers = (inputs.numbers > 0).then(|| path.zeros("numbers", &[inputs.numbers]));

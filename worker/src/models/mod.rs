@@ -51,7 +51,7 @@ pub enum Kind {
 impl Kind {
     /// Every model with its name and a line about it.
     pub const ALL: [(Kind, &'static str, &'static str); 5] = [
-        (Kind::Logistic, "logistic", "logistic regression: one weight per key and per number"),
+        (Kind::Logistic, "lr", "logistic regression: one weight per key and per number"),
         (
             Kind::WideDeep,
             "wide-deep",
