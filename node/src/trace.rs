@@ -1,9 +1,10 @@
-//! W3C trace context over gRPC: a caller [`inject`]s its span, the called side [`adopt`]s it as the parent of its own.
+//! W3C trace context over gRPC: a caller [`inject`]s its span, the called side opens its own with [`server_span`].
 //!
-//! Without a configured collector both cost a few instructions and write nothing.
+//! Without a configured collector nothing leaves the process.
 
 use opentelemetry::propagation::{Extractor, Injector};
-use tonic::metadata::{KeyRef, MetadataKey, MetadataMap, MetadataValue};
+use tonic::codegen::http;
+use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
 use tonic::{Request, Status};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
@@ -20,13 +21,17 @@ pub fn inject(mut request: Request<()>) -> Result<Request<()>, Status> {
     Ok(request)
 }
 
-/// In a handler: makes the caller's span the parent of `span`.
-pub fn adopt<T>(request: &Request<T>, span: &Span) {
+/// The span of one call (of the whole stream, where it streams), below the caller's where that named one.
+///
+/// `server_builder().trace_fn(downpour_node::trace::server_span)`
+pub fn server_span(request: &http::Request<()>) -> Span {
+    let span = tracing::info_span!(parent: None, "rpc", method = request.uri().path());
     let context = opentelemetry::global::get_text_map_propagator(|propagator| {
-        propagator.extract(&Incoming(request.metadata()))
+        propagator.extract(&Incoming(request.headers()))
     });
     // Fails only where the span is disabled or nothing exports traces.
     let _ = span.set_parent(context);
+    span
 }
 
 struct Outgoing<'a>(&'a mut MetadataMap);
@@ -41,7 +46,7 @@ impl Injector for Outgoing<'_> {
     }
 }
 
-struct Incoming<'a>(&'a MetadataMap);
+struct Incoming<'a>(&'a http::HeaderMap);
 
 impl Extractor for Incoming<'_> {
     fn get(&self, key: &str) -> Option<&str> {
@@ -49,10 +54,7 @@ impl Extractor for Incoming<'_> {
     }
 
     fn keys(&self) -> Vec<&str> {
-        self.0
-            .keys()
-            .filter_map(|key| if let KeyRef::Ascii(key) = key { Some(key.as_str()) } else { None })
-            .collect()
+        self.0.keys().map(http::HeaderName::as_str).collect()
     }
 }
 
@@ -73,12 +75,11 @@ mod tests {
             .with(tracing_opentelemetry::layer().with_tracer(provider.tracer("test")));
         tracing::subscriber::with_default(subscriber, || {
             let caller = tracing::info_span!("call");
-            let request = caller
-                .in_scope(|| inject(Request::new(())))
-                .expect("an interceptor that never refuses");
-            assert!(request.metadata().contains_key("traceparent"));
-            let handler = tracing::info_span!(parent: None, "handle");
-            adopt(&request, &handler);
+            let request = caller.in_scope(|| inject(Request::new(()))).expect("it never refuses");
+            let mut received = http::Request::new(());
+            *received.headers_mut() = request.into_parts().0.into_headers();
+            assert!(received.headers().contains_key("traceparent"));
+            let handler = server_span(&received);
             let trace = |span: &Span| span.context().span().span_context().trace_id();
             assert_eq!(trace(&caller), trace(&handler));
         });
