@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use super::spawner::Spawner;
@@ -24,10 +24,10 @@ const TAIL_BYTES: u64 = 16 << 10;
 pub struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
-    /// Set by SIGINT or SIGTERM; a second signal ends this process at once with status 1, and the kernel kills its children.
+    /// Set by SIGINT, SIGTERM and SIGHUP; a second signal ends this process at once with status 1, and the kernel kills its children.
     pub fn on_signals() -> io::Result<Self> {
         let interrupt = Self::default();
-        for signal in [SIGINT, SIGTERM] {
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
             // In this order, so that the first signal does not count as the second.
             flag::register_conditional_shutdown(signal, 1, interrupt.0.clone())?;
             flag::register(signal, interrupt.0.clone())?;
