@@ -284,33 +284,30 @@ impl Outbox {
         let Some(known) = self.links.get_mut(&server).filter(|known| known.id == link) else {
             return Ok(Vec::new());
         };
-        let Some((request, sent)) = known.waiting.pop_front() else {
-            return Err("a reply to nothing");
-        };
-        if request != reply.request || sent.len() != reply.parts.len() {
+        // Checked as a whole before anything of it counts: what is wrong goes back to the front with its link.
+        let (request, sent) = known.waiting.front().ok_or("a reply to nothing")?;
+        if *request != reply.request || sent.len() != reply.parts.len() {
             return Err("a reply to another request");
         }
-        let mut redirects = Vec::new();
-        for (sent, part) in sent.into_iter().zip(reply.parts) {
+        let answers = sent.iter().zip(reply.parts).map(|(sent, part)| {
             if (sent.shard.0, sent.sequence) != (part.shard, part.sequence) {
                 return Err("a reply to other parts");
             }
-            match part.result.ok_or("a part without a result")? {
-                PartResult::Done(outcome) => {
-                    let refusal = outcome.refusal.map(Refusal::try_from).transpose();
-                    let refusal = refusal.map_err(|_| "a refusal without a reason")?;
-                    self.done(sent, Lsn(outcome.lsn), refusal);
-                }
-                PartResult::Redirect(redirect) => {
-                    let primary = redirect.primary.map(ServerRef::try_from).transpose();
-                    let primary = primary.map_err(|_| "a redirect to no server")?;
-                    let epoch = Epoch(redirect.epoch);
+            Ok((*sent, Answer::read(part.result.ok_or("a part without a result")?)?))
+        });
+        let answers = answers.collect::<Result<Vec<_>, _>>()?;
+        known.waiting.pop_front();
+        let mut redirects = Vec::new();
+        for (sent, answer) in answers {
+            match answer {
+                Answer::Done(lsn, refusal) => self.done(sent, lsn, refusal),
+                Answer::Redirect(epoch, primary) => {
                     redirects.push(Redirected { shard: sent.shard, epoch, primary });
                     self.go_back(sent, Cause::Redirect, now);
                 }
-                PartResult::Retry(retry) => self.go_back(sent, Cause::Retry(retry.reason()), now),
-                PartResult::Gap(gap) => self.gap(sent, gap.expected, now),
-                PartResult::SessionClosed(_) => self.fail(Error::SessionClosed(self.session)),
+                Answer::Retry(reason) => self.go_back(sent, Cause::Retry(reason), now),
+                Answer::Gap(expected) => self.gap(sent, expected, now),
+                Answer::SessionClosed => self.fail(Error::SessionClosed(self.session)),
             }
         }
         Ok(redirects)
@@ -435,9 +432,40 @@ impl Outbox {
     }
 }
 
+/// A [`PartResult`] that was checked.
+enum Answer {
+    Done(Lsn, Option<Refusal>),
+    Redirect(Epoch, Option<ServerRef>),
+    Retry(v1::RetryReason),
+    Gap(u64),
+    SessionClosed,
+}
+
+impl Answer {
+    fn read(result: PartResult) -> Result<Self, &'static str> {
+        Ok(match result {
+            PartResult::Done(outcome) => {
+                let refusal = outcome.refusal.map(Refusal::try_from).transpose();
+                Answer::Done(Lsn(outcome.lsn), refusal.map_err(|_| "a refusal without a reason")?)
+            }
+            PartResult::Redirect(redirect) => {
+                let primary = redirect.primary.map(ServerRef::try_from).transpose();
+                let primary = primary.map_err(|_| "a redirect to no server")?;
+                Answer::Redirect(Epoch(redirect.epoch), primary)
+            }
+            PartResult::Retry(retry) => Answer::Retry(retry.reason()),
+            PartResult::Gap(gap) => Answer::Gap(gap.expected),
+            PartResult::SessionClosed(_) => Answer::SessionClosed,
+        })
+    }
+}
+
 impl Queue {
     fn restart(&mut self) {
         self.generation += 1;
         self.sent = 0;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -125,6 +125,7 @@ impl Event {
         let mut news = deleted;
         state.deleted |= deleted;
         if !gone {
+            news |= self.version > state.version;
             state.version = self.version;
         }
         for view in self.jobs {
@@ -153,8 +154,10 @@ mod tests {
         assert!(!event(9, true, vec![view(6)]).apply(&mut state));
         assert!(!event(9, true, Vec::new()).apply(&mut state));
         assert_eq!((state.version, state.view.version, state.deleted), (10, 5, false));
-        assert!(!event(11, false, vec![view(4)]).apply(&mut state), "an older view");
-        assert!(event(12, false, vec![view(7)]).apply(&mut state));
+        event(11, false, vec![view(4)]).apply(&mut state);
+        assert_eq!((state.version, state.view.version), (11, 5), "an older view");
+        event(12, false, vec![view(7)]).apply(&mut state);
+        assert_eq!(state.view.version, 7);
     }
 
     #[test]

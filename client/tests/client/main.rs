@@ -1,0 +1,5 @@
+//! The client against a fake cluster over real gRPC.
+
+mod coordinators;
+mod fake;
+mod session;
