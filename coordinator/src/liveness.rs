@@ -138,3 +138,82 @@ impl Liveness {
         (servers, closed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use downpour_core::id::{Incarnation, NodeId};
+    use downpour_core::view::NodeView;
+
+    use super::*;
+    use crate::state::Node;
+
+    const TIMEOUTS: Timeouts =
+        Timeouts { failure: Duration::from_millis(100), session: Duration::from_millis(1000) };
+    const SERVER: ServerRef = ServerRef { node: NodeId(1), incarnation: Incarnation(1) };
+
+    fn cluster() -> Cluster {
+        let view = NodeView {
+            name: "ps-0".into(),
+            server: SERVER,
+            address: "host:1".into(),
+            zone: String::new(),
+            alive: true,
+        };
+        let nodes = [(NodeId(1), Arc::new(Node { view, version: 1 }))].into();
+        Cluster { version: 1, nodes, ..Cluster::default() }
+    }
+
+    /// Checks every 10 ms; gives the time of the first check that judged.
+    fn judged_at(liveness: &mut Liveness, start: Instant, checks_ms: std::ops::Range<u64>) -> Option<u64> {
+        checks_ms.step_by(10).find(|&ms| {
+            let now = start + Duration::from_millis(ms);
+            !liveness.overdue(&cluster(), TIMEOUTS, now).0.is_empty()
+        })
+    }
+
+    #[test]
+    fn a_silent_server_is_judged_after_the_timeout_and_a_heard_one_is_not() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(start);
+        liveness.lead(Some(1), start);
+        liveness.hear(SERVER, start + Duration::from_millis(50));
+        assert_eq!(judged_at(&mut liveness, start, 0..1000), Some(160));
+    }
+
+    #[test]
+    fn only_a_leader_judges() {
+        let start = Instant::now();
+        assert_eq!(judged_at(&mut Liveness::new(start), start, 0..1000), None);
+    }
+
+    #[test]
+    fn a_new_leader_gives_everybody_a_full_timeout() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(start);
+        liveness.lead(Some(1), start);
+        assert_eq!(judged_at(&mut liveness, start, 0..90), None);
+        liveness.lead(Some(2), start + Duration::from_millis(90));
+        assert_eq!(judged_at(&mut liveness, start, 90..1000), Some(200));
+    }
+
+    #[test]
+    fn a_leader_that_was_paused_gives_everybody_a_full_timeout() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(start);
+        liveness.lead(Some(1), start);
+        assert_eq!(judged_at(&mut liveness, start, 0..50), None);
+        assert_eq!(judged_at(&mut liveness, start, 5000..6000), Some(5110));
+    }
+
+    #[test]
+    fn what_a_former_primary_said_is_not_shown() {
+        let mut liveness = Liveness::new(Instant::now());
+        let report = v1::ShardReport { job: 1, shard: 2, rows: 3, ..Default::default() };
+        liveness.report(SERVER, report);
+        let shown = |server| liveness.last_report(JobId(1), ShardId(2), server);
+        assert_eq!(shown(SERVER), Some(report));
+        assert_eq!(shown(ServerRef { incarnation: Incarnation(2), ..SERVER }), None);
+    }
+}
