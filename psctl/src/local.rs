@@ -81,7 +81,9 @@ impl LocalCluster {
         let mut cluster = Self::lay_out(&options)?;
         match cluster.start_processes(options.ready_within) {
             Ok(()) => Ok(cluster),
+            Err(Error::Interrupted) => Err(Error::Interrupted),
             Err(error) => {
+                // The error names a log in it.
                 cluster.keep_dir();
                 Err(error)
             }

@@ -192,6 +192,7 @@ fn an_interrupt_ends_every_process() {
     let (status, _, stderr) = output(child);
     assert_eq!(status, Some(1));
     assert!(stderr.contains("psctl: interrupted"), "{stderr}");
+    assert_eq!(place.left_in_temporary(), 0);
     assert_eq!(place.alive(), []);
 }
 

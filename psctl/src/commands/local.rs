@@ -88,8 +88,11 @@ pub(crate) fn run(args: Args, format: Format) -> anyhow::Result<()> {
         Some(plan) => work(&mut cluster, plan, started, &interrupt, format),
         None => idle(&mut cluster, &interrupt, format),
     };
-    let stays = args.keep || args.dir.is_some() || ended.is_err();
-    if stays {
+    // Who interrupts has seen enough; who meets an error needs the logs.
+    let failed = ended
+        .as_ref()
+        .is_err_and(|error| !matches!(error.downcast_ref(), Some(Error::Interrupted)));
+    if args.keep || args.dir.is_some() || failed {
         cluster.keep_dir();
         eprintln!("logs and metrics are in {}", cluster.dir().display());
     }
