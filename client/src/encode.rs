@@ -183,3 +183,96 @@ fn add(
     part.updates.push(v1::Update { variable: variable.0, body: Some(body) });
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::tests::view;
+    use downpour_core::init::Init;
+    use downpour_core::mix::salt;
+    use downpour_core::optimizer::{OptimizerSpec, Sgd};
+    use downpour_core::routing::shard_of;
+    use downpour_core::spec::{DenseSpec, TableSpec, Variable, VariableSpec, dense_blocks_on};
+    use downpour_core::tensor_bytes::floats;
+    use downpour_proto::tensor::Keys;
+    use downpour_proto::validate;
+    use proptest::prelude::*;
+
+    /// Variable 1 is a table of 2 floats a row, variable 2 a tensor of 50 floats in blocks of 8, variable 3 as 1.
+    fn job() -> JobView {
+        let table = || Shape::Table(TableSpec { dim: 2, init: Init::Zeros, group: "t".into() });
+        let dense = Shape::Dense(DenseSpec { shape: vec![50], block_floats: 8 });
+        let shapes = [("one", table()), ("net", dense), ("two", table())];
+        let optimizer = OptimizerSpec::Sgd(Sgd { learning_rate: 1.0 });
+        let variables = (1..).map(VariableId).zip(shapes).map(|(id, (name, shape))| Variable {
+            id,
+            spec: VariableSpec { name: name.into(), optimizer, shape },
+        });
+        JobView { variables: variables.collect(), ..view(1) }
+    }
+
+    proptest! {
+        #[test]
+        fn every_gradient_arrives_once_on_its_shard(
+            keys: std::collections::BTreeSet<u64>, first_values: bool,
+        ) {
+            let job = job();
+            let keys: Vec<u64> = keys.into_iter().collect();
+            let gradients: Vec<f32> = (0..keys.len() * 2).map(|at| at as f32).collect();
+            let tensor: Vec<f32> = (0..50).map(|at| at as f32).collect();
+            let row = |id| RowGradients { variable: VariableId(id), keys: &keys, gradients: &gradients };
+            let dense = vec![DenseTensor { variable: VariableId(2), floats: &tensor }];
+            let mut batch = PushBatch { rows: vec![row(3), row(1)], dense, ..Default::default() };
+            if first_values {
+                std::mem::swap(&mut batch.dense, &mut batch.values);
+            }
+            let parts = encode(&batch, &job, &Layouts::default()).unwrap();
+            let mut rows = Vec::new();
+            let mut blocks = 0;
+            for part in parts {
+                prop_assert_eq!(validate::updates(&part.updates), Ok(()));
+                for update in &part.updates {
+                    match update.body.as_ref().unwrap() {
+                        Body::Rows(sent) => {
+                            let mut gradients = floats(&sent.gradients);
+                            for key in Keys::new("keys", &sent.keys).unwrap().iter() {
+                                prop_assert_eq!(shard_of(key, salt("t"), 2), part.shard);
+                                let gradient = [gradients.next(), gradients.next()];
+                                rows.push((update.variable, key, gradient.map(Option::unwrap)));
+                            }
+                        }
+                        Body::Gradients(sent) | Body::Values(sent) => {
+                            let is_values = matches!(update.body, Some(Body::Values(_)));
+                            prop_assert_eq!(is_values, first_values);
+                            let own = dense_blocks_on(&job.variables[1].spec, part.shard, 2);
+                            prop_assert_eq!(&sent.blocks, &own);
+                            let wanted = own.iter().flat_map(|&block| {
+                                let start = block as usize * 8;
+                                tensor[start..(start + 8).min(50)].iter().copied()
+                            });
+                            prop_assert!(floats(&sent.values).eq(wanted));
+                            blocks += own.len();
+                        }
+                    }
+                }
+            }
+            prop_assert_eq!(blocks, 7);
+            rows.sort_by_key(|&(variable, key, _)| (variable, key));
+            let wanted = [1, 3].into_iter().flat_map(|variable| {
+                keys.iter().enumerate().map(move |(at, &key)| {
+                    (variable, key, [at as f32 * 2.0, at as f32 * 2.0 + 1.0])
+                })
+            });
+            prop_assert!(rows.into_iter().eq(wanted));
+        }
+    }
+
+    #[test]
+    fn a_part_that_does_not_fit_into_a_message_is_refused_with_advice() {
+        let mut parts = BTreeMap::new();
+        let rows = || Body::Rows(v1::RowGradients::default());
+        assert!(add(&mut parts, ShardId(0), VariableId(1), rows(), PART_BYTES_MAX / 2).is_ok());
+        let error = add(&mut parts, ShardId(0), VariableId(2), rows(), PART_BYTES_MAX / 2);
+        assert!(error.unwrap_err().to_string().contains("more shards"));
+    }
+}

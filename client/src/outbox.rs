@@ -3,7 +3,8 @@
 //! Each shard has a queue of unacknowledged parts whose numbers are contiguous, and a cursor. The cursor goes back to the front whenever
 //! something says that parts may not have arrived: a redirect, a refusal for the moment, a gap, a broken link, a new primary. Everything
 //! behind it is then sent again, in order, and the shard's cells recognise what it has already. Each going back starts a new *generation*
-//! of sends; what an answer to an older generation complains about was seen to already, so only its acknowledgements count.
+//! of sends; what an answer to an older generation complains about was seen to already, so only its acknowledgements count. A generation
+//! begins with one part alone, and the rest follows its acknowledgement: a server that is not ready is not sent everything each time.
 //!
 //! At most half of [`OUTCOME_WINDOW`] parts of a shard are on their way, so that the shard still remembers the outcome of each repeat.
 
@@ -100,6 +101,8 @@ struct Queue {
     /// How many from the front were sent in this generation.
     sent: usize,
     generation: u64,
+    /// Nothing of this generation was acknowledged yet.
+    probing: bool,
     route: Route,
     hold_until: Option<Duration>,
     attempts: u32,
@@ -142,6 +145,7 @@ impl Outbox {
             parts: VecDeque::new(),
             sent: 0,
             generation: 0,
+            probing: false,
             route,
             hold_until: None,
             attempts: 0,
@@ -201,7 +205,7 @@ impl Outbox {
                 return true;
             }
             queue.hold_until = None;
-            let end = queue.parts.len().min(WINDOW);
+            let end = queue.parts.len().min(if queue.probing { 1 } else { WINDOW });
             for index in queue.sent..end {
                 let part = &queue.parts[index];
                 if !part.done {
@@ -380,6 +384,10 @@ impl Outbox {
     fn done(&mut self, sent: Sent, lsn: Lsn, refusal: Option<Refusal>) {
         let queue = &mut self.shards[sent.shard.0 as usize];
         queue.attempts = 0;
+        if sent.generation == queue.generation {
+            queue.probing = false;
+            self.ready.insert(sent.shard);
+        }
         // An older number is a repeat of what was acknowledged over another link.
         let Some(index) = sent.sequence.checked_sub(queue.acknowledged + 1) else { return };
         let Some(part) = queue.parts.get_mut(index as usize).filter(|part| !part.done) else {
@@ -393,9 +401,7 @@ impl Outbox {
             queue.acknowledged += 1;
             queue.sent = queue.sent.saturating_sub(1);
         }
-        if queue.sent < queue.parts.len() {
-            self.ready.insert(sent.shard);
-        }
+        self.ready.insert(sent.shard);
         let Some(pending) = self.pushes.get_mut(&push) else { return };
         pending.outcome.lsns.insert(sent.shard, lsn);
         pending.outcome.refusals.extend(refusal.map(|refusal| (sent.shard, refusal)));
@@ -464,6 +470,7 @@ impl Queue {
     fn restart(&mut self) {
         self.generation += 1;
         self.sent = 0;
+        self.probing = true;
     }
 }
 

@@ -119,7 +119,8 @@ impl Puller {
                         }
                     };
                     if let Some((again, problem)) = failed {
-                        (work, last) = ([work, again].concat(), problem);
+                        work.extend(again);
+                        last = problem;
                         attempts += 1;
                         if attempts >= ATTEMPTS_UNTIL_NUDGE {
                             self.watched.nudge();

@@ -233,3 +233,137 @@ impl Work {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dense::Layouts;
+    use crate::state::tests::{server, view};
+    use downpour_core::id::VariableId;
+    use downpour_core::init::Init;
+    use downpour_core::optimizer::{OptimizerSpec, Sgd};
+    use downpour_core::spec::{DenseSpec, Shape, TableSpec, Variable, VariableSpec};
+    use downpour_proto::tensor::{Keys, put_floats};
+    use downpour_proto::validate;
+    use proptest::prelude::*;
+
+    const DIM: u32 = 40_000;
+    const NET: VariableId = VariableId(3);
+
+    /// Variables 1 and 2 are tables with rows of 160 kB, variable 3 is a tensor of 50 floats in blocks of 8.
+    fn job(shards: u32) -> JobView {
+        let table = || Shape::Table(TableSpec { dim: DIM, init: Init::Zeros, group: "t".into() });
+        let dense = Shape::Dense(DenseSpec { shape: vec![50], block_floats: 8 });
+        let shapes = [("one", table()), ("two", table()), ("net", dense)];
+        let optimizer = OptimizerSpec::Sgd(Sgd { learning_rate: 1.0 });
+        let variables = (1..).map(VariableId).zip(shapes).map(|(id, (name, shape))| Variable {
+            id,
+            spec: VariableSpec { name: name.into(), optimizer, shape },
+        });
+        let mut view = view(1);
+        view.spec.shards = shards;
+        view.shards = (0..shards).map(|_| view.shards[0].clone()).collect();
+        JobView { variables: variables.collect(), ..view }
+    }
+
+    fn route(shard: ShardId) -> Route {
+        let node = shard.0 % 3;
+        Route { epoch: Epoch(4), primary: (node != 0).then(|| server(node, node.into())) }
+    }
+
+    /// The value that a fake server has for element 0 of a row.
+    fn value(variable: u32, key: u64) -> f32 {
+        variable as f32 * 1000.0 + key as f32
+    }
+
+    fn answer(part: &v1::PullPart, cache: &DenseCache) -> v1::PulledPart {
+        let mut pulled = v1::PulledPart { lsn: 9, ..Default::default() };
+        for rows in &part.rows {
+            let mut out = BytesMut::new();
+            for key in Keys::trusted(&rows.keys).iter() {
+                put_floats(&mut out, &vec![value(rows.variable, key); DIM as usize]);
+            }
+            pulled.rows.push(out.freeze());
+        }
+        for _ in &part.dense {
+            let layout = &cache.tensors[0].layout;
+            let own = layout.shards.iter().find(|own| own.0.0 == part.shard).unwrap();
+            let mut out = BytesMut::new();
+            for &block in &own.1 {
+                put_floats(&mut out, &vec![block as f32; layout.range(block).len()]);
+            }
+            let blocks = own.1.clone();
+            let values = out.freeze();
+            pulled.dense.push(v1::PulledDense { blocks, values, uninitialized: 0 });
+        }
+        pulled
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+        #[test]
+        fn every_row_is_asked_for_once_and_lands_in_its_place(
+            keys: [std::collections::BTreeSet<u8>; 2],
+        ) {
+            let job = job(7);
+            let keys = keys.map(|keys| keys.into_iter().take(24).map(u64::from).collect::<Vec<_>>());
+            let mut values = [0, 1].map(|at: usize| vec![f32::NAN; keys[at].len() * DIM as usize]);
+            let [first, second] = &mut values;
+            // In the wrong order, on purpose.
+            let mut tables = [
+                TableRows { variable: VariableId(2), keys: &keys[1], values: second },
+                TableRows { variable: VariableId(1), keys: &keys[0], values: first },
+            ];
+            let mut cache = DenseCache::new(vec![Layouts::default().get(&job, NET).unwrap()]);
+            let (plan, mut work) = Plan::new(&job, &tables, Some(&cache)).unwrap();
+            let mut messages = Plan::messages(&mut work, route);
+            prop_assert!(work.iter().all(|work| work.shard.0.is_multiple_of(3)), "no primary: later");
+            let anywhere = |_| Route { epoch: Epoch(5), primary: Some(server(9, 9)) };
+            messages.extend(Plan::messages(&mut work, anywhere));
+            prop_assert!(work.is_empty());
+            for message in &messages {
+                let request = plan.request(JobId(1), message, &tables, Some(&cache));
+                prop_assert_eq!(validate::pull_request(&request), Ok(()));
+                prop_assert!(message.reply_bytes <= MESSAGE_BYTES_TARGET);
+                for (part, wire) in message.parts.iter().zip(&request.parts) {
+                    let pulled = answer(wire, &cache);
+                    plan.take(part, &pulled, &mut tables, Some(&mut cache)).unwrap();
+                }
+            }
+            for (at, variable) in [0, 1].into_iter().zip(1..) {
+                let wanted = keys[at].iter().map(|&key| value(variable, key));
+                prop_assert!(values[at].chunks(DIM as usize).map(|row| row[0]).eq(wanted));
+            }
+            let wanted: Vec<f32> = (0..50).map(|at| (at / 8) as f32).collect();
+            prop_assert_eq!(cache.values(NET).unwrap(), &wanted[..]);
+        }
+    }
+
+    #[test]
+    fn an_answer_that_does_not_fit_the_question_is_refused_and_changes_nothing() {
+        let job = job(1);
+        let mut values = vec![7.0; DIM as usize];
+        let mut tables = [TableRows { variable: VariableId(1), keys: &[1], values: &mut values }];
+        let mut cache = DenseCache::new(vec![Layouts::default().get(&job, NET).unwrap()]);
+        let (plan, mut work) = Plan::new(&job, &tables, Some(&cache)).unwrap();
+        let everywhere = |_| Route { epoch: Epoch(1), primary: Some(server(1, 1)) };
+        let message = Plan::messages(&mut work, everywhere).remove(0);
+        let request = plan.request(JobId(1), &message, &tables, Some(&cache));
+        let good = answer(&request.parts[0], &cache);
+        let mut refused = |change: &dyn Fn(&mut v1::PulledPart)| {
+            let mut bad = good.clone();
+            change(&mut bad);
+            let taken = plan.take(&message.parts[0], &bad, &mut tables, Some(&mut cache));
+            taken.expect_err("it does not fit")
+        };
+        refused(&|bad| bad.rows.clear());
+        refused(&|bad| bad.rows[0] = bad.rows[0].slice(4..));
+        refused(&|bad| bad.dense.push(v1::PulledDense::default()));
+        refused(&|bad| bad.dense[0].blocks.swap(0, 1));
+        refused(&|bad| bad.dense[0].blocks[6] = 99);
+        refused(&|bad| bad.dense[0].values = bad.dense[0].values.slice(1..));
+        refused(&|bad| bad.dense[0].uninitialized = 8);
+        assert_eq!(cache.values(NET), Some(&[0.0; 50][..]));
+    }
+}
