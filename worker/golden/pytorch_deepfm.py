@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""DeepFM in one PyTorch process, and the one-hot logistic regression: what Downpour's DeepFM is held against.
+"""DeepFM in one PyTorch process, and logistic regressions: what docs/quality.md compares Downpour's DeepFM with.
 
-    python worker/golden/pytorch_deepfm.py data/datasets/adult.toml --seeds 1 2 3
-    python worker/golden/pytorch_deepfm.py data/datasets/adult.toml --model logistic
+    python worker/golden/pytorch_deepfm.py data/datasets/adult.toml \\
+        data/datasets/adult/train.parquet data/datasets/adult/test.parquet --epochs 8 --seeds 1 2 3 --logistic
 
-Reads train.parquet and test.parquet in the folder beside the schema that has its name. Features are those of the schema
-file. Prints one JSON object a run. --holdout 0.1 scores on a tenth of the training rows instead of the test file: so were
-the hyper-parameters chosen. Needs torch, pandas, pyarrow, scikit-learn.
+Reads the schema file that the workers read (keys, buckets, crosses and numbers; no bags). One table for all features, a row per
+value of a feature; a value that training never saw keeps its first, random row, as on the cluster. Prints a JSON object a run,
+then the mean. --holdout 0.1 scores on a tenth of the training rows instead of the test file: so were the hyper-parameters chosen.
+Needs torch, pandas, pyarrow, scikit-learn.
 """
 import argparse, json, pathlib, time, tomllib
 import numpy as np, pandas as pd, torch
@@ -48,14 +49,11 @@ class Features:
         self.keys = np.stack(codes, 1) + np.cumsum([0, *self.sizes[:-1]])
 
 
-def load(path, holdout):
-    """Features of training rows and scored rows together, and how many are for training. So a key that only the scored rows
-    have is a row with its first values: what evaluating on Downpour gives."""
-    schema = tomllib.loads(path.read_text())
-    train = pd.read_parquet(path.with_suffix("") / "train.parquet")
+def load(schema, paths, holdout):
+    """Features of training rows and scored rows together, and how many are for training."""
+    train = pd.read_parquet(paths[0])
     if not holdout:
-        test = pd.read_parquet(path.with_suffix("") / "test.parquet")
-        return Features(schema, pd.concat([train, test], ignore_index=True)), len(train)
+        return Features(schema, pd.concat([train, pd.read_parquet(paths[1])], ignore_index=True)), len(train)
     train = train.iloc[np.random.RandomState(0).permutation(len(train))].reset_index(drop=True)
     return Features(schema, train), round(len(train) * (1 - holdout))
 
@@ -91,7 +89,7 @@ def deepfm(data, train, args, seed, each_epoch=None):
     torch.manual_seed(seed)
     keys, numbers, label = (torch.from_numpy(x) for x in (data.keys, data.numbers, data.label))
     model = DeepFM(sum(data.sizes), keys.shape[1], numbers.shape[1], args.dim, args.hidden, args.init_std)
-    optimizers = [torch.optim.Adagrad([model.table.weight], args.lr_table, initial_accumulator_value=args.accumulator),
+    optimizers = [torch.optim.Adagrad([model.table.weight], args.lr_table, initial_accumulator_value=args.initial_accumulator),
                   torch.optim.Adam([model.numbers, *model.mlp.parameters()], args.lr_dense)]
 
     @torch.no_grad()
@@ -124,28 +122,33 @@ def logistic(data, train, crosses):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("schema", type=pathlib.Path)
-    parser.add_argument("--model", choices=["deepfm", "logistic", "logistic-crosses"], default="deepfm")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("train")
+    parser.add_argument("test")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--dim", type=int, default=8)
-    parser.add_argument("--hidden", type=int, nargs="*", default=[64, 32])
+    parser.add_argument("--hidden", type=int, nargs="+", default=[64, 32])
     parser.add_argument("--lr-table", type=float, default=0.05, help="Adagrad")
-    parser.add_argument("--accumulator", type=float, default=0.01, help="Adagrad's initial sum")
+    parser.add_argument("--initial-accumulator", type=float, default=0.01, help="Adagrad's initial sum")
     parser.add_argument("--lr-dense", type=float, default=0.002, help="Adam")
     parser.add_argument("--init-std", type=float, default=0.01, help="of the rows")
-    parser.add_argument("--holdout", type=float, default=0.0)
+    parser.add_argument("--holdout", type=float, default=0.0, metavar="SHARE")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--logistic", action="store_true", help="logistic regressions too")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    data, train = load(args.schema, args.holdout)
-    for seed in args.seeds if args.model == "deepfm" else [None]:
+    torch.set_num_threads(args.threads)
+    schema = tomllib.loads(args.schema.read_text())
+    args.dim = schema["dim"]
+    data, train = load(schema, (args.train, args.test), args.holdout)
+    runs = []
+    for crosses, name in ((False, "logistic"), (True, "logistic, schema's features")) if args.logistic else ():
+        print(json.dumps({"dataset": args.schema.stem, "model": name, **logistic(data, train, crosses)}), flush=True)
+    for seed in args.seeds:
         start = time.monotonic()
-        if seed is None:
-            result = logistic(data, train, args.model == "logistic-crosses")
-        else:
-            result = deepfm(data, train, args, seed)
-        print(json.dumps({"dataset": args.schema.stem, "model": args.model, "seed": seed, "keys": sum(data.sizes),
-                          **result, "wall_s": round(time.monotonic() - start, 1)}), flush=True)
+        runs.append(deepfm(data, train, args, seed) | {"wall_s": round(time.monotonic() - start, 1)})
+        print(json.dumps({"dataset": args.schema.stem, "model": "deepfm", "seed": seed, **runs[-1]}), flush=True)
+    mean = {name: round(float(np.mean([run[name] for run in runs])), 5) for name in runs[0]}
+    print(json.dumps({"dataset": args.schema.stem, "model": "deepfm", "mean_of": len(runs), **mean}))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ impl Logistic {
     /// With weights in `path`, all zero.
     pub fn new(path: &Path, inputs: &Inputs) -> Result<Self> {
         if inputs.labels != 1 {
-            return Err(Error::usage(
-                "lr predicts one label: leave one [[label]] in the schema",
-            ));
+            return Err(Error::usage("lr predicts one label: leave one [[label]] in the schema"));
         }
         let numbers = (inputs.numbers > 0).then(|| path.zeros("numbers", &[inputs.numbers]));
         Ok(Self { numbers, bias: path.zeros("bias", &[]) })

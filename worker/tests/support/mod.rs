@@ -1,0 +1,71 @@
+//! A cluster of the real server binaries, small data, and shorthands.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use downpour::{Cluster, Pool, TableHandle};
+use downpour_psctl::local::{LocalCluster, Options};
+use tch::Tensor;
+
+/// One coordinator, two servers, and a connection.
+pub(crate) struct TestCluster {
+    pub(crate) processes: LocalCluster,
+    pub(crate) cluster: Cluster,
+    pub(crate) folder: tempfile::TempDir,
+}
+
+impl TestCluster {
+    pub(crate) fn start() -> Self {
+        let binaries = Path::new(env!("CARGO_BIN_EXE_downpour-worker")).parent().unwrap();
+        let options = Options {
+            coordinators: 1,
+            servers: 2,
+            bin_dir: Some(binaries.to_owned()),
+            ..Options::default()
+        };
+        let processes = LocalCluster::start(options)
+            .expect("start a cluster (`cargo build --bins` makes the binaries it needs)");
+        let cluster = Cluster::connect(&processes.coordinator_addresses()).unwrap();
+        Self { processes, cluster, folder: tempfile::tempdir().unwrap() }
+    }
+
+    /// Writes a file of test data.
+    pub(crate) fn file(&self, name: &str, text: &str) -> String {
+        let path = self.path(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+/// `user,items,x,click`: items is a list of up to three with gaps, and clicks follow the user's and the first item's parity.
+pub(crate) fn clicks(rows: u64) -> String {
+    let mut text = String::from("user,items,x,click\n");
+    for i in 0..rows {
+        let user = i.wrapping_mul(2_654_435_761) % 97;
+        let items: Vec<String> = (0..i % 4).map(|n| ((i * 31 + n * 17) % 53).to_string()).collect();
+        let click = (user + i * 31 % 53) % 2;
+        writeln!(text, "{user},{},{},{click}", items.join("|"), (i % 10) as f64 / 10.0).unwrap();
+    }
+    text
+}
+
+/// The columns of [`clicks`].
+pub(crate) fn click_features(users: &TableHandle, items: &TableHandle) -> downpour::Features {
+    let bag = downpour::KeySpec {
+        columns: "items".into(),
+        separator: Some("|".into()),
+        pool: Some(Pool::Mean),
+        ..downpour::KeySpec::default()
+    };
+    downpour::Features::new().one("user", users).key(bag, items).dense(["x"]).label("click")
+}
+
+pub(crate) fn floats(tensor: &Tensor) -> Vec<f32> {
+    Vec::<f32>::try_from(tensor.contiguous().view(-1)).unwrap()
+}
