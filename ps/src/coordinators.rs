@@ -12,8 +12,6 @@ use tonic::{Code, Status};
 
 /// Metadata of a refusal by a member that is not the leader.
 const LEADER: &str = "downpour-leader";
-/// A member that does not answer for this long is passed over.
-const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A client of the coordinators as a group.
 #[derive(Debug)]
@@ -65,12 +63,14 @@ impl Coordinators {
         self.follow(failed, &self.addresses[next]);
     }
 
-    /// One call, at the leader: each member is tried about once. What is retried, and for how long, is the caller's to say.
+    /// One call, at the leader: each member is tried about once, and passed over when it is silent for `patience`. What is retried, and for how
+    /// long, is the caller's to say.
     ///
     /// # Errors
     /// The leader's refusal, or the last failure to reach one.
     pub(crate) async fn call<T, F>(
         &self,
+        patience: Duration,
         call: impl Fn(CoordinatorClient<Channel>) -> F,
     ) -> Result<T, Status>
     where
@@ -79,7 +79,7 @@ impl Coordinators {
         let mut last = Status::unavailable("no coordinator was asked");
         for _ in 0..=self.addresses.len() {
             let address = self.leader.borrow().clone();
-            let called = tokio::time::timeout(CALL_TIMEOUT, call(self.client(&address)?)).await;
+            let called = tokio::time::timeout(patience, call(self.client(&address)?)).await;
             last = match called {
                 Ok(Ok(reply)) => return Ok(reply),
                 Ok(Err(status)) => status,

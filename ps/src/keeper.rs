@@ -10,7 +10,7 @@ use tracing::warn;
 use crate::hosted::ShardKey;
 use crate::life::Life;
 use crate::metrics::ServerMetrics;
-use crate::shard::{Role, Shard};
+use crate::shard::{Member, Role, Shard};
 
 const ROUND: Duration = Duration::from_millis(100);
 /// Rounds between two countings of rows and bytes.
@@ -68,16 +68,16 @@ fn look(life: &Arc<Life>, stalls: &mut Stalls) {
 /// The fenced members, how far they are, and whether they lack something.
 fn lagging(shard: &Shard) -> Vec<(ServerRef, Lsn, bool)> {
     let last = shard.last();
-    let members = shard.wait_set().into_iter().flat_map(|set| set.members());
-    members
-        .filter_map(|(server, member)| member.acked.map(|acked| (server, acked, acked < last)))
-        .collect()
+    let position = |(server, member): (ServerRef, &Member)| {
+        member.acked.map(|acked| (server, acked, acked < last))
+    };
+    shard.members().filter_map(position).collect()
 }
 
 /// Members that were not told the commit position, which lets them forget records.
 fn members_to_tell(shard: &Shard) -> Vec<ServerRef> {
-    let members = shard.wait_set().into_iter().flat_map(|set| set.members());
-    members.filter(|(_, member)| member.told() < shard.commit()).map(|(server, _)| server).collect()
+    let untold = shard.members().filter(|(_, member)| member.told() < shard.commit());
+    untold.map(|(server, _)| server).collect()
 }
 
 /// What is counted over all shards.

@@ -18,6 +18,8 @@ mod config;
 mod coordinators;
 mod dense;
 mod hosted;
+#[cfg(test)]
+mod hostile;
 mod keeper;
 mod lease;
 mod life;

@@ -239,8 +239,9 @@ impl Life {
         let Some((_, hosted)) = self.shards.remove(&key) else { return };
         info!(job = %key.job, shard = %key.shard, %epoch, "replica dropped");
         self.dropped.insert(key, epoch);
-        // Millions of rows: not on a thread that serves.
-        tokio::task::spawn_blocking(move || drop(hosted));
+        // Millions of rows, whoever else still holds the shell: not on a thread that serves.
+        let memory = hosted.shard.lock().take_memory();
+        tokio::task::spawn_blocking(move || drop(memory));
     }
 
     /// The link to a member, made on first use.
@@ -281,8 +282,7 @@ impl Life {
     ) -> Result<(), tonic::Status> {
         let request = {
             let shard = hosted.shard.lock();
-            if !shard.wait_set().is_some_and(|set| set.members().any(|(known, _)| known == member))
-            {
+            if !shard.members().any(|(known, _)| known == member) {
                 return Ok(());
             }
             v1::ChangeInSyncRequest {
@@ -297,7 +297,7 @@ impl Life {
         };
         let sent = BootTime::now();
         let reply = (self.process.coordinators)
-            .call(|mut client| {
+            .call(CHANGE_PATIENCE, |mut client| {
                 let request = request.clone();
                 async move { client.change_in_sync(request).await }
             })
@@ -333,5 +333,7 @@ impl Life {
     }
 }
 
+/// A coordinator that does not commit a change for this long is passed over.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(2);
 /// Between attempts to change an in-sync set.
 const CHANGE_PAUSE: Duration = Duration::from_millis(50);

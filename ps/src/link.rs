@@ -93,7 +93,6 @@ impl Link {
         };
         match self.open(life, &address).await {
             Ok((requests, replies)) => {
-                self.gone.store(false, Ordering::Release);
                 self.rewind(life);
                 self.pump(life, requests, replies).await
             }
@@ -145,6 +144,7 @@ impl Link {
                 () = self.wake.notified(), if !ready => {}
                 reply = replies.message() => match reply {
                     Ok(Some(reply)) => {
+                        self.gone.store(false, Ordering::Release);
                         for ack in reply.shards {
                             self.acknowledge(life, &ack, &mut not_ready);
                         }
@@ -227,10 +227,9 @@ impl Link {
 
     /// Whether some shard waits for the peer.
     fn needed(&self, life: &Arc<Life>) -> bool {
-        life.all().iter().any(|hosted| {
-            let shard = hosted.shard.lock();
-            shard.wait_set().is_some_and(|set| set.members().any(|(member, _)| member == self.peer))
-        })
+        life.all()
+            .iter()
+            .any(|hosted| hosted.shard.lock().members().any(|(member, _)| member == self.peer))
     }
 }
 

@@ -34,7 +34,8 @@ impl Log {
 
     /// Forgets the records up to `lsn`.
     pub(crate) fn trim(&mut self, lsn: Lsn) {
-        while let Some(record) = self.records.pop_front_if(|record| record.lsn <= lsn) {
+        let count = self.records.partition_point(|record| record.lsn <= lsn);
+        for record in self.records.drain(..count) {
             self.bytes -= record.bytes();
             self.base = record.lsn;
         }

@@ -18,6 +18,10 @@ use crate::shard::Role;
 
 /// Between attempts to reach a coordinator.
 const PAUSE: Duration = Duration::from_millis(100);
+/// A coordinator that does not commit a registration for this long is passed over.
+const REGISTER_PATIENCE: Duration = Duration::from_secs(2);
+/// A coordinator that does not answer a heartbeat for this long is passed over: short, for a leader that hangs must not cost this server its life.
+const HEARTBEAT_PATIENCE: Duration = Duration::from_millis(500);
 /// Between two reports of what is held.
 const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -57,7 +61,7 @@ async fn register(process: &Process, address: &str) -> anyhow::Result<(ServerRef
         request_id: request_id(),
     };
     loop {
-        let call = process.coordinators.call(|mut client| {
+        let call = process.coordinators.call(REGISTER_PATIENCE, |mut client| {
             let request = request.clone();
             async move { client.register_server(request).await }
         });
@@ -111,7 +115,7 @@ async fn heartbeats(life: &Arc<Life>, interval: Duration) {
             Vec::new()
         };
         let request = v1::HeartbeatRequest { server: Some(life.me.into()), reports };
-        let calling = life.process.coordinators.call(|mut client| {
+        let calling = life.process.coordinators.call(HEARTBEAT_PATIENCE, |mut client| {
             let request = request.clone();
             // Each attempt is a request of its own: the lease counts from its sending.
             let sent = BootTime::now();

@@ -7,6 +7,7 @@ use downpour_node::metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Met
 pub(crate) struct ServerMetrics {
     pub(crate) pull_seconds: Histogram,
     pub(crate) push_seconds: Histogram,
+    pub(crate) apply_seconds: Histogram,
     pub(crate) pulled_bytes: IntCounter,
     pub(crate) pushed_bytes: IntCounter,
     pub(crate) parts: IntCounterVec,
@@ -32,6 +33,10 @@ impl ServerMetrics {
             push_seconds: metrics.latency(
                 "downpour_ps_push_seconds",
                 "Time from a push request's arrival to its reply, replication included",
+            ),
+            apply_seconds: metrics.latency(
+                "downpour_ps_apply_seconds",
+                "Time to check, log and apply a push request, replication not included",
             ),
             pulled_bytes: counter("downpour_ps_pulled_bytes_total", "Bytes of pulled values"),
             pushed_bytes: counter("downpour_ps_pushed_bytes_total", "Bytes of push requests"),

@@ -78,7 +78,7 @@ enum PartState {
 ///
 /// # Errors
 /// The request is malformed: the stream ends, for what follows would be a gap.
-async fn take(
+pub(crate) async fn take(
     process: &Process,
     current: &Current,
     request: v1::PushRequest,
@@ -101,6 +101,7 @@ async fn take(
         taken.parts.push(TakenPart { shard, sequence, state });
         tokio::task::consume_budget().await;
     }
+    process.metrics.apply_seconds.observe(arrived.elapsed().as_secs_f64());
     Ok(taken)
 }
 
@@ -152,7 +153,7 @@ impl Header {
 
 impl Taken {
     /// Waits for the members, part by part, and makes the reply.
-    async fn settle(self, process: &Process) -> v1::PushReply {
+    pub(crate) async fn settle(self, process: &Process) -> v1::PushReply {
         let mut parts = Vec::with_capacity(self.parts.len());
         for TakenPart { shard, sequence, state } in self.parts {
             let result = match state {

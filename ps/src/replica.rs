@@ -8,6 +8,7 @@ use downpour_proto::transport::MESSAGE_BYTES_TARGET;
 use downpour_proto::v1::replica_server::Replica;
 use downpour_proto::{Invalid, convert, v1};
 use futures::{Stream, StreamExt, stream};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
@@ -22,6 +23,8 @@ use crate::shard::{Ack, Incoming};
 #[derive(Clone, Debug)]
 pub(crate) struct Service {
     pub(crate) current: Current,
+    /// Cancelled when the process stops.
+    pub(crate) stop: CancellationToken,
 }
 
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -57,7 +60,8 @@ impl Replica for Service {
             let shards = request.shards.into_iter().map(|shard| replicate(&life, source, shard));
             Ok(v1::ReplicateReply { shards: shards.collect() })
         });
-        Ok(Response::new(Box::pin(replies)))
+        let stop = self.stop.clone().cancelled_owned();
+        Ok(Response::new(Box::pin(replies.take_until(stop))))
     }
 
     async fn fence(
@@ -105,7 +109,11 @@ impl Replica for Service {
     }
 }
 
-fn replicate(life: &Arc<Life>, source: ServerRef, shard: v1::ShardRecords) -> v1::ShardAck {
+pub(crate) fn replicate(
+    life: &Arc<Life>,
+    source: ServerRef,
+    shard: v1::ShardRecords,
+) -> v1::ShardAck {
     let key = ShardKey { job: JobId(shard.job), shard: ShardId(shard.shard) };
     let ack = |ack: Ack| v1::ShardAck {
         job: key.job.0,

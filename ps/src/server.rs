@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
 use downpour_node::process::Node;
+use downpour_node::trace;
 use downpour_proto::transport::{MESSAGE_BYTES_MAX, incoming, server_builder};
 use downpour_proto::v1::replica_server::ReplicaServer;
 use downpour_proto::v1::shard_server::ShardServer;
@@ -41,15 +42,17 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
         None => Err("not registered".into()),
         Some(life) => life.not_ready().map_or(Ok(()), Err),
     });
+    let token = node.shutdown.token();
     let shards = service::Service { process: Arc::clone(&process), current: Arc::clone(&current) };
     let shards = ShardServer::new(shards)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let replicas = ReplicaServer::new(replica::Service { current: Arc::clone(&current) })
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let token = node.shutdown.token();
+    let replicas =
+        ReplicaServer::new(replica::Service { current: Arc::clone(&current), stop: token.clone() })
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let serving = server_builder()
+        .trace_fn(trace::server_span)
         .add_service(shards)
         .add_service(replicas)
         .serve_with_incoming_shutdown(incoming(listener), token.clone().cancelled_owned());

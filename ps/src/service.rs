@@ -1,6 +1,7 @@
 //! The `Shard` service: clients pull and push.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use downpour_core::id::Incarnation;
 use downpour_proto::v1;
@@ -11,7 +12,6 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::life::Process;
 use crate::membership::Current;
 use crate::{pull, push};
-use std::sync::Arc;
 
 /// Answers clients.
 #[derive(Clone, Debug)]
@@ -29,9 +29,8 @@ impl Shard for Service {
         request: Request<v1::PullRequest>,
     ) -> Result<Response<v1::PullReply>, Status> {
         let _timer = self.process.metrics.pull_seconds.start_timer();
-        let request = request.into_inner();
         let life = self.current.load_full();
-        let reply = pull::answer(life.as_ref(), request).await?;
+        let reply = pull::answer(life.as_ref(), request.into_inner()).await?;
         Ok(Response::new(reply))
     }
 

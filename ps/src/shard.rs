@@ -10,7 +10,7 @@ mod member;
 mod promotion;
 mod replication;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::Arc;
 
@@ -218,6 +218,11 @@ impl Shard {
         }
     }
 
+    /// The members of the wait-set and how far they are.
+    pub fn members(&self) -> impl Iterator<Item = (ServerRef, &Member)> {
+        self.wait_set().into_iter().flat_map(WaitSet::members)
+    }
+
     /// What the calls so far ask of the owner. Forgets it.
     pub fn take_effects(&mut self) -> Effects {
         std::mem::take(&mut self.effects)
@@ -263,6 +268,12 @@ impl Shard {
         self.step_down();
         self.role = Role::Removed;
         self.effects.removed = true;
+    }
+
+    /// What a removed replica held, to be freed where that disturbs nobody.
+    pub fn take_memory(&mut self) -> impl Send + 'static + use<> {
+        let empty = ShardState::new(self.state.identity());
+        (std::mem::replace(&mut self.state, empty), std::mem::take(&mut self.log))
     }
 
     /// A push, in the order of its stream. `lease`: this server holds its lease now.

@@ -112,6 +112,12 @@ impl ShardState {
         }
     }
 
+    /// Which shard this is.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
     /// LSN of the last record.
     #[must_use]
     pub fn last(&self) -> Lsn {

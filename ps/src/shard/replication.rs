@@ -109,7 +109,8 @@ impl Shard {
             return Ok(());
         };
         // A candidate that has not fetched everything yet has members ahead of it.
-        if !known && !(promoting && ack.last > last) {
+        let ahead = promoting && ack.last > last;
+        if !known && !ahead {
             return Err(Diverged { member, last: ack.last });
         }
         if let Some(acked) = &mut position.acked {

@@ -1,6 +1,6 @@
 //! Each test is named after the rule of docs/protocol.md that it defends.
 
-pub(super) mod fixture;
+pub(crate) mod fixture;
 mod identity;
 mod simulation;
 
@@ -331,6 +331,39 @@ fn a_record_out_of_order_is_refused() {
     let (ack, taken) = send(&mut backup, records);
     assert!(taken.is_ok() && !ack.not_ready);
     assert_eq!((ack.last, count(&backup, 5)), (primary.last(), 2.0));
+}
+
+#[test]
+fn a_record_of_another_history_is_not_passed_over() {
+    let [mut primary, mut backup] = cluster();
+    push(&mut primary, counting(1, &[5]));
+    replicate(&mut primary, &mut backup);
+    backup.on_view(view(2, route(3, 2, 2, &[2])));
+    push(&mut backup, counting(2, &[5]));
+    // Epoch 2 never was; its record would lie before the last one here.
+    let previous = primary.last();
+    let body = Body::Push(counting(2, &[5]));
+    let record = Record { lsn: Lsn::new(Epoch(2), 1), previous, body };
+    backup.on_view(view(3, route(4, 3, 1, &[1, 2])));
+    let (ack, refused) = backup.replicate(Incoming {
+        epoch: Epoch(4),
+        source: server(1),
+        commit: Lsn::ZERO,
+        records: vec![record],
+    });
+    assert!(ack.not_ready && matches!(refused, Err(CannotApply::OutOfOrder { .. })));
+}
+
+#[test]
+fn a_request_of_an_older_epoch_is_redirected_also_by_the_same_server_in_a_newer_one() {
+    let [mut primary] = cluster();
+    let pushed = ticket(push(&mut primary, counting(1, &[5])));
+    primary.on_view(view(1, route(3, 2, 1, &[1])));
+    let declined = redirect(3, 1);
+    assert_eq!(primary.settle(&pushed, true), Settled::Declined(declined));
+    let late = primary.push(Epoch(1), 1, counting(2, &[5]), true);
+    assert_eq!(late, Pushed::Declined(declined));
+    assert_eq!(primary.read(Epoch(1), true).err(), Some(declined));
 }
 
 #[test]

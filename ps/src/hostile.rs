@@ -1,0 +1,212 @@
+//! Nothing from the network, however malformed, panics a server or makes it allocate without bound (invariant 7 of the design).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use downpour_core::id::{JobId, ShardId};
+use downpour_node::metrics::Registry;
+use downpour_node::shutdown::Shutdown;
+use downpour_proto::v1;
+use downpour_proto::v1::pull_part_reply::Result as PullResult;
+use downpour_proto::v1::push_part_reply::Result as PushResult;
+use proptest::prelude::*;
+use prost::Message;
+use tonic::Code;
+
+use crate::config::Config;
+use crate::coordinators::Coordinators;
+use crate::hosted::ShardKey;
+use crate::lease::BootTime;
+use crate::life::{Life, Process};
+use crate::membership::Current;
+use crate::metrics::ServerMetrics;
+use crate::shard::tests::fixture::{COUNTS, DENSE, EMBEDDING, route, server, view};
+use crate::{pull, push, replica};
+
+/// A server that serves one shard of one job, alone.
+fn serving() -> (Arc<Life>, Current) {
+    let process = Process {
+        config: Config::default(),
+        coordinators: Coordinators::new(vec!["127.0.0.1:1".into()]).expect("an address"),
+        metrics: ServerMetrics::new(&Registry::new()),
+        shutdown: Shutdown::new(),
+    };
+    let life = Life::new(server(1), Arc::new(process));
+    life.lease.renew(BootTime::now(), Duration::from_secs(3600));
+    life.on_view(downpour_core::view::JobView::clone(&view(1, route(1, 1, 1, &[1]))));
+    let current = Arc::new(ArcSwapOption::from(Some(Arc::clone(&life))));
+    (life, current)
+}
+
+fn a_push() -> v1::PushRequest {
+    let rows = v1::RowGradients {
+        keys: [3u64, 9].iter().flat_map(|key| key.to_le_bytes()).collect(),
+        gradients: [1f32, 2.0].iter().flat_map(|value| value.to_le_bytes()).collect(),
+    };
+    let values = v1::DenseBlocks { blocks: vec![0, 2], values: vec![0; 13 * 4].into() };
+    let updates = vec![
+        v1::Update { variable: COUNTS.0, body: Some(v1::update::Body::Rows(rows)) },
+        v1::Update { variable: DENSE.0, body: Some(v1::update::Body::Values(values)) },
+    ];
+    v1::PushRequest {
+        request: 1,
+        job: 1,
+        session: 7,
+        incarnation: server(1).incarnation.0,
+        view_version: 1,
+        clock: 1,
+        parts: vec![v1::PushPart { shard: 0, epoch: 1, sequence: 1, updates }],
+    }
+}
+
+fn a_pull() -> v1::PullRequest {
+    let keys = [3u64, 9].iter().flat_map(|key| key.to_le_bytes()).collect();
+    v1::PullRequest {
+        job: 1,
+        incarnation: server(1).incarnation.0,
+        parts: vec![v1::PullPart {
+            shard: 0,
+            epoch: 1,
+            rows: vec![v1::PullRows { variable: COUNTS.0, keys }],
+            dense: vec![v1::PullDense { variable: DENSE.0, have_lsn: 0 }],
+        }],
+    }
+}
+
+/// The records of the push, as a backup would get them.
+fn some_records() -> v1::ShardRecords {
+    let update = a_push().parts[0].updates[0].clone();
+    let push = v1::PushRecord {
+        session: 7,
+        sequence: 1,
+        clock: 1,
+        refusal: None,
+        updates: vec![v1::ResolvedUpdate {
+            update: Some(update),
+            learning_rate: -1.0,
+            step: 1,
+            ..Default::default()
+        }],
+    };
+    let variable = (&view(1, route(1, 1, 1, &[1])).variables[0]).into();
+    let bodies = [v1::record::Body::Define(variable), v1::record::Body::Push(push)];
+    let records = (1..).zip(bodies).map(|(count, body)| v1::Record {
+        lsn: 1 << 40 | count,
+        previous_lsn: if count == 1 { 0 } else { 1 << 40 | (count - 1) },
+        body: Some(body),
+    });
+    v1::ShardRecords { job: 1, shard: 0, epoch: 1, commit_lsn: 0, records: records.collect() }
+}
+
+/// A message with a few bytes changed, if it still is one.
+fn spoilt<M: Message + Default>(message: &M, changes: &[(usize, u8)]) -> Option<M> {
+    let mut bytes = message.encode_to_vec();
+    let len = bytes.len();
+    for (at, byte) in changes {
+        bytes[at % len] = *byte;
+    }
+    M::decode(bytes.as_slice()).ok()
+}
+
+fn changes() -> impl Strategy<Value = Vec<(usize, u8)>> {
+    proptest::collection::vec((any::<usize>(), any::<u8>()), 1..4)
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    runtime.expect("a runtime").block_on(future)
+}
+
+proptest! {
+    #[test]
+    fn spoilt_pushes_are_answered_or_refused(spoils in proptest::collection::vec(changes(), 8)) {
+        block_on(async {
+            let (life, current) = serving();
+            for request in spoils.iter().filter_map(|changes| spoilt(&a_push(), changes)) {
+                let parts = request.parts.len();
+                match push::take(&life.process, &current, request).await {
+                    Ok(taken) => assert_eq!(taken.settle(&life.process).await.parts.len(), parts),
+                    Err(status) => assert_eq!(status.code(), Code::InvalidArgument, "{status}"),
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn spoilt_pulls_are_answered_or_refused(spoils in proptest::collection::vec(changes(), 8)) {
+        block_on(async {
+            let (life, _) = serving();
+            for request in spoils.iter().filter_map(|changes| spoilt(&a_pull(), changes)) {
+                let parts = request.parts.len();
+                match pull::answer(Some(&life), request).await {
+                    Ok(reply) => assert_eq!(reply.parts.len(), parts),
+                    Err(status) => assert_eq!(status.code(), Code::InvalidArgument, "{status}"),
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn spoilt_records_are_acknowledged_or_refused(spoils in proptest::collection::vec(changes(), 8)) {
+        block_on(async {
+            let (life, _) = serving();
+            let backup = view(2, route(1, 2, 2, &[1, 2]));
+            life.end();
+            for changes in spoils {
+                let (life, _) = serving();
+                life.on_deleted(JobId(1));
+                life.on_view(downpour_core::view::JobView::clone(&backup));
+                if let Some(records) = spoilt(&some_records(), &changes) {
+                    let ack = replica::replicate(&life, server(2), records);
+                    assert!(ack.not_ready || ack.last_lsn >> 40 <= ack.epoch, "{ack:?}");
+                }
+                life.end();
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_spoilt_is_served() {
+    let (life, current) = serving();
+    let taken = push::take(&life.process, &current, a_push()).await.expect("well-formed");
+    let reply = taken.settle(&life.process).await;
+    let Some(PushResult::Done(done)) = &reply.parts[0].result else { panic!("{reply:?}") };
+    assert_eq!((done.repeated, done.refusal), (false, None));
+    let reply = pull::answer(Some(&life), a_pull()).await.expect("well-formed");
+    let Some(PullResult::Pulled(pulled)) = &reply.parts[0].result else { panic!("{reply:?}") };
+    let counts: Vec<f32> = downpour_core::tensor_bytes::floats(&pulled.rows[0]).collect();
+    assert_eq!(counts, [1.0, 2.0]);
+    assert_eq!(
+        (pulled.dense[0].blocks.as_slice(), pulled.dense[0].uninitialized),
+        (&[0, 2][..], 1)
+    );
+    assert_eq!(pulled.lsn, done.lsn);
+}
+
+#[tokio::test]
+async fn a_pull_whose_reply_would_not_fit_into_a_message_is_refused_by_field() {
+    let (life, _) = serving();
+    let keys = (0..6_000_000u64).flat_map(u64::to_le_bytes).collect();
+    let mut request = a_pull();
+    request.parts[0].rows = vec![v1::PullRows { variable: EMBEDDING.0, keys }];
+    let status = pull::answer(Some(&life), request).await.expect_err("72 MB of rows");
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(status.message().starts_with("parts.rows.keys: the reply would have more than"));
+}
+
+#[tokio::test]
+async fn a_request_for_another_incarnation_changes_nothing_and_is_sent_on() {
+    let (life, current) = serving();
+    let stranger = v1::PushRequest { incarnation: 9, ..a_push() };
+    let taken = push::take(&life.process, &current, stranger).await.expect("well-formed");
+    let reply = taken.settle(&life.process).await;
+    let Some(PushResult::Redirect(redirect)) = &reply.parts[0].result else { panic!("{reply:?}") };
+    assert_eq!((redirect.epoch, redirect.primary), (1, Some(server(1).into())));
+    let key = ShardKey { job: JobId(1), shard: ShardId(0) };
+    assert_eq!(life.hosted(key).expect("here").shard.lock().state().rows(), 0);
+    let stranger = v1::PullRequest { incarnation: 9, ..a_pull() };
+    let reply = pull::answer(Some(&life), stranger).await.expect("well-formed");
+    assert!(matches!(reply.parts[0].result, Some(PullResult::Redirect(_))));
+}

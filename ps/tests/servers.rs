@@ -1,0 +1,243 @@
+//! Servers over real gRPC, under a coordinator that does what the test says.
+
+mod support;
+
+use std::time::Duration;
+
+use downpour_core::tensor_bytes::floats;
+use downpour_proto::v1;
+use downpour_proto::v1::pull_part_reply::Result as PullResult;
+use downpour_proto::v1::push_part_reply::Result as PushResult;
+use support::{Script, Server, wait_for};
+use tonic::Code;
+
+const SHARDS: u32 = 2;
+
+/// A job of two shards with a table that counts pushes, all shards under the first server.
+fn create_job(script: &Script, servers: &[&str]) {
+    let members: Vec<_> = servers.iter().map(|name| script.server(name).expect("known")).collect();
+    let spec = v1::JobSpec {
+        name: "job".into(),
+        shards: SHARDS,
+        replicas: members.len() as u32,
+        min_in_sync: 1,
+        seed: 1,
+    };
+    let table = v1::TableSpec {
+        dim: 1,
+        init: Some(v1::Init { kind: Some(v1::init::Kind::Constant(0.0)) }),
+        group: "counts".into(),
+    };
+    let sgd = v1::optimizer::Kind::Sgd(v1::Sgd { learning_rate: -1.0 });
+    let spec_of_table = v1::VariableSpec {
+        name: "counts".into(),
+        optimizer: Some(v1::Optimizer { kind: Some(sgd) }),
+        shape: Some(v1::variable_spec::Shape::Table(table)),
+    };
+    let shards = (0..SHARDS).map(|shard| v1::ShardRoute {
+        shard,
+        epoch: 1,
+        set_version: 1,
+        primary: Some(members[0]),
+        in_sync: members.clone(),
+        lost: false,
+    });
+    script.commit(|event| {
+        event.jobs = vec![v1::JobView {
+            job: 1,
+            spec: Some(spec),
+            version: 1,
+            variables: vec![v1::Variable { id: 1, spec: Some(spec_of_table) }],
+            shards: shards.collect(),
+            sessions: Some(v1::ClosedSessions::default()),
+        }];
+    });
+}
+
+/// A key of each shard.
+fn key_of(shard: u32) -> u64 {
+    let salt = downpour_core::mix::salt("counts");
+    let here = |key: &u64| downpour_core::routing::shard_of(*key, salt, SHARDS).0 == shard;
+    (1..).find(here).expect("the shards are even")
+}
+
+struct Client<'a> {
+    script: &'a Script,
+    server: &'a Server,
+}
+
+impl Client<'_> {
+    fn incarnation(&self) -> u64 {
+        self.script.server(&self.server.name).expect("registered").incarnation
+    }
+
+    fn epoch(&self) -> u64 {
+        self.script.now().jobs[0].shards[0].epoch
+    }
+
+    /// Counts one on a key of every shard, as push `sequence` of session 1.
+    async fn push(&self, sequence: u64) -> Result<Vec<PushResult>, tonic::Status> {
+        let part = |shard| {
+            let rows = v1::RowGradients {
+                keys: key_of(shard).to_le_bytes().to_vec().into(),
+                gradients: 1f32.to_le_bytes().to_vec().into(),
+            };
+            let update = v1::Update { variable: 1, body: Some(v1::update::Body::Rows(rows)) };
+            v1::PushPart { shard, epoch: self.epoch(), sequence, updates: vec![update] }
+        };
+        let request = v1::PushRequest {
+            request: sequence,
+            job: 1,
+            session: 1,
+            incarnation: self.incarnation(),
+            parts: (0..SHARDS).map(part).collect(),
+            ..Default::default()
+        };
+        let stream = tokio_stream::once(request);
+        let mut replies = self.server.client().push(stream).await?.into_inner();
+        let reply = replies.message().await?.expect("a reply to each request");
+        assert_eq!(reply.request, sequence);
+        Ok(reply.parts.into_iter().filter_map(|part| part.result).collect())
+    }
+
+    /// Pushes until it is acknowledged, as a client would, and says whether it was a repeat.
+    async fn acknowledged(&self, sequence: u64) -> bool {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+        loop {
+            let results = self.push(sequence).await.unwrap_or_default();
+            let done = results.iter().map(|result| match result {
+                PushResult::Done(done) => Some(done.repeated),
+                _ => None,
+            });
+            match done.collect::<Option<Vec<bool>>>() {
+                Some(repeated) if !repeated.is_empty() => return repeated.iter().all(|&r| r),
+                _ => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+            assert!(tokio::time::Instant::now() < deadline, "not acknowledged: {results:?}");
+        }
+    }
+
+    async fn pull(&self) -> Result<Vec<PullResult>, tonic::Status> {
+        let part = |shard| v1::PullPart {
+            shard,
+            epoch: self.epoch(),
+            rows: vec![v1::PullRows {
+                variable: 1,
+                keys: key_of(shard).to_le_bytes().to_vec().into(),
+            }],
+            dense: Vec::new(),
+        };
+        let incarnation = self.incarnation();
+        let request =
+            v1::PullRequest { job: 1, incarnation, parts: (0..SHARDS).map(part).collect() };
+        let reply = self.server.client().pull(request).await?.into_inner();
+        Ok(reply.parts.into_iter().filter_map(|part| part.result).collect())
+    }
+
+    async fn counts(&self) -> Vec<f32> {
+        let parts = self.pull().await.expect("a reply");
+        let counts = parts.iter().map(|part| match part {
+            PullResult::Pulled(pulled) => floats(&pulled.rows[0]).next().expect("a row"),
+            other => panic!("not pulled: {other:?}"),
+        });
+        counts.collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_acknowledged_push_survives_its_primary_and_the_retry_is_a_repeat() {
+    let script = Script::start().await;
+    let (first, second) =
+        (Server::start(&script, "ps-0").await, Server::start(&script, "ps-1").await);
+    create_job(&script, &["ps-0", "ps-1"]);
+    let client = Client { script: &script, server: &first };
+    assert!(!client.acknowledged(1).await);
+    assert_eq!(client.counts().await, [1.0, 1.0]);
+    assert!(first.node.readiness.reasons().is_empty());
+
+    first.kill().await;
+    let heir = script.server("ps-1").expect("known");
+    script.reroute(|route| {
+        route.epoch += 1;
+        route.primary = Some(heir);
+        route.in_sync = vec![heir];
+    });
+    let client = Client { script: &script, server: &second };
+    assert!(client.acknowledged(1).await, "the retry is recognised");
+    assert!(!client.acknowledged(2).await);
+    assert_eq!(client.counts().await, [2.0, 2.0]);
+    second.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_that_is_gone_leaves_the_set_and_pushes_go_on() {
+    let script = Script::start().await;
+    let (first, second) =
+        (Server::start(&script, "ps-0").await, Server::start(&script, "ps-1").await);
+    create_job(&script, &["ps-0", "ps-1"]);
+    let client = Client { script: &script, server: &first };
+    client.acknowledged(1).await;
+    second.kill().await;
+    client.acknowledged(2).await;
+    let alone = script.now().jobs[0].shards.iter().all(|route| route.in_sync.len() == 1);
+    assert!(alone, "acknowledged only after the committed removal was read back");
+    assert_eq!(client.counts().await, [2.0, 2.0]);
+    first.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_planned_change_of_primary_goes_there_and_back_and_loses_nothing() {
+    let script = Script::start().await;
+    let (first, second) =
+        (Server::start(&script, "ps-0").await, Server::start(&script, "ps-1").await);
+    create_job(&script, &["ps-0", "ps-1"]);
+    for sequence in 1..=6 {
+        let (leader, follower) =
+            if sequence % 2 == 1 { (&first, &second) } else { (&second, &first) };
+        let primary = script.server(&leader.name);
+        script.reroute(|route| {
+            route.epoch += 1;
+            route.primary = primary;
+        });
+        let client = Client { script: &script, server: leader };
+        assert!(!client.acknowledged(sequence).await);
+        assert_eq!(client.counts().await, [sequence as f32; 2]);
+        let elsewhere = Client { script: &script, server: follower }.pull().await.expect("a reply");
+        let redirected =
+            |part: &PullResult| matches!(part, PullResult::Redirect(to) if to.primary == primary);
+        assert!(elsewhere.iter().all(redirected), "{elsewhere:?}");
+    }
+    let both = script.now().jobs[0].shards.iter().all(|route| route.in_sync.len() == 2);
+    assert!(both, "nobody had to leave");
+    first.kill().await;
+    second.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_was_given_up_returns_as_a_stranger_with_nothing() {
+    let script = Script::start().await;
+    let server = Server::start(&script, "ps-0").await;
+    create_job(&script, &["ps-0"]);
+    let client = Client { script: &script, server: &server };
+    client.acknowledged(1).await;
+    let old = script.server("ps-0").expect("known");
+    script.fence(old);
+    wait_for("a new incarnation", || script.server("ps-0").filter(|new| *new != old)).await;
+    let results = client.push(2).await.expect("a reply");
+    assert!(!results.iter().any(|result| matches!(result, PushResult::Done(_))), "{results:?}");
+    server.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_malformed_push_ends_its_stream_and_names_the_field() {
+    let script = Script::start().await;
+    let server = Server::start(&script, "ps-0").await;
+    let request = tokio_stream::once(v1::PushRequest { job: 1, ..Default::default() });
+    let answered = async {
+        let mut replies = server.client().push(request).await?.into_inner();
+        replies.message().await
+    };
+    let status = answered.await.expect_err("refused");
+    assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "session: is not given"));
+    server.kill().await;
+}
