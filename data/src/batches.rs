@@ -65,8 +65,10 @@ impl Batches {
     /// One batch, a last short one, or `None` where nothing is left.
     fn advance(&mut self) -> Result<Option<Encoded>> {
         while self.building.rows() < self.options.batch {
+            let wanted = self.options.batch - self.building.rows();
             if self.shuffle.rows() > self.options.shuffle_rows {
-                self.shuffle.draw(&mut self.building);
+                let spare = self.shuffle.rows() - self.options.shuffle_rows;
+                self.shuffle.draw(spare.min(wanted), &mut self.building);
             } else if let Some(reading) = &mut self.reading {
                 if let Some(chunk) = reading.chunk.take() {
                     self.take_rows(chunk)?;
@@ -81,7 +83,7 @@ impl Batches {
                 }
                 self.reading = Some(Reading { task, reader, chunk: None });
             } else if self.shuffle.rows() > 0 {
-                self.shuffle.draw(&mut self.building);
+                self.shuffle.draw(self.shuffle.rows().min(wanted), &mut self.building);
             } else if self.building.rows() > 0 || !self.building.finished.is_empty() {
                 break;
             } else {
@@ -209,21 +211,24 @@ impl Shuffle {
         Ok(())
     }
 
-    /// Moves one row to the batch, and its task to the finished ones if it was the last.
-    fn draw(&mut self, batch: &mut Encoded) {
-        let row = self.waiting.swap_remove(self.rng.below(self.waiting.len()));
-        batch.push_row(&self.rows, row);
-        let at = self.position(&self.rows.origins[row].task);
-        if let Some(at) = at {
-            self.tasks[at].rows -= 1;
-            batch.finished.extend(self.done(at));
+    /// Moves so many rows to the batch, and to its finished tasks those of which it was the last row.
+    fn draw(&mut self, count: usize, batch: &mut Encoded) {
+        let rng = &mut self.rng;
+        let waiting = &mut self.waiting;
+        let mut draw = |_| waiting.swap_remove(rng.below(waiting.len()));
+        let rows: Vec<usize> = (0..count).map(&mut draw).collect();
+        batch.push_rows(&self.rows, &rows);
+        for row in rows {
+            if let Some(at) = self.position(&self.rows.origins[row].task) {
+                self.tasks[at].rows -= 1;
+                batch.finished.extend(self.done(at));
+            }
         }
         if self.rows.rows() > 2 * self.waiting.len().max(MOVED_ROWS_MIN) {
             let mut kept = self.empty.clone();
-            for index in &mut self.waiting {
-                kept.push_row(&self.rows, *index);
-                *index = kept.rows() - 1;
-            }
+            self.waiting.sort_unstable();
+            kept.push_rows(&self.rows, &self.waiting);
+            self.waiting = (0..kept.rows()).collect();
             self.rows = kept;
         }
     }

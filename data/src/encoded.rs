@@ -61,13 +61,15 @@ impl Keys {
         self.offsets.push(u32::try_from(self.keys.len()).expect("a batch is bounded by its rows"));
     }
 
-    fn push_row(&mut self, from: &Keys, i: usize) {
-        let range = from.range(i);
-        self.keys.extend_from_slice(&from.keys[range.clone()]);
-        if !from.weights.is_empty() {
-            self.weights.extend_from_slice(&from.weights[range]);
+    fn push_rows(&mut self, from: &Keys, rows: &[usize]) {
+        for row in rows {
+            let range = from.range(*row);
+            self.keys.extend_from_slice(&from.keys[range.clone()]);
+            if !from.weights.is_empty() {
+                self.weights.extend_from_slice(&from.weights[range]);
+            }
+            self.end_row();
         }
-        self.end_row();
     }
 }
 
@@ -116,18 +118,20 @@ impl Encoded {
         words.join("; ")
     }
 
-    /// Appends row `i` of a batch of the same schema.
-    pub(crate) fn push_row(&mut self, from: &Encoded, i: usize) {
+    /// Appends rows of a batch of the same schema, column by column: each is walked once.
+    pub(crate) fn push_rows(&mut self, from: &Encoded, rows: &[usize]) {
         for (keys, other) in self.features.iter_mut().zip(&from.features) {
-            keys.push_row(other, i);
+            keys.push_rows(other, rows);
         }
         let (numbers, labels) = (from.numbers.len() / from.rows, from.labels.len() / from.rows);
-        self.numbers.extend_from_slice(&from.numbers[i * numbers..(i + 1) * numbers]);
-        self.labels.extend_from_slice(&from.labels[i * labels..(i + 1) * labels]);
-        self.weights.extend(from.weights.get(i));
-        self.users.extend(from.users.get(i));
-        self.origins.push(from.origins[i].clone());
-        self.rows += 1;
+        for row in rows {
+            self.numbers.extend_from_slice(&from.numbers[row * numbers..(row + 1) * numbers]);
+            self.labels.extend_from_slice(&from.labels[row * labels..(row + 1) * labels]);
+            self.weights.extend(from.weights.get(*row));
+            self.users.extend(from.users.get(*row));
+            self.origins.push(from.origins[*row].clone());
+        }
+        self.rows += rows.len();
     }
 
     pub(crate) fn end_rows(&mut self, count: usize) {
