@@ -195,7 +195,8 @@ impl Job {
                 continue;
             }
             let cache = self.session()?.dense_cache(&[variable])?;
-            let floats = values.len();
+            let floats = cache.values(variable).map_or(0, <[f32]>::len);
+            crate::encode::check_floats("values", values.len(), floats)?;
             return Ok(Dense { job: self.clone(), variable, floats, cache: Mutex::new(cache) });
         }
     }

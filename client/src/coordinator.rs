@@ -322,10 +322,11 @@ impl Coordinators {
         format!("{:x}-{nanos:x}-{count:x}", std::process::id())
     }
 
-    /// A member to keep a stream with: the `turn`th, whoever leads.
-    pub(crate) fn any_member(&self, turn: usize) -> Result<(String, Member), Error> {
-        let address = &self.shared.addresses[turn % self.shared.addresses.len()];
-        Ok((address.clone(), self.shared.member(address)?))
+    /// A member to keep a stream with: the `turn`th, whoever leads. Clients begin at different ones.
+    pub(crate) fn any_member(&self, turn: usize) -> Result<Member, Error> {
+        let addresses = &self.shared.addresses;
+        let at = (self.shared.seed as usize % addresses.len() + turn) % addresses.len();
+        self.shared.member(&addresses[at])
     }
 
     /// Wait before reconnecting a stream for the `attempt`th time in a row.

@@ -36,8 +36,8 @@ pub struct TableRows<'a> {
 /// What a pull read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pulled {
-    /// For each shard that was asked: the values contain every record up to here (the lowest, when it was asked in several messages). A push
-    /// that later gets LSN `x` on this shard overtook `x.count() - lsn.count()` records of others, if both are of one epoch: its staleness.
+    /// For each shard that was asked: the values contain every record up to here (the lowest, when it was asked in several messages). The
+    /// staleness of a push that later gets LSN `x` of the same epoch there is `x.count() - lsn.count() - 1`: the records in between.
     pub lsns: BTreeMap<ShardId, Lsn>,
 }
 

@@ -11,7 +11,7 @@ use downpour_core::cells::Refusal;
 use downpour_core::id::{Lsn, ShardId, VariableId};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 use crate::Error;
 
@@ -97,7 +97,7 @@ impl PushTicket {
             Ok(outcome) => Some(outcome),
             Err(oneshot::error::TryRecvError::Closed) => Some(Err(ended())),
             Err(oneshot::error::TryRecvError::Empty) => {
-                self.deadline.is_elapsed().then(|| Err(self.late()))
+                (Instant::now() >= self.deadline.deadline()).then(|| Err(self.late()))
             }
         }
     }

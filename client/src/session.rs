@@ -24,6 +24,8 @@ use crate::{Coordinators, Error, Refused, encode};
 
 /// Renewals within a session's timeout.
 const RENEWALS: u32 = 4;
+/// A view that is known to be newer should have arrived by then.
+const VIEW_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Which job a session joins.
 #[derive(Clone, Debug)]
@@ -351,13 +353,26 @@ impl Session {
         let within = self.0.options.deadline;
         let mut watch = self.watch();
         let seen = watch.wait_for(|state| state.view.version >= version || state.deleted);
-        let Ok(seen) = timeout(within, seen).await else {
-            let last = format!("the view of the job did not reach version {version}");
-            return Err(Error::Deadline { what: "define variables", within, last });
+        // The member that is watched may be cut off from the one that answered.
+        let impatient = async {
+            loop {
+                sleep(VIEW_PATIENCE).await;
+                self.0.watched.nudge();
+            }
         };
-        match seen {
-            Ok(state) if state.deleted => Err(Error::JobDeleted),
-            _ => Ok(()),
+        let seen = async {
+            tokio::select! {
+                seen = seen => seen.is_ok_and(|state| state.deleted),
+                () = impatient => false,
+            }
+        };
+        match timeout(within, seen).await {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(Error::JobDeleted),
+            Err(_) => {
+                let last = format!("the view of the job did not reach version {version}");
+                Err(Error::Deadline { what: "define variables", within, last })
+            }
         }
     }
 

@@ -69,7 +69,7 @@ impl Watched {
         job: JobId,
         turn: usize,
     ) -> Result<(), String> {
-        let (_, mut member) = coordinators.any_member(turn).map_err(|error| error.to_string())?;
+        let mut member = coordinators.any_member(turn).map_err(|error| error.to_string())?;
         let begun = Instant::now();
         let impatient = async {
             tokio::time::sleep_until(begun + PATIENCE).await;

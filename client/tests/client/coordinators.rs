@@ -13,6 +13,14 @@ fn coordinators(cluster: &Cluster) -> Coordinators {
     Coordinators::new(cluster.addresses()).expect("addresses")
 }
 
+fn item(dim: u32) -> VariableSpec {
+    VariableSpec {
+        name: "item".into(),
+        optimizer: OptimizerSpec::Sgd(Sgd { learning_rate: 1.0 }),
+        shape: Shape::Table(TableSpec { dim, init: Init::Zeros, group: "item".into() }),
+    }
+}
+
 #[tokio::test]
 async fn the_leader_is_found_by_its_hint_and_asked_first_from_then_on() {
     let cluster = Cluster::start(3, 1).await;
@@ -77,11 +85,6 @@ async fn a_job_or_variable_that_differs_is_refused_by_field() {
 
     let job = Job::Existing("job".into());
     let session = Session::open(&coordinators, &job, SessionOptions::worker("test")).await.unwrap();
-    let item = |dim| VariableSpec {
-        name: "item".into(),
-        optimizer: OptimizerSpec::Sgd(Sgd { learning_rate: 1.0 }),
-        shape: Shape::Table(TableSpec { dim, init: Init::Zeros, group: "item".into() }),
-    };
     session.define(&[item(2)]).await.unwrap();
     let error = session.define(&[item(3)]).await.unwrap_err();
     assert_eq!(error.to_string(), "variable \"item\" exists with dim = 2, not 3");
@@ -94,15 +97,37 @@ async fn a_watch_goes_on_at_another_member() {
     let options = SessionOptions::worker("test");
     let session = Session::open(&coordinators(&cluster), &job, options).await.unwrap();
     wait_for_state(&session, "the watch has begun", |state| state.version > 0).await;
+    for member in [1, 2] {
+        {
+            let mut state = cluster.state.lock();
+            state.leader = member;
+            state.manners = vec![Manner::Leaderless; 3];
+            state.manners[member] = Manner::Usual;
+        }
+        // Ends the streams of the others; the change after it can only come from this member.
+        cluster.changed();
+        cluster.change_view(|view| view.shards[0].set_version = 70 + member as u64);
+        let changed = |state: &downpour_client::JobState| {
+            state.view.shards[0].set_version == 70 + member as u64
+        };
+        wait_for_state(&session, "the remaining member tells", changed).await;
+    }
+}
+
+#[tokio::test]
+async fn a_watch_that_fell_silent_is_left_when_something_newer_is_known_to_be_there() {
+    let cluster = Cluster::start(2, 1).await;
+    let job = Job::Create(fake::job());
+    let options = SessionOptions::worker("test");
+    let session = Session::open(&coordinators(&cluster), &job, options).await.unwrap();
+    wait_for_state(&session, "the watch has begun", |state| state.version > 0).await;
     {
         let mut state = cluster.state.lock();
-        (state.leader, state.manners[0]) = (1, Manner::Leaderless);
+        let watched = state.watched;
+        state.manners[watched] = Manner::Mute;
     }
-    // Ends the first member's stream; the change after it must come from another.
-    cluster.changed();
-    cluster.change_view(|view| view.shards[0].set_version = 77);
-    let changed = |state: &downpour_client::JobState| state.view.shards[0].set_version == 77;
-    wait_for_state(&session, "another member tells", changed).await;
+    session.define(&[item(2)]).await.unwrap();
+    assert!(session.state().variable_named("item").is_some());
 }
 
 #[tokio::test]

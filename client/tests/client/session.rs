@@ -238,9 +238,18 @@ async fn a_push_that_nobody_takes_is_unknown_at_the_deadline_and_says_why() {
     let batch = PushBatch { rows: rows_pushed, ..Default::default() };
     let error = session.push(&batch).await.unwrap().await.unwrap_err();
     assert!(error.to_string().contains("too few replicas are in sync"), "{error}");
+    let mut ticket = session.push(&batch).await.unwrap();
+    assert!(ticket.try_outcome().is_none());
+    let mut outcome = None;
+    wait_for("it is late", || {
+        outcome = outcome.take().or_else(|| ticket.try_outcome());
+        outcome.is_some()
+    })
+    .await;
+    assert!(matches!(outcome, Some(Err(Error::Unknown { .. }))));
     cluster.state.lock().retry_all = None;
     session.flush().await.expect("the session goes on trying");
-    assert_eq!(rows(&session, variable, &[5], 1).await, [1.0]);
+    assert_eq!(rows(&session, variable, &[5], 1).await, [2.0]);
 }
 
 #[tokio::test]
@@ -337,6 +346,7 @@ fn the_blocking_face_reads_what_it_wrote_and_refuses_to_run_inside_a_runtime() {
     assert_eq!(values, [1.0, 2.0, 3.5, 4.5, 0.0, 0.0]);
 
     let net = job.dense("net", &[3], &[1.0, 2.0, 3.0], sgd()).unwrap();
+    assert!(job.dense("net", &[3], &[1.0], sgd()).is_err(), "of another length");
     let other = client.job("job").unwrap().dense("net", &[3], &[9.0, 9.0, 9.0], sgd()).unwrap();
     net.push(&[1.0, 1.0, 1.0]).unwrap();
     job.flush().unwrap();

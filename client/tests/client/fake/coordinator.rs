@@ -32,8 +32,8 @@ impl Member {
             (state.manners[self.member], state.leader, state.members.clone())
         };
         let hint = match manner {
-            Manner::Usual if leader == self.member => return Ok(()),
-            Manner::Usual => Some(leader),
+            Manner::Usual | Manner::Mute if leader == self.member => return Ok(()),
+            Manner::Usual | Manner::Mute => Some(leader),
             Manner::Misleads(other) => Some(other),
             Manner::Leaderless => None,
             Manner::Hangs => std::future::pending().await,
@@ -63,8 +63,12 @@ impl Coordinator for Member {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchEvent, Status>> + Send>>;
 
     async fn watch(&self, _: Request<WatchRequest>) -> Answer<Self::WatchStream> {
-        if self.cluster.state.lock().manners[self.member] != Manner::Usual {
-            return Err(Status::unavailable("told to"));
+        {
+            let mut state = self.cluster.state.lock();
+            state.watched = self.member;
+            if !matches!(state.manners[self.member], Manner::Usual | Manner::Mute) {
+                return Err(Status::unavailable("told to"));
+            }
         }
         let mut versions = self.cluster.version.subscribe();
         versions.mark_changed();
@@ -72,8 +76,11 @@ impl Coordinator for Member {
         let member = Member { member: self.member, cluster: self.cluster.clone() };
         tokio::spawn(async move {
             while versions.changed().await.is_ok() {
-                if member.cluster.state.lock().manners[member.member] != Manner::Usual {
-                    return;
+                let manner = member.cluster.state.lock().manners[member.member];
+                match manner {
+                    Manner::Usual => {}
+                    Manner::Mute => continue,
+                    _ => return,
                 }
                 let version = *versions.borrow_and_update();
                 if events.send(Ok(member.event(version))).await.is_err() {

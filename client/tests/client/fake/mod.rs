@@ -48,6 +48,8 @@ pub(crate) enum Manner {
     Leaderless,
     /// Takes the call and never answers.
     Hangs,
+    /// Leads or follows as usual, but its watches fall silent.
+    Mute,
     /// Names another member as leader, always.
     Misleads(usize),
 }
@@ -58,6 +60,8 @@ pub(crate) struct State {
     pub(crate) members: Vec<String>,
     pub(crate) manners: Vec<Manner>,
     pub(crate) leader: usize,
+    /// The member that was asked for a watch last.
+    pub(crate) watched: usize,
     /// How often each member was called.
     pub(crate) calls: Vec<u64>,
     pub(crate) sessions: u64,
@@ -103,6 +107,7 @@ impl Cluster {
             members: Vec::new(),
             manners: vec![Manner::Usual; members],
             leader: 0,
+            watched: 0,
             calls: vec![0; members],
             sessions: 0,
             closed: BTreeSet::new(),
