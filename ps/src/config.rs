@@ -20,9 +20,12 @@ pub struct Config {
     /// A backup that acknowledges nothing for this long is removed from its in-sync set
     #[arg(long, value_name = "MS")]
     pub backup_timeout_ms: u64,
-    /// Bytes of a shard's records that a backup has not acknowledged; beyond, pushes to the shard are asked to come later
+    /// Bytes of all records kept because a backup has not acknowledged them; beyond, pushes are asked to come later
     #[arg(long, value_name = "BYTES")]
     pub log_bytes_max: usize,
+    /// The same for one shard
+    #[arg(long, value_name = "BYTES")]
+    pub shard_log_bytes_max: usize,
     /// Requests of one push stream that wait for the backups; beyond, the stream is not read
     #[arg(long, value_name = "COUNT")]
     pub push_requests_max: usize,
@@ -39,7 +42,8 @@ impl Default for Config {
             coordinators: Vec::new(),
             zone: String::new(),
             backup_timeout_ms: 1000,
-            log_bytes_max: 32 << 20,
+            log_bytes_max: 512 << 20,
+            shard_log_bytes_max: 32 << 20,
             push_requests_max: 64,
             common: Common::default(),
         }
@@ -60,6 +64,7 @@ impl Options for Config {
         let positive = [
             ("backup_timeout_ms", self.backup_timeout_ms),
             ("log_bytes_max", self.log_bytes_max as u64),
+            ("shard_log_bytes_max", self.shard_log_bytes_max as u64),
             ("push_requests_max", self.push_requests_max as u64),
         ];
         let zeros = positive.iter().filter(|(_, value)| *value == 0);

@@ -86,7 +86,9 @@ impl Coordinators {
                 Err(_) => Status::deadline_exceeded(format!("coordinator {address} is silent")),
             };
             match last.code() {
-                Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {}
+                Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => {}
+                // What tonic makes of a connection that broke in the middle.
+                Code::Unknown | Code::Internal => {}
                 _ => return Err(last),
             }
             match last.metadata().get(LEADER).and_then(|leader| leader.to_str().ok()) {

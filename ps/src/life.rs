@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -45,6 +45,8 @@ pub(crate) struct Life {
     pub(crate) me: ServerRef,
     pub(crate) process: Arc<Process>,
     pub(crate) lease: Lease,
+    /// Bytes of the records that all shards keep.
+    log_bytes: AtomicUsize,
     /// Cancelled when this incarnation ends.
     pub(crate) token: CancellationToken,
     shards: DashMap<ShardKey, Arc<Hosted>>,
@@ -64,6 +66,7 @@ impl Life {
             me,
             process,
             lease: Lease::default(),
+            log_bytes: AtomicUsize::new(0),
             token,
             shards: DashMap::new(),
             jobs: RwLock::default(),
@@ -89,6 +92,11 @@ impl Life {
     /// All shards, in no order.
     pub(crate) fn all(&self) -> Vec<Arc<Hosted>> {
         self.shards.iter().map(|hosted| Arc::clone(&hosted)).collect()
+    }
+
+    /// Whether the records that are kept leave no room for more.
+    pub(crate) fn log_is_full(&self) -> bool {
+        self.log_bytes.load(Ordering::Relaxed) >= self.process.config.log_bytes_max
     }
 
     /// What a request gets for a shard that is not here.
@@ -193,7 +201,7 @@ impl Life {
                 "listed as in sync, but this replica was dropped: refused");
             return;
         }
-        let log_bytes_max = self.process.config.log_bytes_max;
+        let log_bytes_max = self.process.config.shard_log_bytes_max;
         let shard = Shard::new(self.me, key.shard, log_bytes_max, Arc::clone(view));
         let hosted = Hosted::new(key, shard);
         self.shards.insert(key, Arc::clone(&hosted));
@@ -207,7 +215,11 @@ impl Life {
         call: impl FnOnce(&mut Shard) -> T,
     ) -> T {
         let mut shard = hosted.shard.lock();
+        let (_, kept) = shard.log_size();
         let result = call(&mut shard);
+        // Wraps around on the way and never in the sum.
+        let grown = shard.log_size().1.wrapping_sub(kept);
+        self.log_bytes.fetch_add(grown, Ordering::Relaxed);
         let effects = shard.take_effects();
         let members: Vec<ServerRef> = match shard.wait_set() {
             Some(set) if effects.send => set.members().map(|(member, _)| member).collect(),
@@ -235,12 +247,12 @@ impl Life {
         result
     }
 
-    fn drop_replica(&self, key: ShardKey, epoch: Epoch) {
+    fn drop_replica(self: &Arc<Self>, key: ShardKey, epoch: Epoch) {
         let Some((_, hosted)) = self.shards.remove(&key) else { return };
         info!(job = %key.job, shard = %key.shard, %epoch, "replica dropped");
         self.dropped.insert(key, epoch);
         // Millions of rows, whoever else still holds the shell: not on a thread that serves.
-        let memory = hosted.shard.lock().take_memory();
+        let memory = self.with(&hosted, Shard::take_memory);
         tokio::task::spawn_blocking(move || drop(memory));
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use downpour_core::id::{Epoch, JobId, SessionId, ShardId};
+use downpour_proto::v1::RetryReason;
 use downpour_proto::v1::push_part_reply::Result as PushResult;
 use downpour_proto::{Invalid, v1, validate};
 use futures::{Stream, StreamExt};
@@ -129,6 +130,9 @@ impl Header {
             return declined(Declined::Redirect(life.another_life(key)));
         }
         let Some(hosted) = life.hosted(key) else { return declined(life.elsewhere(key)) };
+        if life.log_is_full() {
+            return declined(Declined::Retry(RetryReason::Overloaded));
+        }
         let updates = part.updates.into_iter().map(Update::unresolved);
         let push = Push {
             session: self.session,

@@ -5,16 +5,15 @@
 //!
 //! **Price.** 16 bytes of header and 6 to 12 bytes of index beside a row's floats. Growing the index rehashes it at once (about 20 ns a row).
 
-use std::cmp::Ordering;
-
 use bytes::BytesMut;
 use downpour_core::id::Lsn;
 use downpour_core::init::{Init, init_row};
 use downpour_core::mix::mix64;
 use downpour_core::optimizer::{OptimizerSpec, StepScalars};
 use downpour_core::tensor_bytes::FLOAT_BYTES;
-use downpour_proto::tensor::{Keys, put_floats};
+use downpour_proto::tensor::{KEY_BYTES, Keys, put_floats};
 use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 
 use crate::arena::Arena;
 
@@ -126,17 +125,20 @@ impl Table {
     }
 
     fn find_or_create(&mut self, key: u64) -> u32 {
-        if let Some(row) = self.find(key) {
-            return row;
-        }
+        let arena = &self.arena;
+        let same = |&row: &u32| key_of(arena.row(row)) == key;
+        let hash = |&row: &u32| mix64(key_of(arena.row(row)));
+        let vacant = match self.index.entry(mix64(key), same, hash) {
+            Entry::Occupied(row) => return *row.get(),
+            Entry::Vacant(vacant) => vacant,
+        };
         let row = self.arena.push();
+        vacant.insert(row);
         let (header, floats) = self.arena.row_mut(row).split_at_mut(HEADER_WORDS);
         put_u64(header, key);
         let (weights, state) = bytemuck::cast_slice_mut(floats).split_at_mut(self.dim);
         init_row(&self.init, self.seed, self.salt, key, weights);
         self.optimizer.init_state(state);
-        let arena = &self.arena;
-        self.index.insert_unique(mix64(key), row, |&row| mix64(key_of(arena.row(row))));
         row
     }
 }
@@ -152,9 +154,8 @@ fn put_u64(words: &mut [u32], value: u64) {
 
 /// How a raw tensor of keys and one of floats belong together.
 pub(crate) fn fits(keys: &[u8], floats: &[u8], dim: usize) -> bool {
-    let rows = keys.len() / size_of::<u64>();
-    rows.checked_mul(dim * FLOAT_BYTES).map(|bytes| bytes.cmp(&floats.len()))
-        == Some(Ordering::Equal)
+    let rows = keys.len() / KEY_BYTES;
+    rows.checked_mul(dim * FLOAT_BYTES) == Some(floats.len())
 }
 
 #[cfg(test)]

@@ -5,9 +5,11 @@ mod support;
 use std::time::Duration;
 
 use downpour_core::tensor_bytes::floats;
+use downpour_proto::transport::channel;
 use downpour_proto::v1;
 use downpour_proto::v1::pull_part_reply::Result as PullResult;
 use downpour_proto::v1::push_part_reply::Result as PushResult;
+use downpour_proto::v1::replica_client::ReplicaClient;
 use support::{Script, Server, wait_for};
 use tonic::Code;
 
@@ -240,4 +242,128 @@ async fn a_malformed_push_ends_its_stream_and_names_the_field() {
     let status = answered.await.expect_err("refused");
     assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "session: is not given"));
     server.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_backup_alone_had_is_fetched_by_the_one_that_is_promoted() {
+    let script = Script::start().await;
+    let (first, second) =
+        (Server::start(&script, "ps-0").await, Server::start(&script, "ps-1").await);
+    // The test is the primary of epoch 1, and dies when only the second has its records.
+    let me = script.register("ps-x", "127.0.0.1:1");
+    create_job(&script, &["ps-x", "ps-0", "ps-1"]);
+    let ahead = script.server("ps-1").expect("known");
+    let mut replica = ReplicaClient::new(channel(&script.address_of(ahead)).expect("an address"));
+    for shard in 0..SHARDS {
+        let fence = v1::FenceRequest {
+            job: 1,
+            shard,
+            epoch: 1,
+            candidate: Some(me),
+            incarnation: ahead.incarnation,
+        };
+        // The member may not have heard of the shard yet.
+        while replica.fence(fence).await.expect("a reply").into_inner().not_ready {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    let variable = script.now().jobs[0].variables[0].clone();
+    let shards = (0..SHARDS).map(|shard| records(shard, variable.clone())).collect();
+    let request = v1::ReplicateRequest { source: Some(me), incarnation: ahead.incarnation, shards };
+    let mut replies =
+        replica.replicate(tokio_stream::once(request)).await.expect("a stream").into_inner();
+    let acks = replies.message().await.expect("a reply").expect("one for each request").shards;
+    assert!(acks.iter().all(|ack| !ack.not_ready && ack.last_lsn == (1 << 40 | 2)), "{acks:?}");
+
+    let heir = script.server("ps-0");
+    script.reroute(|route| {
+        route.epoch += 1;
+        route.primary = heir;
+        route.in_sync.retain(|member| *member != me);
+    });
+    let client = Client { script: &script, server: &first };
+    assert!(client.acknowledged(1).await, "the push that only the other backup had");
+    assert_eq!(client.counts().await, [1.0, 1.0]);
+    first.kill().await;
+    second.kill().await;
+}
+
+/// A definition and push 1 of session 1, as the log of a shard.
+fn records(shard: u32, variable: v1::Variable) -> v1::ShardRecords {
+    let rows = v1::RowGradients {
+        keys: key_of(shard).to_le_bytes().to_vec().into(),
+        gradients: 1f32.to_le_bytes().to_vec().into(),
+    };
+    let update = v1::Update { variable: 1, body: Some(v1::update::Body::Rows(rows)) };
+    let push = v1::PushRecord {
+        session: 1,
+        sequence: 1,
+        clock: 1,
+        refusal: None,
+        updates: vec![v1::ResolvedUpdate {
+            update: Some(update),
+            learning_rate: -1.0,
+            step: 1,
+            beta1_power: 0.0,
+            beta2_power: 0.0,
+        }],
+    };
+    let record = |count: u64, body| v1::Record {
+        lsn: 1 << 40 | count,
+        previous_lsn: if count == 1 { 0 } else { 1 << 40 | (count - 1) },
+        body: Some(body),
+    };
+    let records = vec![
+        record(1, v1::record::Body::Define(variable)),
+        record(2, v1::record::Body::Push(push)),
+    ];
+    v1::ShardRecords { job: 1, shard, epoch: 1, commit_lsn: 0, records }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pushes_that_go_on_while_the_primary_changes_are_counted_once_each() {
+    const PUSHES: u64 = 200;
+    let script = Script::start().await;
+    let servers = [Server::start(&script, "ps-0").await, Server::start(&script, "ps-1").await];
+    create_job(&script, &["ps-0", "ps-1"]);
+    let primary = |script: &Script| {
+        let primary = script.now().jobs[0].shards[0].primary;
+        usize::from(primary != script.server("ps-0"))
+    };
+    let pushing = async {
+        for sequence in 1..=PUSHES {
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+            loop {
+                let client = Client { script: &script, server: &servers[primary(&script)] };
+                let results = client.push(sequence).await.unwrap_or_default();
+                let done = |result: &PushResult| matches!(result, PushResult::Done(_));
+                if !results.is_empty() && results.iter().all(done) {
+                    break;
+                }
+                assert!(tokio::time::Instant::now() < deadline, "{sequence}: {results:?}");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    };
+    let switching = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(15)).await;
+            let next = script.server(["ps-1", "ps-0"][primary(&script)]);
+            script.reroute(|route| {
+                route.epoch += 1;
+                route.primary = next;
+            });
+        }
+    };
+    tokio::select! {
+        () = pushing => {}
+        () = switching => unreachable!("it does not end"),
+    }
+    let client = Client { script: &script, server: &servers[primary(&script)] };
+    client.acknowledged(PUSHES).await;
+    assert_eq!(client.counts().await, [PUSHES as f32; 2]);
+    assert!(client.epoch() > 2, "the primary did change");
+    for server in servers {
+        server.kill().await;
+    }
 }

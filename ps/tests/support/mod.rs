@@ -69,6 +69,32 @@ impl Script {
         self.fenced.send_replace(server.incarnation);
     }
 
+    /// Gives a server a new incarnation.
+    pub(crate) fn register(&self, name: &str, address: &str) -> v1::ServerRef {
+        self.commit(|event| {
+            let known = event.nodes.iter().find(|node| node.name == name).map(|node| node.node);
+            let node = known.unwrap_or(event.nodes.len() as u32 + 1);
+            let incarnation = event.version;
+            event.nodes.retain(|view| view.node != node);
+            event.nodes.push(v1::NodeView {
+                node,
+                name: name.into(),
+                incarnation,
+                address: address.into(),
+                zone: String::new(),
+                alive: true,
+            });
+            v1::ServerRef { node, incarnation }
+        })
+    }
+
+    /// Where a server listens.
+    pub(crate) fn address_of(&self, server: v1::ServerRef) -> String {
+        let event = self.truth.borrow();
+        let node = event.nodes.iter().find(|node| node.node == server.node);
+        node.expect("registered").address.clone()
+    }
+
     /// The committed state.
     pub(crate) fn now(&self) -> v1::WatchEvent {
         self.truth.borrow().clone()
@@ -90,16 +116,8 @@ impl Coordinator for Service {
         &self,
         request: Request<v1::RegisterServerRequest>,
     ) -> Result<Response<v1::RegisterServerReply>, Status> {
-        let v1::RegisterServerRequest { name, address, zone, .. } = request.into_inner();
-        let server = self.0.commit(|event| {
-            let known = event.nodes.iter().find(|node| node.name == name).map(|node| node.node);
-            let node = known.unwrap_or(event.nodes.len() as u32 + 1);
-            let incarnation = event.version;
-            event.nodes.retain(|view| view.node != node);
-            let view = v1::NodeView { node, name, incarnation, address, zone, alive: true };
-            event.nodes.push(view);
-            v1::ServerRef { node, incarnation }
-        });
+        let request = request.into_inner();
+        let server = self.0.register(&request.name, &request.address);
         Ok(Response::new(v1::RegisterServerReply { server: Some(server), heartbeat_ms: 20 }))
     }
 
