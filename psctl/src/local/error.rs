@@ -20,6 +20,16 @@ pub enum Error {
         /// Its last lines.
         tail: String,
     },
+    /// The system's loader did not find LibTorch for a program.
+    #[error(
+        "{name} did not find LibTorch: `cargo xtask libtorch` gets it, LD_LIBRARY_PATH names another place; the loader said:\n{tail}"
+    )]
+    NoLibTorch {
+        /// Of the process.
+        name: String,
+        /// Last lines of its log.
+        tail: String,
+    },
     /// A process runs and does not get ready.
     #[error("{name} is not ready after {waited:?} ({reason}); the end of {}:\n{tail}", .log.display())]
     NotReady {

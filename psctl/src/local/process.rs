@@ -16,6 +16,8 @@ use super::spawner::Spawner;
 use super::{Error, probe};
 
 const POLL: Duration = Duration::from_millis(10);
+/// What a program's status is when the system's loader did not find one of its libraries.
+const LOADER_FAILED: i32 = 127;
 const TAIL_LINES: usize = 20;
 const TAIL_BYTES: u64 = 16 << 10;
 
@@ -193,12 +195,11 @@ impl Process {
     }
 
     fn crashed(&self, status: ExitStatus) -> Error {
-        Error::Crashed {
-            name: self.name().to_owned(),
-            status,
-            log: self.log().to_owned(),
-            tail: self.tail(),
+        let tail = self.tail();
+        if status.code() == Some(LOADER_FAILED) && tail.contains("libtorch") {
+            return Error::NoLibTorch { name: self.name().to_owned(), tail };
         }
+        Error::Crashed { name: self.name().to_owned(), status, log: self.log().to_owned(), tail }
     }
 
     /// Waits until it ends by itself, and for status 0.

@@ -39,6 +39,17 @@ fn a_crash_names_the_process_its_status_and_the_end_of_its_log() {
 }
 
 #[test]
+fn a_program_without_libtorch_says_how_to_get_it() {
+    let dir = tempfile::tempdir().expect("directory");
+    let script = "echo 'error while loading shared libraries: libtorch_cpu.so' >&2; exit 127";
+    let mut process = shell(dir.path(), script);
+    process.start().expect("starts");
+    wait_for("it ends", || process.poll().expect("poll").is_some());
+    let text = process.check().expect_err("a crash").to_string();
+    assert!(text.contains("cargo xtask libtorch") && text.contains("libtorch_cpu.so"), "{text}");
+}
+
+#[test]
 fn a_killed_process_is_no_crash_and_starts_again() {
     let dir = tempfile::tempdir().expect("directory");
     let mut process = shell(dir.path(), "echo started; exec sleep 1000");
