@@ -159,7 +159,8 @@ impl Command {
     /// # Errors
     /// The bytes are not what [`Body::to_log`] writes.
     pub fn decode(bytes: &[u8]) -> Result<Command, Invalid> {
-        let logged = Logged::decode(bytes).map_err(|error| Invalid::new("command", error.to_string()))?;
+        let logged =
+            Logged::decode(bytes).map_err(|error| Invalid::new("command", error.to_string()))?;
         logged.body.ok_or_else(|| Invalid::new("command", "is of an unknown kind"))?.try_into()
     }
 }

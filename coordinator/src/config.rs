@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use downpour_node::config::{Common, Options, Problem, check_host_port};
 use downpour_core::spec::check_name;
+use downpour_node::config::{Common, Options, Problem, check_host_port};
 use serde::{Deserialize, Serialize};
 
 use crate::liveness::Timeouts;
@@ -89,17 +89,29 @@ impl Options for Config {
             }
         };
         check("data_dir", self.data_dir.as_os_str().is_empty(), "is required");
-        check("cluster", check_name("cluster", &self.cluster).is_err(), "must be 1 to 200 of A-Z a-z 0-9 . _ - /");
+        check(
+            "cluster",
+            check_name("cluster", &self.cluster).is_err(),
+            "must be 1 to 200 of A-Z a-z 0-9 . _ - /",
+        );
         check("id", self.id == 0, "must not be 0");
         check("raft_tick_ms", self.raft_tick_ms == 0, "must not be 0");
-        check("raft_election_ticks", !(4..1000).contains(&self.raft_election_ticks), "must be 4 to 999");
+        check(
+            "raft_election_ticks",
+            !(4..1000).contains(&self.raft_election_ticks),
+            "must be 4 to 999",
+        );
         check("compact_entries", self.compact_entries == 0, "must not be 0");
         check("heartbeat_ms", self.heartbeat_ms == 0, "must not be 0");
         let heartbeats = self.failure_timeout_ms < 2 * self.heartbeat_ms;
         check("failure_timeout_ms", heartbeats, "must be at least two heartbeat_ms");
         let election_ms = 2 * self.raft_election_ticks * self.raft_tick_ms;
         let short = self.lease_ms < ELECTIONS_PER_LEASE * election_ms;
-        check("lease_ms", short, "must be at least three of the longest elections (2 x raft_election_ticks x raft_tick_ms)");
+        check(
+            "lease_ms",
+            short,
+            "must be at least three of the longest elections (2 x raft_election_ticks x raft_tick_ms)",
+        );
         check("session_timeout_ms", self.session_timeout_ms == 0, "must not be 0");
         match self.members() {
             Ok(members) => {
@@ -121,7 +133,8 @@ impl Config {
     pub fn members(&self) -> Result<BTreeMap<u64, String>, Problem> {
         let mut members = BTreeMap::new();
         for peer in &self.peers {
-            let malformed = || Problem::new("peers", format!("must be NUMBER=HOST:PORT, not {peer:?}"));
+            let malformed =
+                || Problem::new("peers", format!("must be NUMBER=HOST:PORT, not {peer:?}"));
             let (id, address) = peer.split_once('=').ok_or_else(malformed)?;
             let id = id.trim().parse().ok().filter(|&id: &u64| id > 0).ok_or_else(malformed)?;
             if check_host_port("peers", address).is_some() {

@@ -35,6 +35,7 @@ pub struct Liveness {
 
 #[derive(Debug)]
 struct Renewal {
+    job: JobId,
     at: Instant,
     progress: Option<v1::WorkerProgress>,
 }
@@ -73,11 +74,12 @@ impl Liveness {
     /// A session was renewed.
     pub fn renew(
         &mut self,
+        job: JobId,
         session: SessionId,
         progress: Option<v1::WorkerProgress>,
         now: Instant,
     ) {
-        self.sessions.insert(session, Renewal { at: now, progress });
+        self.sessions.insert(session, Renewal { job, at: now, progress });
     }
 
     /// What the session last said of itself.
@@ -116,25 +118,28 @@ impl Liveness {
         self.servers.retain(|server, _| {
             cluster.nodes.get(&server.node).is_some_and(|node| node.view.server == *server)
         });
-        self.reports.retain(|(job, _), _| cluster.jobs.contains_key(job));
-        let silent = |heard: Option<Instant>, timeout: Duration| {
-            now - heard.map_or(self.since, |heard| heard.max(self.since)) > timeout
+        let is_open = |job: JobId, session| {
+            cluster.job(job).is_some_and(|job| job.sessions.contains_key(&session))
         };
+        self.sessions.retain(|session, renewal| is_open(renewal.job, *session));
+        self.reports.retain(|(job, _), _| cluster.jobs.contains_key(job));
+        let since = self.since;
+        let silent = |heard: Instant, timeout| now - heard.max(since) > timeout;
         let alive = cluster.nodes.values().filter(|node| node.view.alive);
-        let servers = alive.map(|node| node.view.server).filter(|server| {
-            silent(self.servers.get(server).copied(), timeouts.failure)
-        });
+        // Whoever is seen for the first time is heard now: it registered a moment ago, or this leader is new.
+        let servers = alive
+            .map(|node| node.view.server)
+            .filter(|server| silent(*self.servers.entry(*server).or_insert(now), timeouts.failure));
         let servers = servers.collect();
-        let sessions = cluster.jobs.iter().flat_map(|(&id, job)| {
-            job.sessions.keys().map(move |&session| (id, session))
+        let sessions = cluster
+            .jobs
+            .iter()
+            .flat_map(|(&job, state)| state.sessions.keys().map(move |&session| (job, session)));
+        let closed = sessions.filter(|&(job, session)| {
+            let fresh = Renewal { job, at: now, progress: None };
+            silent(self.sessions.entry(session).or_insert(fresh).at, timeouts.session)
         });
-        let (closed, open): (Vec<_>, Vec<_>) = sessions.partition(|(_, session)| {
-            silent(self.sessions.get(session).map(|renewal| renewal.at), timeouts.session)
-        });
-        if self.sessions.len() > open.len() {
-            let open: std::collections::BTreeSet<_> = open.iter().map(|(_, one)| *one).collect();
-            self.sessions.retain(|session, _| open.contains(session));
-        }
+        let closed = closed.collect();
         (servers, closed)
     }
 }
@@ -166,7 +171,11 @@ mod tests {
     }
 
     /// Checks every 10 ms; gives the time of the first check that judged.
-    fn judged_at(liveness: &mut Liveness, start: Instant, checks_ms: std::ops::Range<u64>) -> Option<u64> {
+    fn judged_at(
+        liveness: &mut Liveness,
+        start: Instant,
+        checks_ms: std::ops::Range<u64>,
+    ) -> Option<u64> {
         checks_ms.step_by(10).find(|&ms| {
             let now = start + Duration::from_millis(ms);
             !liveness.overdue(&cluster(), TIMEOUTS, now).0.is_empty()
@@ -196,6 +205,17 @@ mod tests {
         assert_eq!(judged_at(&mut liveness, start, 0..90), None);
         liveness.lead(Some(2), start + Duration::from_millis(90));
         assert_eq!(judged_at(&mut liveness, start, 90..1000), Some(200));
+    }
+
+    #[test]
+    fn a_server_that_registered_a_moment_ago_has_a_full_timeout() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(start);
+        liveness.lead(Some(1), start);
+        for ms in (0..500).step_by(10) {
+            liveness.overdue(&Cluster::default(), TIMEOUTS, start + Duration::from_millis(ms));
+        }
+        assert_eq!(judged_at(&mut liveness, start, 500..1000), Some(610));
     }
 
     #[test]

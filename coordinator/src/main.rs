@@ -13,8 +13,7 @@ const PROGRAM: Program = Program {
 
 async fn serve(config: Config, node: Node) -> anyhow::Result<()> {
     let Config { ref common, .. } = config;
-    let listener =
-        downpour_node::listen::bind("listen", &common.listen, common.insecure).await?;
+    let listener = downpour_node::listen::bind("listen", &common.listen, common.insecure).await?;
     downpour_coordinator::run(config, listener, node).await
 }
 

@@ -48,11 +48,11 @@ pub async fn run(
         }
         if !ended.is_empty() {
             warn!(sessions = ?ended, "closing sessions: not renewed in time");
-            let sessions = ended.into_iter().map(|(job, session)| v1::CloseSessionRequest {
-                job: job.0,
-                session: session.0,
-            });
-            propose(&handle, Body::CloseSessions(SessionList { sessions: sessions.collect() })).await;
+            let sessions = ended
+                .into_iter()
+                .map(|(job, session)| v1::CloseSessionRequest { job: job.0, session: session.0 });
+            propose(&handle, Body::CloseSessions(SessionList { sessions: sessions.collect() }))
+                .await;
         }
     }
 }

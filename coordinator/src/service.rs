@@ -122,11 +122,12 @@ impl Coordinator for Service {
         let v1::HeartbeatRequest { server, reports } = request.into_inner();
         let server = convert::server("server", server)?;
         let cluster = self.read().await?;
+        // Before it is revived, or the silence before this would count again at once.
+        self.liveness.lock().hear(server, arrived);
         if !self.admit(&cluster, server).await? {
             return Ok(Response::new(v1::HeartbeatReply { lease_ms: 0, fenced: true }));
         }
         let mut liveness = self.liveness.lock();
-        liveness.hear(server, arrived);
         let exists = |report: &v1::ShardReport| {
             let job = cluster.job(JobId(report.job));
             job.is_some_and(|job| job.view.route(ShardId(report.shard)).is_some())
@@ -223,7 +224,7 @@ impl Coordinator for Service {
         let (job, name) = (JobId(request.job), request.name.clone());
         let reply = self.propose(Body::OpenSession(request)).await?;
         let Reply::Opened(session) = reply else { return Err(mismatch(&reply)) };
-        self.liveness.lock().renew(session, None, Instant::now());
+        self.liveness.lock().renew(job, session, None, Instant::now());
         info!(%job, %session, name, "session opened");
         let (cluster, view) = self.view(job)?;
         Ok(Response::new(v1::OpenSessionReply {
@@ -244,7 +245,7 @@ impl Coordinator for Service {
         let cluster = self.read().await?;
         let open = cluster.job(job).is_some_and(|job| job.sessions.contains_key(&session));
         if open {
-            self.liveness.lock().renew(session, request.progress, arrived);
+            self.liveness.lock().renew(job, session, request.progress, arrived);
         }
         Ok(Response::new(v1::RenewSessionReply { open }))
     }

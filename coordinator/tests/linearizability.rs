@@ -1,8 +1,8 @@
 //! Reads through any member are linearizable, whatever happens to leaders and links.
 
-mod support;
 #[path = "support/linearizability.rs"]
 mod checker;
+mod support;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -47,8 +47,7 @@ fn the_checker_accepts_what_an_order_explains() {
 #[test]
 fn the_checker_rejects_a_stale_read() {
     use Effect::{Read, Write};
-    let history =
-        [operation(0, 1, Write(1)), operation(2, 3, Write(2)), operation(4, 5, Read(1))];
+    let history = [operation(0, 1, Write(1)), operation(2, 3, Write(2)), operation(4, 5, Read(1))];
     assert!(!linearizable(&history));
     let backwards = [
         Operation { invoked: 0, answered: None, effect: Write(1) },
@@ -65,6 +64,8 @@ fn the_checker_rejects_a_swap_that_two_clients_won() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     /// A history that a register really went through is accepted, however its intervals are widened.
     #[test]
     fn the_checker_accepts_every_real_history(

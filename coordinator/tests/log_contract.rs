@@ -254,7 +254,7 @@ fn a_damaged_record_is_named_and_not_believed() {
         log.compact(2, b"state".to_vec(), 0).unwrap();
         drop(log);
         damage(directory.path(), key);
-        let error = Log::open(directory.disk(), &identity()).err().expect("refused");
+        let error = Log::open(directory.disk(), &identity()).expect_err("refused");
         assert!(matches!(error, Error::Corrupted { .. }), "{error}");
         assert!(error.to_string().starts_with(name), "{error}");
     }
@@ -270,15 +270,21 @@ fn a_damaged_snapshot_is_named_and_not_believed() {
     let file = std::fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().path());
     let snapshot = file.into_iter().find(|path| path.to_string_lossy().contains("snapshot-"));
     std::fs::write(snapshot.unwrap(), b"stale").unwrap();
-    let error = Log::open(directory.disk(), &identity()).err().expect("refused");
+    let error = Log::open(directory.disk(), &identity()).expect_err("refused");
     assert!(error.to_string().contains("its checksum differs"), "{error}");
 }
 
 #[derive(Clone, Debug)]
 enum Step {
     /// Appends so many from so far before the end, under a higher term.
-    Append { back: u64, count: u64 },
-    Compact { back: u64, keep: u64 },
+    Append {
+        back: u64,
+        count: u64,
+    },
+    Compact {
+        back: u64,
+        keep: u64,
+    },
     Reopen,
 }
 

@@ -101,11 +101,8 @@ impl Network {
         let platters = self.platters[&id].clone();
         let disk = TestDisk { disk: MemDisk::new(&platters), honest: self.honest };
         let identity = Identity { cluster: "test".into(), member: id, voters: vec![1, 2, 3] };
-        let outbox = TestOutbox {
-            platters,
-            network: self.sender.clone(),
-            findings: self.findings.clone(),
-        };
+        let outbox =
+            TestOutbox { platters, network: self.sender.clone(), findings: self.findings.clone() };
         let options = Options {
             id,
             tick: Duration::from_millis(5),

@@ -360,7 +360,9 @@ impl<D: Disk> Storage for Log<D> {
 
     fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
         match &self.image.snapshot {
-            Some(snapshot) if snapshot.get_metadata().index >= request_index => Ok(snapshot.clone()),
+            Some(snapshot) if snapshot.get_metadata().index >= request_index => {
+                Ok(snapshot.clone())
+            }
             _ => Err(StorageError::SnapshotTemporarilyUnavailable.into()),
         }
     }

@@ -10,8 +10,8 @@
 use std::fs::File;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use prost::Message as _;
@@ -90,7 +90,8 @@ impl SledDisk {
     }
 
     fn get(&self, key: &[u8], record: &str) -> Result<Option<IVec>, Error> {
-        let value = self.db.get(key).map_err(|error| Error::disk(format!("read {record}"), error))?;
+        let value =
+            self.db.get(key).map_err(|error| Error::disk(format!("read {record}"), error))?;
         value.map(|value| unseal(key, &value, record)).transpose()
     }
 

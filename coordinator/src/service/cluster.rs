@@ -35,9 +35,10 @@ fn job_status(job: &Job, liveness: &Liveness) -> v1::JobStatus {
         kind: session.kind.into(),
         progress: liveness.progress(number),
     });
-    let reports = (0..).map(ShardId).zip(&job.view.shards).filter_map(|(shard, route)| {
-        liveness.last_report(id, shard, route.primary?)
-    });
+    let reports = (0..)
+        .map(ShardId)
+        .zip(&job.view.shards)
+        .filter_map(|(shard, route)| liveness.last_report(id, shard, route.primary?));
     v1::JobStatus {
         view: Some((&job.view).into()),
         labels: job.labels.clone().into_iter().collect(),

@@ -49,8 +49,12 @@ impl State {
             shards: plan.into_iter().map(first_route).collect(),
             sessions: ClosedSessions::default(),
         };
-        let job_state =
-            Job { view, labels: BTreeMap::new(), sessions: BTreeMap::new(), dense: BTreeMap::new() };
+        let job_state = Job {
+            view,
+            labels: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            dense: BTreeMap::new(),
+        };
         self.cluster.jobs.insert(job, Arc::new(job_state));
         Ok(Reply::Created { job, created: true })
     }

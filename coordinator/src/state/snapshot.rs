@@ -89,7 +89,11 @@ impl State {
             last_session: self.last.session,
             nodes: self.cluster.nodes.values().map(node).collect(),
             jobs: self.cluster.jobs.values().map(|job| job.as_ref().into()).collect(),
-            requests: self.requests.iter().map(|(request, answer)| record(request, answer)).collect(),
+            requests: self
+                .requests
+                .iter()
+                .map(|(request, answer)| record(request, answer))
+                .collect(),
         };
         snapshot.encode_to_vec()
     }
@@ -99,12 +103,14 @@ impl State {
     /// # Errors
     /// The bytes are not such a state.
     pub fn restore(bytes: &[u8]) -> Result<State, Invalid> {
-        let snapshot = Snapshot::decode(bytes)
-            .map_err(|error| Invalid::new("snapshot", error.to_string()))?;
+        let snapshot =
+            Snapshot::decode(bytes).map_err(|error| Invalid::new("snapshot", error.to_string()))?;
         let mut cluster = Cluster { version: snapshot.version, ..Cluster::default() };
         for record in snapshot.nodes {
             let view: NodeView = given("snapshot.nodes.view", record.view)?.try_into()?;
-            cluster.nodes.insert(view.server.node, Arc::new(Node { view, version: record.version }));
+            cluster
+                .nodes
+                .insert(view.server.node, Arc::new(Node { view, version: record.version }));
         }
         for record in snapshot.jobs {
             let job = Job::try_from(record)?;

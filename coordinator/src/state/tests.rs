@@ -345,11 +345,8 @@ fn a_repeated_request_gives_the_same_life_and_the_same_session() {
     };
     let first = machine.apply(Command::RegisterServer(registration.clone()));
     assert_eq!(machine.apply(Command::RegisterServer(registration)), first);
-    let opening = Opening {
-        name: "worker".into(),
-        kind: v1::SessionKind::Worker,
-        request_id: "once".into(),
-    };
+    let opening =
+        Opening { name: "worker".into(), kind: v1::SessionKind::Worker, request_id: "once".into() };
     let first = machine.apply(Command::OpenSession(JOB, opening.clone()));
     assert_eq!(machine.apply(Command::OpenSession(JOB, opening)), first);
 }
@@ -386,9 +383,8 @@ fn a_deleted_job_is_gone_and_its_number_never_comes_back() {
 fn variables_are_defined_all_or_none_and_equal_definitions_are_one_variable() {
     let (mut machine, _) = Machine::with_job(1, 1);
     let session = machine.open(JOB);
-    let define = |machine: &mut Machine, specs| {
-        machine.apply(Command::DefineVariables(JOB, session, specs))
-    };
+    let define =
+        |machine: &mut Machine, specs| machine.apply(Command::DefineVariables(JOB, session, specs));
     let numbers = |outcome: Outcome| match outcome {
         Ok(Reply::Defined { variables, .. }) => {
             variables.iter().map(|defined| defined.variable.id.0).collect::<Vec<_>>()

@@ -7,9 +7,15 @@ use std::collections::HashSet;
 pub(crate) enum Effect {
     Read(u64),
     Write(u64),
-    Swap { expected: u64, new: u64 },
+    Swap {
+        expected: u64,
+        new: u64,
+    },
     /// A compare-and-swap that found another value.
-    NoSwap { expected: u64, found: u64 },
+    NoSwap {
+        expected: u64,
+        found: u64,
+    },
 }
 
 /// An operation from its invocation to its answer, on any clock.
@@ -28,7 +34,9 @@ impl Effect {
             Effect::Read(read) => (read == value).then_some(value),
             Effect::Write(new) => Some(new),
             Effect::Swap { expected, new } => (expected == value).then_some(new),
-            Effect::NoSwap { expected, found } => (found == value && expected != value).then_some(value),
+            Effect::NoSwap { expected, found } => {
+                (found == value && expected != value).then_some(value)
+            }
         }
     }
 
@@ -53,7 +61,8 @@ pub(crate) fn linearizable(history: &[Operation]) -> bool {
     let observed: HashSet<u64> = history.iter().filter_map(|one| one.effect.observed()).collect();
     // A write of unknown outcome that nobody saw may as well not have happened.
     let seen = |one: &&Operation| {
-        one.answered.is_some() || one.effect.written().is_some_and(|value| observed.contains(&value))
+        one.answered.is_some()
+            || one.effect.written().is_some_and(|value| observed.contains(&value))
     };
     let mut history: Vec<Operation> = history.iter().filter(seen).copied().collect();
     history.sort_by_key(|one| one.invoked);

@@ -14,6 +14,7 @@ use downpour_node::process::Node;
 use downpour_proto::transport;
 use downpour_proto::v1;
 use downpour_proto::v1::coordinator_client::CoordinatorClient;
+use downpour_proto::v1::raft_client::RaftClient;
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -188,6 +189,10 @@ impl Group {
             .max_encoding_message_size(transport::MESSAGE_BYTES_MAX)
     }
 
+    pub fn raft_client(&self, id: u64) -> RaftClient<Channel> {
+        RaftClient::new(transport::channel(&self.members[&id].address).unwrap())
+    }
+
     /// Which member leads, once one among these answers a linearizable read.
     pub async fn leader_among(&self, ids: &[u64]) -> u64 {
         let clients: Vec<(u64, Client)> = ids.iter().map(|&id| (id, self.client(id))).collect();
@@ -237,8 +242,7 @@ impl Group {
     }
 
     pub async fn create_job(&self, name: &str, shards: u32, replicas: u32) -> v1::JobView {
-        let spec =
-            v1::JobSpec { name: name.into(), shards, replicas, min_in_sync: 1, seed: 1 };
+        let spec = v1::JobSpec { name: name.into(), shards, replicas, min_in_sync: 1, seed: 1 };
         let request = v1::CreateJobRequest { spec: Some(spec) };
         let reply = self.ask(async |mut client| client.create_job(request.clone()).await);
         reply.await.unwrap().view.unwrap()
@@ -251,7 +255,10 @@ pub async fn get_cluster(client: &Client) -> Result<v1::GetClusterReply, Status>
 
 /// Whether asking again may help.
 pub fn transient(status: &Status) -> bool {
-    matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded)
+    matches!(
+        status.code(),
+        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded
+    )
 }
 
 /// An id that no other call in this process has.

@@ -156,10 +156,16 @@ fn check_route_step(before: &ShardRoute, after: &ShardRoute, cluster: &Cluster) 
     }
 }
 
-fn check(before: &State, after: &State, outcome: &Outcome, closed: &mut BTreeSet<(JobId, SessionId)>) {
+fn check(
+    before: &State,
+    after: &State,
+    outcome: &Outcome,
+    closed: &mut BTreeSet<(JobId, SessionId)>,
+) {
     let (old, new) = (before.cluster(), after.cluster());
     if outcome.is_err() {
-        let unchanged = State { cluster: Cluster { version: new.version, ..old.clone() }, ..before.clone() };
+        let unchanged =
+            State { cluster: Cluster { version: new.version, ..old.clone() }, ..before.clone() };
         assert_eq!(&unchanged, after, "a refused command changes nothing");
     }
     let counts = |state: &State| {
