@@ -210,3 +210,26 @@ async fn a_request_for_another_incarnation_changes_nothing_and_is_sent_on() {
     let reply = pull::answer(Some(&life), stranger).await.expect("well-formed");
     assert!(matches!(reply.parts[0].result, Some(PullResult::Redirect(_))));
 }
+
+#[tokio::test]
+async fn a_pull_of_many_keys_and_of_none_is_answered_key_by_key() {
+    let (life, current) = serving();
+    let taken = push::take(&life.process, &current, a_push()).await.expect("well-formed");
+    taken.settle(&life.process).await;
+    let keys = |keys: std::ops::Range<u64>| keys.flat_map(u64::to_le_bytes).collect();
+    let mut request = a_pull();
+    request.parts[0].rows = vec![
+        v1::PullRows { variable: COUNTS.0, keys: keys(0..5000) },
+        v1::PullRows { variable: EMBEDDING.0, keys: keys(0..0) },
+        v1::PullRows { variable: 4, keys: keys(0..1) },
+    ];
+    let reply = pull::answer(Some(&life), request.clone()).await.expect("well-formed");
+    assert!(matches!(reply.parts[0].result, Some(PullResult::Retry(_))), "an unknown variable");
+    request.parts[0].rows.pop();
+    let reply = pull::answer(Some(&life), request).await.expect("well-formed");
+    let Some(PullResult::Pulled(pulled)) = &reply.parts[0].result else { panic!("{reply:?}") };
+    let counts: Vec<f32> = downpour_core::tensor_bytes::floats(&pulled.rows[0]).collect();
+    assert_eq!((counts.len(), counts[3], counts[9]), (5000, 1.0, 2.0));
+    assert_eq!(counts.iter().sum::<f32>(), 3.0);
+    assert!(pulled.rows[1].is_empty());
+}

@@ -27,6 +27,7 @@ mod link;
 mod log;
 mod membership;
 mod metrics;
+mod pace;
 mod promote;
 mod pull;
 mod push;

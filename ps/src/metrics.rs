@@ -79,3 +79,36 @@ impl ServerMetrics {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_named_with_its_unit() {
+        let registry = Registry::new();
+        let metrics = ServerMetrics::new(&registry);
+        metrics.parts.with_label_values(&["applied"]).inc();
+        let names: Vec<String> =
+            registry.gather().iter().map(|family| family.name().to_owned()).collect();
+        let expected = [
+            "downpour_ps_apply_seconds",
+            "downpour_ps_backups",
+            "downpour_ps_in_sync_members_min",
+            "downpour_ps_not_stored_elements_total",
+            "downpour_ps_parameter_bytes",
+            "downpour_ps_primaries",
+            "downpour_ps_promotions_total",
+            "downpour_ps_pull_seconds",
+            "downpour_ps_pulled_bytes_total",
+            "downpour_ps_push_parts_total",
+            "downpour_ps_push_seconds",
+            "downpour_ps_pushed_bytes_total",
+            "downpour_ps_removed_members_total",
+            "downpour_ps_rows",
+            "downpour_ps_unacknowledged_bytes",
+            "downpour_ps_unacknowledged_records",
+        ];
+        assert_eq!(names, expected);
+    }
+}

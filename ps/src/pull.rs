@@ -10,8 +10,9 @@ use downpour_proto::v1::pull_part_reply::Result as PullResult;
 use downpour_proto::{Invalid, v1, validate};
 use tonic::Status;
 
-use crate::hosted::{Hosted, ShardKey};
+use crate::hosted::ShardKey;
 use crate::life::Life;
+use crate::pace::Pace;
 use crate::reply::pull_declined;
 use crate::service::meant_for;
 use crate::shard::{Declined, Redirect};
@@ -44,16 +45,17 @@ pub(crate) async fn answer(
     };
     let mut room = MESSAGE_BYTES_MAX - OVERHEAD_BYTES;
     let mut parts = Vec::with_capacity(request.parts.len());
+    let mut pace = Pace::start();
     for part in request.parts {
         let shard = part.shard;
         let key = ShardKey { job: JobId(request.job), shard: ShardId(shard) };
-        let result = match pull_part(life, key, part, &mut room).await {
+        let result = match pull_part(life, key, part, &mut room, &mut pace).await {
             Ok(pulled) => PullResult::Pulled(pulled),
             Err(NotPulled::Declined(declined)) => pull_declined(declined),
             Err(NotPulled::Invalid(invalid)) => return Err(invalid.into()),
         };
         parts.push(v1::PullPartReply { shard, result: Some(result) });
-        tokio::task::consume_budget().await;
+        pace.rest().await;
     }
     let bytes = MESSAGE_BYTES_MAX - OVERHEAD_BYTES - room;
     life.process.metrics.pulled_bytes.inc_by(bytes as u64);
@@ -89,49 +91,102 @@ async fn pull_part(
     key: ShardKey,
     part: v1::PullPart,
     room: &mut usize,
+    pace: &mut Pace,
 ) -> Result<v1::PulledPart, NotPulled> {
     let hosted = life.hosted(key).ok_or_else(|| life.elsewhere(key))?;
-    let reader = Reader { life, hosted: &hosted, epoch: Epoch(part.epoch) };
-    // Everything small, and the room that the values need, under one hold of the lock.
-    let (lsn, dense) = reader.read(|state| {
-        let mut dense = Vec::with_capacity(part.dense.len());
+    let read = |read: &mut dyn FnMut(&ShardState) -> Result<bool, NotPulled>| {
+        let shard = hosted.shard.lock();
+        read(shard.read(Epoch(part.epoch), life.lease.holds())?)
+    };
+    let (mut pulled, mut rows) = (v1::PulledPart::default(), Rows::new(&part.rows));
+    // A part of usual size is read under one hold of the lock.
+    let mut done = read(&mut |state| {
+        pulled.lsn = state.last().0;
         for wanted in &part.dense {
-            let (id, have) = (VariableId(wanted.variable), Lsn(wanted.have_lsn));
-            let bytes = state.dense_bytes(id, have)?;
-            take_room("parts.dense", room, bytes)?;
-            let mut values = BytesMut::with_capacity(bytes);
-            let blocks = state.pull_dense(id, have, &mut values)?;
-            dense.push(v1::PulledDense {
-                blocks: blocks.numbers,
-                values: values.freeze(),
-                uninitialized: blocks.uninitialized,
-            });
+            pulled.dense.push(pull_dense(state, wanted, room)?);
         }
-        Ok((state.last(), dense))
+        rows.reserve(state, room)?;
+        rows.pull_some(state)
     })?;
-    let mut rows = Vec::with_capacity(part.rows.len());
-    for wanted in &part.rows {
-        rows.push(pull_rows(&reader, wanted, room).await?);
+    while !done {
+        pace.rest().await;
+        done = read(&mut |state| rows.pull_some(state))?;
     }
-    Ok(v1::PulledPart { lsn: lsn.0, rows, dense })
+    pulled.rows = rows.finish();
+    Ok(pulled)
 }
 
-async fn pull_rows(
-    reader: &Reader<'_>,
-    wanted: &v1::PullRows,
+fn pull_dense(
+    state: &ShardState,
+    wanted: &v1::PullDense,
     room: &mut usize,
-) -> Result<Bytes, NotPulled> {
-    let id = VariableId(wanted.variable);
-    let row_bytes = reader.read(|state| Ok(state.row_bytes(id)?))?;
-    let count = wanted.keys.len() / KEY_BYTES;
-    let bytes = count.saturating_mul(row_bytes);
-    take_room("parts.rows.keys", room, bytes)?;
+) -> Result<v1::PulledDense, NotPulled> {
+    let (id, have) = (VariableId(wanted.variable), Lsn(wanted.have_lsn));
+    let bytes = state.dense_bytes(id, have)?;
+    take_room("parts.dense", room, bytes)?;
     let mut values = BytesMut::with_capacity(bytes);
-    for keys in wanted.keys.chunks(KEYS_AT_ONCE * KEY_BYTES) {
-        reader.read(|state| Ok(state.pull_rows(id, Keys::trusted(keys), &mut values)?))?;
-        tokio::task::consume_budget().await;
+    let blocks = state.pull_dense(id, have, &mut values)?;
+    Ok(v1::PulledDense {
+        blocks: blocks.numbers,
+        values: values.freeze(),
+        uninitialized: blocks.uninitialized,
+    })
+}
+
+/// The rows of a part on their way into one buffer.
+struct Rows<'a> {
+    wanted: &'a [v1::PullRows],
+    /// Which of `wanted` is next, and how many bytes of its keys were looked up.
+    next: usize,
+    offset: usize,
+    values: BytesMut,
+    /// Where the values of each of `wanted` end.
+    ends: Vec<usize>,
+}
+
+impl<'a> Rows<'a> {
+    fn new(wanted: &'a [v1::PullRows]) -> Self {
+        let ends = Vec::with_capacity(wanted.len());
+        Rows { wanted, next: 0, offset: 0, values: BytesMut::new(), ends }
     }
-    Ok(values.freeze())
+
+    fn reserve(&mut self, state: &ShardState, room: &mut usize) -> Result<(), NotPulled> {
+        let mut bytes = 0usize;
+        for wanted in self.wanted {
+            let count = wanted.keys.len() / KEY_BYTES;
+            let row_bytes = state.row_bytes(VariableId(wanted.variable))?;
+            take_room("parts.rows.keys", room, count.saturating_mul(row_bytes))?;
+            bytes += count * row_bytes;
+        }
+        self.values.reserve(bytes);
+        Ok(())
+    }
+
+    /// Looks up the next [`KEYS_AT_ONCE`] keys. True when there are no more.
+    fn pull_some(&mut self, state: &ShardState) -> Result<bool, NotPulled> {
+        let mut budget = KEYS_AT_ONCE * KEY_BYTES;
+        while let Some(wanted) = self.wanted.get(self.next) {
+            if budget == 0 {
+                return Ok(false);
+            }
+            let rest = &wanted.keys[self.offset..];
+            let keys = &rest[..rest.len().min(budget)];
+            let id = VariableId(wanted.variable);
+            state.pull_rows(id, Keys::trusted(keys), &mut self.values)?;
+            (budget, self.offset) = (budget - keys.len(), self.offset + keys.len());
+            if self.offset == wanted.keys.len() {
+                self.ends.push(self.values.len());
+                (self.next, self.offset) = (self.next + 1, 0);
+            }
+        }
+        Ok(true)
+    }
+
+    fn finish(self) -> Vec<Bytes> {
+        let values = self.values.freeze();
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, &end)| values.slice(start..end)).collect()
+    }
 }
 
 fn take_room(field: &'static str, room: &mut usize, bytes: usize) -> Result<(), NotPulled> {
@@ -143,21 +198,4 @@ fn take_room(field: &'static str, room: &mut usize, bytes: usize) -> Result<(), 
         NotPulled::Invalid(Invalid::new(field, problem))
     })?;
     Ok(())
-}
-
-/// Reads a shard as the primary of one epoch.
-struct Reader<'a> {
-    life: &'a Arc<Life>,
-    hosted: &'a Hosted,
-    epoch: Epoch,
-}
-
-impl Reader<'_> {
-    fn read<T>(
-        &self,
-        read: impl FnOnce(&ShardState) -> Result<T, NotPulled>,
-    ) -> Result<T, NotPulled> {
-        let shard = self.hosted.shard.lock();
-        read(shard.read(self.epoch, self.life.lease.holds())?)
-    }
 }

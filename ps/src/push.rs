@@ -16,6 +16,7 @@ use tonic::{Status, Streaming};
 use crate::hosted::{Hosted, ShardKey};
 use crate::life::{Life, Process};
 use crate::membership::Current;
+use crate::pace::Pace;
 use crate::record::{Push, Update};
 use crate::reply::{outcome, push_declined, push_done};
 use crate::service::meant_for;
@@ -96,11 +97,12 @@ pub(crate) async fn take(
         view_version: request.view_version,
         for_this_life: meant_for(life.as_ref(), request.incarnation),
     };
+    let mut pace = Pace::start();
     for part in request.parts {
         let (shard, sequence) = (part.shard, part.sequence);
         let state = header.take_part(life.as_ref(), part)?;
         taken.parts.push(TakenPart { shard, sequence, state });
-        tokio::task::consume_budget().await;
+        pace.rest().await;
     }
     process.metrics.apply_seconds.observe(arrived.elapsed().as_secs_f64());
     Ok(taken)

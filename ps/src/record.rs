@@ -229,6 +229,9 @@ impl TryFrom<v1::PushRecord> for Push {
         if !updates.is_sorted_by(|a, b| a.variable < b.variable) {
             return Err(Invalid::new("record.push.updates", "do not strictly increase"));
         }
+        if push.refusal.is_some() && !updates.is_empty() {
+            return Err(Invalid::new("record.push.updates", "are given although it was refused"));
+        }
         Ok(Push {
             session: SessionId(push.session),
             sequence: push.sequence,

@@ -75,12 +75,13 @@ impl Table {
 
     /// Appends the weights of `keys` to `out`. A key that was never pushed has its initial value, and no row is made for it.
     pub(crate) fn pull(&self, keys: Keys<'_>, out: &mut BytesMut) {
-        let mut initial = vec![0.0; self.dim];
+        let mut initial = Vec::new();
         for key in keys.iter() {
             if let Some(row) = self.find(key) {
                 let floats = &self.arena.row(row)[HEADER_WORDS..];
                 put_floats(out, bytemuck::cast_slice(&floats[..self.dim]));
             } else {
+                initial.resize(self.dim, 0.0);
                 init_row(&self.init, self.seed, self.salt, key, &mut initial);
                 put_floats(out, &initial);
             }
