@@ -66,6 +66,7 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
         Service::server(handle.clone(), liveness, group.clone(), config.times(), closed.clone());
     let receiver = Receiver::service(group.clone(), handle.clone(), closed.clone());
     let serving = transport::server_builder()
+        .trace_fn(downpour_node::trace::server_span)
         .add_service(service)
         .add_service(receiver)
         .serve_with_incoming_shutdown(

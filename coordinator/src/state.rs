@@ -5,13 +5,15 @@
 //! and job in it names the position in the log that last changed it, so that a watcher can be told exactly what it lacks.
 //!
 //! Follow a command: [`State::apply`] dispatches to [`nodes`] (registering, judging), [`jobs`] (creating, variables, labels) or [`sessions`];
-//! whenever a life of a server begins or ends, [`routes`] decides what that means for each shard. [`snapshot`] is the encoding of it all.
+//! whenever a life of a server begins or ends, [`routes`] decides what that means for each shard. [`snapshot`] is the encoding of it
+//! all, and [`size`] keeps that within one message.
 
 mod jobs;
 mod nodes;
 mod requests;
 pub mod routes;
 mod sessions;
+mod size;
 mod snapshot;
 #[cfg(test)]
 mod tests;

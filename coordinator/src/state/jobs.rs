@@ -10,11 +10,10 @@ use downpour_core::routing::ShardRoute;
 use downpour_core::spec::{JobSpec, Shape, Variable, VariableSpec};
 use downpour_core::view::JobView;
 
+use super::size::{JOB_BYTES, SHARD_BYTES, VARIABLE_BYTES, label_bytes};
 use super::{Defined, Dense, Job, Outcome, Refused, Reply, State};
 use crate::command::LabelChange;
 
-/// Most shards of all jobs together: a snapshot of the state fits into one message.
-const SHARDS_MAX: usize = 1 << 19;
 /// Most jobs.
 const JOBS_MAX: usize = 4096;
 /// Most variables of a job.
@@ -32,11 +31,11 @@ impl State {
                 Err(Refused::AlreadyExists(difference(&job.view.spec, &spec)))
             };
         }
-        let shards: usize = jobs.values().map(|job| job.view.shards.len()).sum();
-        if jobs.len() == JOBS_MAX || shards + spec.shards as usize > SHARDS_MAX {
-            let problem = format!("a cluster has at most {JOBS_MAX} jobs and {SHARDS_MAX} shards");
+        if jobs.len() == JOBS_MAX {
+            let problem = format!("a cluster has at most {JOBS_MAX} jobs");
             return Err(Refused::FailedPrecondition(problem));
         }
+        self.check_room(JOB_BYTES + spec.shards as usize * SHARD_BYTES)?;
         let plan = placement::place(&self.candidates(), spec.shards, spec.replicas)
             .map_err(|error| Refused::FailedPrecondition(error.to_string()))?;
         self.last.job += 1;
@@ -120,6 +119,8 @@ impl State {
                 }
             });
         }
+        let more = variables.len() - self.job(id)?.view.variables.len();
+        self.check_room(more * VARIABLE_BYTES)?;
         let job = self.job_mut(id);
         if variables.len() > job.view.variables.len() {
             job.view.variables = variables;
@@ -166,6 +167,7 @@ impl State {
             let problem = format!("a job has at most {LABELS_MAX} labels");
             return Err(Refused::FailedPrecondition(problem));
         }
+        self.check_room(label_bytes(&change.key, &change.value))?;
         if change.value != now {
             let labels = &mut self.job_mut(id).labels;
             if change.value.is_empty() {

@@ -6,6 +6,7 @@ use downpour_core::id::{Incarnation, NodeId, ServerRef};
 use downpour_core::view::NodeView;
 
 use super::requests::Remembered;
+use super::size::NODE_BYTES;
 use super::{Cluster, Node, Outcome, Refused, Reply, State};
 use crate::command::Registration;
 
@@ -52,6 +53,7 @@ impl State {
                 return Err(Refused::FailedPrecondition(problem));
             }
             None => {
+                self.check_room(NODE_BYTES)?;
                 self.last.node += 1;
                 NodeId(self.last.node)
             }

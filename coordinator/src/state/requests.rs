@@ -38,6 +38,10 @@ impl Requests {
         self.answers.insert(request, answer);
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.order.len()
+    }
+
     /// Oldest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&String, Remembered)> {
         self.order.iter().map(|request| (request, self.answers[request]))

@@ -3,6 +3,7 @@
 use downpour_core::id::{JobId, SessionId};
 
 use super::requests::Remembered;
+use super::size::SESSION_BYTES;
 use super::{Outcome, Refused, Reply, Session, State};
 use crate::command::Opening;
 
@@ -21,6 +22,7 @@ impl State {
             let problem = format!("job {job} already has {SESSIONS_MAX} open sessions");
             return Err(Refused::FailedPrecondition(problem));
         }
+        self.check_room(SESSION_BYTES)?;
         self.last.session += 1;
         let session = SessionId(self.last.session);
         self.job_mut(job).sessions.insert(session, Session { name, kind });

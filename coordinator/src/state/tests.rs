@@ -441,3 +441,28 @@ fn a_label_is_a_register_with_compare_and_swap() {
     assert_eq!(label("", None), (true, String::new()));
     assert_eq!(label("c", Some("")), (true, "c".into()));
 }
+
+#[test]
+fn a_state_at_its_bound_fits_into_a_message_and_takes_nothing_more() {
+    let mut machine = Machine::default();
+    for number in 0..3 {
+        machine.register(number);
+    }
+    let mut jobs = 0;
+    let refused = loop {
+        let spec = job_spec(&format!("job-{jobs}"), 65_536, 3);
+        match machine.apply(Command::CreateJob(spec)) {
+            Ok(_) => jobs += 1,
+            Err(refused) => break refused,
+        }
+    };
+    assert!(
+        matches!(&refused, Refused::FailedPrecondition(problem) if problem.contains("delete jobs"))
+    );
+    assert!(jobs >= 7, "{jobs}");
+    let bytes = machine.state.snapshot().len();
+    assert!(bytes <= machine.state.bytes_max());
+    assert!(bytes < downpour_proto::transport::MESSAGE_BYTES_MAX - (1 << 20), "{bytes}");
+    let small = machine.apply(Command::CreateJob(job_spec("small", 1, 1)));
+    assert!(small.is_ok(), "what fits is still taken");
+}

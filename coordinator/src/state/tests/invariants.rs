@@ -223,7 +223,9 @@ proptest! {
             let before = machine.state.clone();
             let command = command(before.cluster(), step);
             // A state that went through a snapshot goes on alike.
-            let mut restored = State::restore(&before.snapshot()).unwrap();
+            let snapshot = before.snapshot();
+            prop_assert!(snapshot.len() <= before.bytes_max());
+            let mut restored = State::restore(&snapshot).unwrap();
             prop_assert_eq!(&restored, &before);
             let outcome = machine.apply(command.clone());
             prop_assert_eq!(&restored.apply(machine.index, command), &outcome);

@@ -1,0 +1,52 @@
+//! How large the state may grow: a snapshot of it must fit into one message, with room to spare.
+
+use super::{Job, Refused, State};
+
+/// Above this nothing new is taken.
+const STATE_BYTES_MAX: usize = 48 << 20;
+
+// Upper bounds of what one of each takes in a snapshot; the names are bounded where they enter.
+pub(super) const NODE_BYTES: usize = 800;
+pub(super) const JOB_BYTES: usize = 320;
+pub(super) const SHARD_BYTES: usize = 96;
+pub(super) const VARIABLE_BYTES: usize = 640;
+pub(super) const SESSION_BYTES: usize = 320;
+const REQUEST_BYTES: usize = 320;
+const LABEL_BYTES: usize = 16;
+
+/// What a label takes in a snapshot.
+pub(super) fn label_bytes(key: &str, value: &str) -> usize {
+    key.len() + value.len() + LABEL_BYTES
+}
+
+impl Job {
+    fn bytes_max(&self) -> usize {
+        JOB_BYTES
+            + self.view.shards.len() * SHARD_BYTES
+            + self.view.variables.len() * VARIABLE_BYTES
+            + (self.sessions.len() + self.view.sessions.open.len()) * SESSION_BYTES
+            + self.labels.iter().map(|(key, value)| label_bytes(key, value)).sum::<usize>()
+    }
+}
+
+impl State {
+    /// An upper bound of the bytes of a snapshot.
+    pub(super) fn bytes_max(&self) -> usize {
+        NODE_BYTES
+            + self.cluster.nodes.len() * NODE_BYTES
+            + self.cluster.jobs.values().map(|job| job.bytes_max()).sum::<usize>()
+            + self.requests.len() * REQUEST_BYTES
+    }
+
+    /// Refuses what would make the state too large.
+    pub(super) fn check_room(&self, more: usize) -> Result<(), Refused> {
+        let bytes = self.bytes_max() + more;
+        if bytes <= STATE_BYTES_MAX {
+            return Ok(());
+        }
+        Err(Refused::FailedPrecondition(format!(
+            "the state of the cluster would take {bytes} bytes, and it may take {STATE_BYTES_MAX}: \
+             delete jobs that nobody needs"
+        )))
+    }
+}
