@@ -114,10 +114,8 @@ impl Life {
     /// What a request for another incarnation gets.
     pub(crate) fn another_life(&self, key: ShardKey) -> Redirect {
         let route = self.jobs.read().get(&key.job).and_then(|view| view.route(key.shard).cloned());
-        route.map_or(Redirect { epoch: Epoch(0), primary: None }, |route| Redirect {
-            epoch: route.epoch,
-            primary: route.primary,
-        })
+        let redirect = |route: ShardRoute| Redirect { epoch: route.epoch, primary: route.primary };
+        route.map_or(Redirect::UNKNOWN, redirect)
     }
 
     /// Where a server is, unless its incarnation is known to be over.

@@ -33,8 +33,7 @@ pub(crate) async fn answer(
 ) -> Result<v1::PullReply, Status> {
     validate::pull_request(&request)?;
     let Some(life) = life.filter(|_| meant_for(life, request.incarnation)) else {
-        let nowhere = |_| Redirect { epoch: Epoch(0), primary: None };
-        let redirect = |key| life.map_or_else(|| nowhere(key), |life| life.another_life(key));
+        let redirect = |key| life.map_or(Redirect::UNKNOWN, |life| life.another_life(key));
         let parts = request.parts.iter().map(|part| v1::PullPartReply {
             shard: part.shard,
             result: Some(PullResult::Redirect(

@@ -126,7 +126,7 @@ impl Header {
         let key = ShardKey { job: self.job, shard: ShardId(part.shard) };
         let declined = |declined| Ok(PartState::Over(push_declined(declined)));
         let Some(life) = life else {
-            return declined(Declined::Redirect(Redirect { epoch: Epoch(0), primary: None }));
+            return declined(Declined::Redirect(Redirect::UNKNOWN));
         };
         if !self.for_this_life {
             return declined(Declined::Redirect(life.another_life(key)));

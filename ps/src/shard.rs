@@ -90,6 +90,11 @@ pub struct Redirect {
     pub primary: Option<ServerRef>,
 }
 
+impl Redirect {
+    /// Nothing is known of the shard here.
+    pub const UNKNOWN: Redirect = Redirect { epoch: Epoch(0), primary: None };
+}
+
 /// A request that had no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Declined {
@@ -351,9 +356,9 @@ impl Shard {
         }
     }
 
-    /// A higher epoch was seen: lower ones are refused from here on.
+    /// A higher epoch was seen: lower ones are refused from here on. One that no coordinator can have minted is nonsense, and believed by nobody.
     fn adopt(&mut self, epoch: Epoch, leader: Option<ServerRef>) {
-        if epoch > self.epoch {
+        if epoch > self.epoch && epoch <= Lsn::EPOCH_MAX {
             (self.epoch, self.set_version, self.leader) = (epoch, 0, leader);
             self.step_down();
         }

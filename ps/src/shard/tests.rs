@@ -478,6 +478,16 @@ fn a_member_that_was_removed_while_ahead_is_no_longer_listened_to() {
 }
 
 #[test]
+fn an_epoch_that_nobody_can_have_minted_ends_no_tenure() {
+    let [mut primary, _] = cluster();
+    let absurd = Epoch(u64::MAX);
+    let ack = Ack { epoch: absurd, last: Lsn::ZERO, not_ready: false };
+    primary.acked(server(2), ack).expect("ignored");
+    assert_eq!(primary.fence(absurd, server(2)).epoch, Epoch(1));
+    assert!(matches!(push(&mut primary, counting(1, &[5])), Pushed::Logged(_)));
+}
+
+#[test]
 fn what_is_lost_on_the_way_is_sent_again() {
     let [mut primary, mut backup] = cluster();
     let pushed = ticket(push(&mut primary, counting(1, &[5])));
