@@ -21,6 +21,8 @@ pub const DIM_MAX: u32 = 65_536;
 pub const BLOCK_FLOATS_MAX: u32 = 1 << 18;
 /// Most floats of one dense variable.
 pub const DENSE_FLOATS_MAX: u64 = 1 << 36;
+/// Most blocks of one dense variable: servers go through all of them when the variable is defined.
+pub const DENSE_BLOCKS_MAX: u64 = 1 << 22;
 /// Most dimensions of a dense variable.
 pub const DENSE_RANK_MAX: usize = 8;
 /// Floats of a dense block where the user does not say.
@@ -197,7 +199,7 @@ impl VariableSpec {
                 let floats = product.unwrap_or(u64::MAX);
                 check_range("dense.shape (product)", floats, 1, DENSE_FLOATS_MAX)?;
                 let blocks = floats.div_ceil(dense.block_floats.into());
-                check_range("dense.shape (blocks)", blocks, 1, u32::MAX.into())
+                check_range("dense.shape (blocks)", blocks, 1, DENSE_BLOCKS_MAX)
             }
         }
     }
