@@ -1,0 +1,189 @@
+//! Drivers on one thread, with disks in memory and a network that a test carries message by message.
+
+#![allow(dead_code, unreachable_pub, reason = "each test uses a part")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use downpour_coordinator::command::Body;
+use downpour_coordinator::metrics::RaftMetrics;
+use downpour_coordinator::raft::log::{Change, Disk, Error, Identity, Image, Log};
+use downpour_coordinator::raft::mem_disk::{MemDisk, Platters};
+use downpour_coordinator::raft::{Driver, Fatal, Handle, Options, driver};
+use downpour_node::metrics::Registry;
+use downpour_proto::v1;
+use raft::eraftpb::{Message, MessageType};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A disk that may be told to forget its barriers.
+struct TestDisk {
+    disk: MemDisk,
+    honest: bool,
+}
+
+impl Disk for TestDisk {
+    fn load(&mut self) -> Result<Image, Error> {
+        self.disk.load()
+    }
+
+    fn write(&mut self, change: &Change<'_>) -> Result<(), Error> {
+        let sync = change.sync && (self.honest || change.identity.is_some());
+        self.disk.write(&Change { sync, ..change.clone() })
+    }
+}
+
+/// What messages broke their promise, and how many kept one.
+#[derive(Debug, Default)]
+pub struct Findings {
+    pub broken: Vec<String>,
+    pub kept: BTreeMap<String, u32>,
+}
+
+/// Looks at each message as it leaves.
+struct TestOutbox {
+    platters: Platters,
+    network: mpsc::UnboundedSender<Message>,
+    findings: Arc<Mutex<Findings>>,
+}
+
+impl driver::Outbox for TestOutbox {
+    fn send(&mut self, message: Message) -> bool {
+        let durable = MemDisk::new(&self.platters).load().unwrap();
+        let mut findings = self.findings.lock().unwrap();
+        if promise_holds(&message, &durable) {
+            *findings.kept.entry(format!("{:?}", message.get_msg_type())).or_default() += 1;
+        } else {
+            findings.broken.push(format!("{message:?} while {:?} is durable", durable.hard_state));
+        }
+        self.network.send(message).is_ok()
+    }
+}
+
+fn promise_holds(message: &Message, durable: &Image) -> bool {
+    let hard_state = &durable.hard_state;
+    let last = durable.truncated.index + durable.entries.len() as u64;
+    let voted_for = |candidate| hard_state.term == message.term && hard_state.vote == candidate;
+    match message.get_msg_type() {
+        MessageType::MsgRequestPreVote | MessageType::MsgRequestPreVoteResponse => true,
+        MessageType::MsgRequestVote => voted_for(message.from),
+        MessageType::MsgRequestVoteResponse => message.reject || voted_for(message.to),
+        MessageType::MsgAppendResponse => {
+            message.term <= hard_state.term && (message.reject || message.index <= last)
+        }
+        _ => message.term <= hard_state.term,
+    }
+}
+
+pub type Member = (Handle, JoinHandle<Result<(), Fatal>>);
+
+pub struct Network {
+    /// Members whose messages are lost, to and fro.
+    pub isolated: BTreeSet<u64>,
+    platters: BTreeMap<u64, Platters>,
+    pub members: BTreeMap<u64, Member>,
+    sender: mpsc::UnboundedSender<Message>,
+    receiver: mpsc::UnboundedReceiver<Message>,
+    pub findings: Arc<Mutex<Findings>>,
+    honest: bool,
+    /// Of member 3; the others have 10.
+    election_ticks: usize,
+}
+
+impl Network {
+    pub fn new(honest: bool) -> Network {
+        Self::with_election_ticks(honest, 10)
+    }
+
+    /// The third member waits for so long before it gives up a leader, or its own leadership.
+    pub fn with_election_ticks(honest: bool, election_ticks: usize) -> Network {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let platters = (1..=3).map(|id| (id, Platters::default())).collect();
+        let (members, findings) = (BTreeMap::new(), Arc::default());
+        let isolated = BTreeSet::new();
+        let mut network = Network {
+            isolated,
+            platters,
+            members,
+            sender,
+            receiver,
+            findings,
+            honest,
+            election_ticks,
+        };
+        (1..=3).for_each(|id| network.start(id));
+        network
+    }
+
+    pub fn start(&mut self, id: u64) {
+        let platters = self.platters[&id].clone();
+        let disk = TestDisk { disk: MemDisk::new(&platters), honest: self.honest };
+        let identity = Identity { cluster: "test".into(), member: id, voters: vec![1, 2, 3] };
+        let outbox =
+            TestOutbox { platters, network: self.sender.clone(), findings: self.findings.clone() };
+        let options = Options {
+            id,
+            tick: Duration::from_millis(5),
+            election_ticks: if id == 3 { self.election_ticks } else { 10 },
+            heartbeat_ticks: 2,
+            compact_entries: 20,
+            compact_bytes: 1 << 20,
+            keep_entries: 5,
+        };
+        let metrics = RaftMetrics::new(&Registry::new());
+        let log = Log::open(disk, &identity).unwrap();
+        let (driver, handle) = Driver::new(options, log, outbox, metrics).unwrap();
+        self.members.insert(id, (handle, tokio::spawn(driver.run())));
+    }
+
+    /// A power cut: what was not synced is gone.
+    pub async fn crash(&mut self, id: u64) {
+        let (_, task) = self.members.remove(&id).unwrap();
+        task.abort();
+        let _ = task.await;
+    }
+
+    /// Carries messages until `done`.
+    pub async fn carry_until(&mut self, mut done: impl FnMut(&Network) -> bool) {
+        let deadline = tokio::time::Instant::now() + DEADLINE;
+        while !done(self) {
+            let message = tokio::time::timeout_at(deadline, self.receiver.recv()).await;
+            let message = message.expect("in time").expect("the network goes on");
+            if self.isolated.contains(&message.from) || self.isolated.contains(&message.to) {
+                continue;
+            }
+            if let Some((handle, _)) = self.members.get(&message.to) {
+                handle.deliver(message).await;
+            }
+        }
+    }
+
+    pub fn leader(&self) -> Option<u64> {
+        let reached = self.members.iter().filter(|(id, _)| !self.isolated.contains(id));
+        let mut leading = reached.filter(|(_, (handle, _))| handle.status().leads());
+        leading.next().map(|(id, _)| *id)
+    }
+
+    pub async fn commit(&mut self, count: u64) {
+        self.carry_until(|network| network.leader().is_some()).await;
+        let handle = self.members[&self.leader().unwrap()].0.clone();
+        let proposals = (0..count).map(|number| {
+            let handle = handle.clone();
+            let request = v1::RegisterServerRequest {
+                name: format!("ps-{}", number % 3),
+                address: "host:1".into(),
+                zone: String::new(),
+                request_id: number.to_string(),
+            };
+            tokio::spawn(async move { handle.propose(Body::RegisterServer(request)).await })
+        });
+        let proposals: Vec<_> = proposals.collect();
+        self.carry_until(|_| proposals.iter().all(JoinHandle::is_finished)).await;
+        for proposal in proposals {
+            proposal.await.unwrap().unwrap();
+        }
+    }
+}
