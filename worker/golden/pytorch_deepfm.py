@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""DeepFM in one PyTorch process, and logistic regressions: what docs/quality.md compares Downpour's DeepFM with.
+r"""DeepFM in one PyTorch process, and logistic regressions: what docs/quality.md compares Downpour's DeepFM with.
 
-    python worker/golden/pytorch_deepfm.py data/datasets/adult.toml \\
+    python worker/golden/pytorch_deepfm.py data/datasets/adult.toml \
         data/datasets/adult/train.parquet data/datasets/adult/test.parquet --epochs 8 --seeds 1 2 3 --logistic
 
 Reads the schema file that the workers read (keys, buckets, crosses and numbers; no bags). One table for all features, a row per
@@ -128,7 +128,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--hidden", type=int, nargs="+", default=[64, 32])
-    parser.add_argument("--lr-table", type=float, default=0.05, help="Adagrad")
+    parser.add_argument("--lr-table", type=float, default=0.02, help="Adagrad")
     parser.add_argument("--initial-accumulator", type=float, default=0.01, help="Adagrad's initial sum")
     parser.add_argument("--lr-dense", type=float, default=0.002, help="Adam")
     parser.add_argument("--init-std", type=float, default=0.01, help="of the rows")
