@@ -51,6 +51,8 @@ pub(crate) fn open(task: &Task, layout: &Layout) -> Result<BatchReader> {
         groups.iter().map(|group| group.num_rows().max(0) as u64).sum()
     };
     if let Some(codec) = groups.iter().find_map(unread_codec) {
+        let codec = codec.to_string();
+        let codec = codec.split('(').next().unwrap_or_default();
         let read = "is not read here, only Snappy, Zstandard and none";
         return Err(Error::file(&task.file, format!("its compression {codec} {read}")));
     }
