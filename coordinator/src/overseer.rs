@@ -11,45 +11,54 @@ use tracing::{debug, warn};
 
 use crate::command::{Body, ServerList, SessionList};
 use crate::liveness::{Liveness, Timeouts};
+use crate::metrics::ClusterMetrics;
 use crate::raft::Handle;
 
 /// Checks this often within the shorter timeout.
 const CHECKS_PER_TIMEOUT: u32 = 15;
 const CHECK_INTERVAL_MIN: Duration = Duration::from_millis(10);
+/// Most of a kind in one command; the rest follows at the next check.
+const LIST_MAX: usize = 10_000;
 
 /// Judges until told to stop.
 pub async fn run(
     handle: Handle,
     liveness: Arc<Mutex<Liveness>>,
     timeouts: Timeouts,
+    metrics: ClusterMetrics,
     stop: CancellationToken,
 ) {
     let shorter = timeouts.failure.min(timeouts.session);
     let mut checks = tokio::time::interval((shorter / CHECKS_PER_TIMEOUT).max(CHECK_INTERVAL_MIN));
     checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut status = handle.watch_status();
+    let mut observed = None;
     loop {
         tokio::select! {
             _ = checks.tick() => {}
-            Ok(()) = status.changed() => {}
             () = stop.cancelled() => return,
         }
-        let status = status.borrow_and_update().clone();
+        let (status, cluster) = (handle.status(), handle.cluster());
+        if observed.replace(cluster.version) != Some(cluster.version) {
+            metrics.observe(&cluster);
+        }
         let now = Instant::now();
         let (dead, ended) = {
             let mut liveness = liveness.lock();
             liveness.lead(status.leads().then_some(status.term), now);
-            liveness.overdue(&handle.cluster(), timeouts, now)
+            liveness.overdue(&cluster, timeouts, now)
         };
         if !dead.is_empty() {
             warn!(servers = ?dead, "judging servers dead: not heard in time");
-            let servers = dead.into_iter().map(v1::ServerRef::from).collect();
+            metrics.judged.inc_by(dead.len() as u64);
+            let servers = dead.into_iter().take(LIST_MAX).map(v1::ServerRef::from).collect();
             propose(&handle, Body::JudgeDead(ServerList { servers })).await;
         }
         if !ended.is_empty() {
             warn!(sessions = ?ended, "closing sessions: not renewed in time");
+            metrics.expired.inc_by(ended.len() as u64);
             let sessions = ended
                 .into_iter()
+                .take(LIST_MAX)
                 .map(|(job, session)| v1::CloseSessionRequest { job: job.0, session: session.0 });
             propose(&handle, Body::CloseSessions(SessionList { sessions: sessions.collect() }))
                 .await;

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::liveness::Liveness;
-use crate::metrics::RaftMetrics;
+use crate::metrics::{ClusterMetrics, RaftMetrics};
 use crate::overseer;
 use crate::raft::log::{Identity, Log};
 use crate::raft::peers::{self, Group, Links, Receiver};
@@ -50,13 +50,18 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
     let status = handle.watch_status();
     node.readiness.check("raft", move || match status.borrow().ready {
         true => Ok(()),
-        false => Err("no leader yet, or not caught up".into()),
+        false => Err("no leader yet, or not caught up with it".into()),
     });
     let stop = node.shutdown.token();
     link_ends.start(&group, &handle, &node.shutdown)?;
     let liveness = Arc::new(Mutex::new(Liveness::new(Instant::now())));
-    let overseeing =
-        overseer::run(handle.clone(), liveness.clone(), config.timeouts(), stop.clone());
+    let overseeing = overseer::run(
+        handle.clone(),
+        liveness.clone(),
+        config.timeouts(),
+        ClusterMetrics::new(&node.registry),
+        stop.clone(),
+    );
     node.shutdown.spawn("overseer", overseeing);
 
     // Raft's streams must last until leadership is handed over: they end after `stop`.

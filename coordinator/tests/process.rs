@@ -76,7 +76,7 @@ fn it_becomes_ready_shows_metrics_and_ends_cleanly_on_sigterm() {
     let process = Process::spawn(coordinator(data.path(), "127.0.0.1:0").args(["--http", &http]));
     ready(&http);
     let metrics = get(&http, "/metrics").unwrap();
-    for wanted in ["raft_leads 1", "raft_term 1", "raft_persist_seconds_bucket"] {
+    for wanted in ["raft_leads 1", "raft_term 1", "raft_persist_seconds_bucket", "shards_lost 0"] {
         assert!(metrics.contains(&format!("downpour_coordinator_{wanted}")), "{metrics}");
     }
     let pid = rustix::process::Pid::from_child(&process.0);

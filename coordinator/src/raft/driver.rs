@@ -30,6 +30,8 @@ const MESSAGE_BYTES: u64 = 1 << 20;
 const MESSAGES_IN_FLIGHT_MAX: usize = 64;
 const UNCOMMITTED_BYTES_MAX: u64 = 32 << 20;
 const COMMITTED_BYTES_MAX: u64 = 8 << 20;
+/// A member that lost its lead waits this long for the fate of what it proposed.
+const ELECTIONS_UNTIL_UNKNOWN: usize = 4;
 /// Longest wait for another member to take over when this one leaves.
 const LEAVE_TICKS_MAX: u32 = 20;
 
@@ -99,8 +101,9 @@ pub struct Driver<D: Disk, O> {
     proposals: Proposals,
     reads: Reads,
     leaving: Option<(oneshot::Sender<()>, u32)>,
-    /// The commit index at which this member counts as ready, once it knows a leader.
+    /// The index at which this member counts as ready: what a leader had committed when it was asked.
     ready_at: Option<u64>,
+    ticks_without_lead: usize,
     cluster: watch::Sender<Arc<Cluster>>,
     status: watch::Sender<Status>,
     metrics: RaftMetrics,
@@ -150,6 +153,7 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
             reads: Reads::default(),
             leaving: None,
             ready_at: None,
+            ticks_without_lead: 0,
             cluster,
             status,
             metrics,
@@ -197,6 +201,15 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
         self.node.tick();
         self.proposals.prune();
         self.reads.prune();
+        if self.ready_at.is_none() && self.leader().is_some() {
+            self.node.read_index(self.readiness_context());
+        }
+        self.ticks_without_lead += 1;
+        if self.node.raft.state == StateRole::Leader {
+            self.ticks_without_lead = 0;
+        } else if self.ticks_without_lead == ELECTIONS_UNTIL_UNKNOWN * self.options.election_ticks {
+            self.proposals.abandon();
+        }
         let Some((reply, ticks_left)) = self.leaving.take() else { return true };
         if self.node.raft.state != StateRole::Leader || ticks_left == 0 {
             let _ = reply.send(());
@@ -226,8 +239,10 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
     fn step(&mut self, message: Message) -> Result<(), Fatal> {
         let raft = &self.node.raft;
         match message.get_msg_type() {
-            // Members propose and read only where they lead: nobody forwards.
-            MessageType::MsgPropose | MessageType::MsgReadIndex => return Ok(()),
+            // Members propose only where they lead: nobody forwards.
+            MessageType::MsgPropose => return Ok(()),
+            // A follower asks how far it must come to be ready; nobody passes that on.
+            MessageType::MsgReadIndex if raft.state != StateRole::Leader => return Ok(()),
             MessageType::MsgHeartbeat if message.term >= raft.term => {
                 let has = raft.raft_log.last_index();
                 if message.commit > has {
@@ -281,6 +296,11 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
         }
     }
 
+    /// Of the ReadIndex that says how far this member must come; the contexts of [`Reads`] are shorter.
+    fn readiness_context(&self) -> Vec<u8> {
+        [b"ready".as_slice(), &self.options.id.to_be_bytes()].concat()
+    }
+
     fn process_ready(&mut self) -> Result<(), Fatal> {
         let mut ready = self.node.ready();
         // A leader's: they promise nothing of its own.
@@ -301,6 +321,8 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
         for read in ready.take_read_states() {
             if let Ok(context) = read.request_ctx.as_slice().try_into() {
                 self.reads.grant(u64::from_be_bytes(context), read.index);
+            } else {
+                self.ready_at.get_or_insert(read.index);
             }
         }
         self.apply(ready.take_committed_entries())?;
@@ -397,9 +419,6 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
     fn publish(&mut self) {
         let raft = &self.node.raft;
         let (leader, commit) = (self.leader(), raft.raft_log.committed);
-        if self.ready_at.is_none() && leader.is_some() {
-            self.ready_at = Some(commit);
-        }
         let mut members: Vec<Member> = (raft.prs().iter())
             .map(|(&id, progress)| Member { id, matched: progress.matched })
             .collect();

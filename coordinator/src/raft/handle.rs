@@ -67,7 +67,7 @@ pub struct Status {
     pub commit: u64,
     /// Index up to which it is applied.
     pub applied: u64,
-    /// It knew a leader and had applied what was committed then: it has a state worth showing.
+    /// It has applied what was committed when it started: it has a state worth showing.
     pub ready: bool,
     /// All members; how far they are is known by the leader only.
     pub members: Vec<Member>,

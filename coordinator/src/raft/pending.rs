@@ -42,7 +42,13 @@ impl Proposals {
     /// A snapshot took the place of all entries up to `index`.
     pub(super) fn skipped(&mut self, index: u64) {
         let later = self.0.split_off(&(index + 1));
-        for (_, reply) in std::mem::replace(&mut self.0, later).into_values() {
+        self.abandon();
+        self.0 = later;
+    }
+
+    /// Nobody knows what becomes of them.
+    pub(super) fn abandon(&mut self) {
+        for (_, reply) in std::mem::take(&mut self.0).into_values() {
             let _ = reply.send(Err(Error::Unknown));
         }
     }
