@@ -8,12 +8,14 @@ use crate::{Error, Result, TableHandle};
 /// Which column feeds which table: what prefetching needs to know.
 ///
 /// Strings and integers are hashed under the table's name ([`TableHandle::key`] computes the same); columns that hold keys
-/// already are declared with [`Features::one_raw`] and [`Features::bag_raw`]. A missing value, or an empty list, is a zero vector
+/// already are marked [`Features::raw`]. A missing value, or an empty list, is a zero vector
 /// and creates no row. For crosses, buckets and other transformations there is the schema file: [`Features::from_schema`].
 #[derive(Clone, Debug, Default)]
 pub struct Features {
     spec: Spec,
     tables: BTreeMap<String, TableHandle>,
+    /// A change of a feature came before the first one.
+    misused: Option<&'static str>,
 }
 
 impl Features {
@@ -26,47 +28,59 @@ impl Features {
     /// What a schema file says, with a table of the job for each table that it names. The job's table decides the width.
     #[must_use]
     pub fn from_schema(schema: &Schema, tables: BTreeMap<String, TableHandle>) -> Self {
-        Self { spec: schema.spec().clone(), tables }
+        Self { spec: schema.spec().clone(), tables, misused: None }
     }
 
     /// A column with one value: the feature's value is its row.
     #[must_use]
     pub fn one(self, column: &str, table: &TableHandle) -> Self {
-        self.key(KeySpec { columns: column.into(), ..KeySpec::default() }, table)
+        self.bag(column, table, Pool::Sum)
     }
 
-    /// [`Features::one`] where the column's integers are the keys.
+    /// A column with a list of values, pooled into one vector, or with [`Pool::Padded`] kept apart (it needs
+    /// [`Features::max_len`]).
     #[must_use]
-    pub fn one_raw(self, column: &str, table: &TableHandle) -> Self {
-        self.key(KeySpec { columns: column.into(), raw: true, ..KeySpec::default() }, table)
-    }
-
-    /// A column with a list of values, pooled into one vector, or with [`Pool::Padded`] kept apart (declare that one by
-    /// [`Features::key`], since it needs a `max_len`).
-    #[must_use]
-    pub fn bag(self, column: &str, table: &TableHandle, pool: Pool) -> Self {
-        self.key(KeySpec { columns: column.into(), pool: Some(pool), ..KeySpec::default() }, table)
-    }
-
-    /// [`Features::bag`] where the column's integers are the keys.
-    #[must_use]
-    pub fn bag_raw(self, column: &str, table: &TableHandle, pool: Pool) -> Self {
-        let key =
-            KeySpec { columns: column.into(), pool: Some(pool), raw: true, ..KeySpec::default() };
-        self.key(key, table)
-    }
-
-    /// Any key columns a schema file can describe; their table is `table`.
-    #[must_use]
-    pub fn key(mut self, key: KeySpec, table: &TableHandle) -> Self {
-        let name = table.name().to_owned();
+    pub fn bag(mut self, column: &str, table: &TableHandle, pool: Pool) -> Self {
         self.spec.keys.push(KeySpec {
-            table: Some(name.clone()),
-            salt: key.salt.or_else(|| (!key.raw).then(|| name.clone())),
+            columns: column.into(),
+            table: Some(table.name().into()),
             dim: Some(table.dim()),
-            ..key
+            pool: Some(pool),
+            ..KeySpec::default()
         });
-        self.tables.insert(name, table.clone());
+        self.tables.insert(table.name().into(), table.clone());
+        self
+    }
+
+    /// The integers of the feature before are keys as they stand, and are not hashed.
+    #[must_use]
+    pub fn raw(self) -> Self {
+        self.change("raw", |key| key.raw = true)
+    }
+
+    /// The bag before is a string with this between its values.
+    #[must_use]
+    pub fn separated_by(self, separator: &str) -> Self {
+        self.change("separated_by", |key| key.separator = Some(separator.into()))
+    }
+
+    /// The bag before keeps its first so many values.
+    #[must_use]
+    pub fn max_len(self, len: u32) -> Self {
+        self.change("max_len", |key| key.max_len = Some(len))
+    }
+
+    /// The bag before has a weight for each value in this column.
+    #[must_use]
+    pub fn weighted_by(self, column: &str) -> Self {
+        self.change("weighted_by", |key| key.weights = Some(column.into()))
+    }
+
+    fn change(mut self, what: &'static str, change: impl FnOnce(&mut KeySpec)) -> Self {
+        match self.spec.keys.last_mut() {
+            Some(key) => change(key),
+            None => self.misused = Some(what),
+        }
         self
     }
 
@@ -107,6 +121,11 @@ impl Features {
     }
 
     pub(crate) fn layout(self) -> Result<Layout> {
+        if let Some(what) = self.misused {
+            return Err(Error::usage(format!(
+                "{what}() changes the feature before it, and there is none"
+            )));
+        }
         let schema = Schema::new(self.spec)?;
         let mut tables: Vec<TableHandle> = Vec::new();
         let mut features = Vec::new();

@@ -37,7 +37,7 @@ mod train;
 pub use cluster::Cluster;
 pub use downpour_core::init::Init;
 pub use downpour_core::optimizer::OptimizerSpec;
-pub use downpour_data::{Dataset, Encoded, FileSpec, KeySpec, Pool, Schema};
+pub use downpour_data::{Dataset, Encoded, FileSpec, Pool, Schema};
 pub use error::{Error, NonFinite, Result};
 pub use evaluate::{EvaluateBuilder, Report, Scores};
 pub use every::Every;

@@ -102,9 +102,12 @@ fn a_step_pushes_each_key_once_and_nothing_that_it_did_not_use() {
     let _idle = vars.root().zeros("idle", &[2]);
     job.dense("net", &vars, Sgd::lr(1.0)).unwrap();
     let features = Features::new()
-        .one_raw("a", &shared)
-        .one_raw("b", &shared)
-        .one_raw("c", &unused)
+        .one("a", &shared)
+        .raw()
+        .one("b", &shared)
+        .raw()
+        .one("c", &unused)
+        .raw()
         .label("y");
     let mut steps = job.train(Paths::new([data]), features).start().unwrap();
     let step = steps.next().unwrap().expect("a step");
@@ -133,7 +136,7 @@ fn gradients_can_be_clipped_and_scaled_and_a_dropped_step_pushes_nothing() {
     let data = cluster.file("keys.csv", "a,y\n1,0\n2,0\n3,0\n");
     let job = cluster.cluster.job("clip").shards(4).open().unwrap();
     let table = counting(&job, "t");
-    let features = || Features::new().one_raw("a", &table).label("y");
+    let features = || Features::new().one("a", &table).raw().label("y");
     let train = || job.train(Paths::new([&data]), features()).batch(1).shuffle_rows(0).start();
     let mut steps = train().unwrap();
     for (clock, wanted_norm) in [(0, 8f64.sqrt()), (1, 0.0), (2, 8f64.sqrt())] {
@@ -191,7 +194,7 @@ fn misuse_is_an_error_that_says_what_to_do() {
     let data = cluster.file("keys.csv", "a,y\n1,0\n2,0\n");
     let job = cluster.cluster.job("misuse").shards(4).open().unwrap();
     let table = counting(&job, "t");
-    let features = || Features::new().one_raw("a", &table).label("y");
+    let features = || Features::new().one("a", &table).raw().label("y");
     let mut steps = job.train(Paths::new([&data]), features()).batch(1).start().unwrap();
     let step = steps.next().unwrap().expect("a step");
     let second = steps.next().unwrap_err().to_string();
@@ -223,14 +226,8 @@ fn padded_features_and_masks_line_up() {
     let job = cluster.cluster.job("padded").shards(4).open().unwrap();
     let init = Init::Constant(1.0);
     let table = job.table("t", Table::dim(2).init(init)).unwrap();
-    let list = downpour::KeySpec {
-        columns: "l".into(),
-        separator: Some("|".into()),
-        pool: Some(Pool::Padded),
-        max_len: Some(2),
-        ..downpour::KeySpec::default()
-    };
-    let features = Features::new().key(list, &table).label("y");
+    let features =
+        Features::new().bag("l", &table, Pool::Padded).separated_by("|").max_len(2).label("y");
     let evaluation = job.evaluation(Paths::new([data]), features);
     evaluation
         .for_each(|step| {

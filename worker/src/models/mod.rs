@@ -124,19 +124,14 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Of a schema whose tables are the job's.
-    pub fn new(schema: &Schema, tables: &BTreeMap<String, TableHandle>) -> Result<Self> {
+    /// Of a schema, for a model.
+    pub fn new(kind: Kind, schema: &Schema) -> Result<Self> {
         if schema.labels().is_empty() {
             return Err(Error::usage("the schema has no [[label]]: nothing to predict"));
         }
-        let dims = schema.features().iter().map(|feature| {
-            let table = tables.get(&feature.table);
-            table.map(|table| i64::from(table.dim())).ok_or_else(|| {
-                Error::usage(format!("table {:?} of the schema is not defined", feature.table))
-            })
-        });
+        let dims = schema.features().iter().map(|feature| kind.table_dim(feature.dim).into());
         Ok(Self {
-            dims: dims.collect::<Result<_>>()?,
+            dims: dims.collect(),
             numbers: schema.numbers().len() as i64,
             labels: schema.labels().len() as i64,
         })

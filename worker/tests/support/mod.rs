@@ -43,13 +43,14 @@ impl TestCluster {
     }
 }
 
-/// `user,items,x,click`: items is a list of up to three with gaps, and clicks follow the user's and the first item's parity.
+/// `user,items,x,click`: items is a list of up to three with gaps, and whoever is odd, or has an odd first item,
+/// clicks.
 pub(crate) fn clicks(rows: u64) -> String {
     let mut text = String::from("user,items,x,click\n");
     for i in 0..rows {
         let user = i.wrapping_mul(2_654_435_761) % 97;
         let items: Vec<String> = (0..i % 4).map(|n| ((i * 31 + n * 17) % 53).to_string()).collect();
-        let click = (user + i * 31 % 53) % 2;
+        let click = (user % 2) | u64::from(!items.is_empty()) & (i * 31 % 53 % 2);
         writeln!(text, "{user},{},{},{click}", items.join("|"), (i % 10) as f64 / 10.0).unwrap();
     }
     text
@@ -57,13 +58,12 @@ pub(crate) fn clicks(rows: u64) -> String {
 
 /// The columns of [`clicks`].
 pub(crate) fn click_features(users: &TableHandle, items: &TableHandle) -> downpour::Features {
-    let bag = downpour::KeySpec {
-        columns: "items".into(),
-        separator: Some("|".into()),
-        pool: Some(Pool::Mean),
-        ..downpour::KeySpec::default()
-    };
-    downpour::Features::new().one("user", users).key(bag, items).dense(["x"]).label("click")
+    downpour::Features::new()
+        .one("user", users)
+        .bag("items", items, Pool::Mean)
+        .separated_by("|")
+        .dense(["x"])
+        .label("click")
 }
 
 pub(crate) fn floats(tensor: &Tensor) -> Vec<f32> {

@@ -14,7 +14,7 @@ pub(crate) fn run(options: &Options, data: &[String], report: Option<&Path>) -> 
         ([], None) => bail!("--data is needed: the files to measure on"),
         (data, _) => &data.to_vec(),
     };
-    let setup = Setup::new(options, Purpose::Evaluate)?;
+    let setup = Setup::new(options, Purpose::Evaluate, data)?;
     let mut result = setup.evaluate(data)?;
     result["model"] = options.model.as_deref().unwrap_or("script").into();
     writeln!(std::io::stdout(), "{result}").context("write to stdout")?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use downpour::models::{self, Catalogue, Inputs, Kind, MatrixFactorisation, Model, Objective};
-use downpour::{Cluster, Features, Init, Job, Paths, Result, Schema, TableHandle, device};
+use downpour::{Cluster, Features, Init, Job, Paths, Result, Schema, Source, TableHandle, device};
 use tch::Device;
 use tch::nn::VarStore;
 
@@ -33,7 +33,12 @@ pub(crate) enum Purpose {
 }
 
 impl Setup {
-    pub(crate) fn new(options: &Options, purpose: Purpose) -> anyhow::Result<Self> {
+    /// Looks at everything that is local before it changes anything in the cluster; `data` are the files that will be read.
+    pub(crate) fn new(
+        options: &Options,
+        purpose: Purpose,
+        data: &[String],
+    ) -> anyhow::Result<Self> {
         let kind = match (&options.model, &options.model_file) {
             (None, Some(_)) => Kind::Script,
             _ => Kind::named(needed(&options.model, "--model")?)?,
@@ -41,28 +46,26 @@ impl Setup {
         let schema = Schema::load(needed(&options.schema, "--schema")?)?;
         let name = needed(&options.job, "--job")?;
         let coordinators = needed(&options.coordinators, "--coordinators")?;
+        Paths::new(data).open(&schema)?;
         let device = parsed(&options.device, "--device", device::Choice::Cpu)?.device()?;
         tch::set_num_threads(options.threads.unwrap_or(1).max(1));
         // The first weights, and what dropout leaves out.
         tch::manual_seed(options.seed() as i64);
+        let vars = VarStore::new(device);
+        let predictor = match kind {
+            Kind::MatrixFactorisation => None,
+            _ => Some(predictor(kind, &vars, &schema, options)?),
+        };
 
         let cluster = Cluster::connect(coordinators)?;
         let job = open(&cluster, name, options, purpose)?;
         let tables = tables(&job, &schema, kind, options, purpose)?;
-        let vars = VarStore::new(device);
-        let learner = if kind == Kind::MatrixFactorisation {
-            Learner::Ranks(Box::new(factorisation(&schema, &tables, options)?))
-        } else {
-            let model_options = models::Options {
-                hidden: options.hidden.clone().unwrap_or_else(|| vec![256, 128]),
-                dropout: options.dropout.unwrap_or(0.0),
-                model_file: options.model_file.clone(),
-            };
-            let inputs = Inputs::new(&schema, &tables)?;
-            Learner::Predicts {
-                model: models::build(kind, &vars, &inputs, &model_options)?,
+        let learner = match predictor {
+            Some(model) => Learner::Predicts {
+                model,
                 objective: options.objective.map(Into::into).unwrap_or_default(),
-            }
+            },
+            None => Learner::Ranks(Box::new(factorisation(&schema, &tables, options)?)),
         };
         match purpose {
             Purpose::Train => job.dense(DENSE, &vars, options.dense_optimizer())?,
@@ -96,6 +99,20 @@ impl Setup {
 const DENSE: &str = "net";
 /// Lengths of the lists that a ranking is judged by.
 const RANKED: [usize; 3] = [5, 10, 20];
+
+fn predictor(
+    kind: Kind,
+    vars: &VarStore,
+    schema: &Schema,
+    options: &Options,
+) -> Result<Box<dyn Model>> {
+    let model_options = models::Options {
+        hidden: options.hidden.clone().unwrap_or_else(|| vec![256, 128]),
+        dropout: options.dropout.unwrap_or(0.0),
+        model_file: options.model_file.clone(),
+    };
+    models::build(kind, vars, &Inputs::new(kind, schema)?, &model_options)
+}
 
 fn open(cluster: &Cluster, name: &str, options: &Options, purpose: Purpose) -> Result<Job> {
     let mut builder =

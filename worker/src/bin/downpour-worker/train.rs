@@ -15,7 +15,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let train = needed(&options.train, "--train")?;
     let log_every = parsed(&options.log_every, "--log-every", Every::Steps(100))?;
     let mut beside = Beside::new(options)?;
-    let setup = Setup::new(options, Purpose::Train)?;
+    let setup = Setup::new(options, Purpose::Train, train)?;
     let mut builder = setup
         .job
         .train(Paths::new(train), setup.features())
