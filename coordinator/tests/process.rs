@@ -6,6 +6,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use downpour_proto::transport;
+use downpour_proto::v1;
+use downpour_proto::v1::coordinator_client::CoordinatorClient;
+
 const DEADLINE: Duration = Duration::from_secs(30);
 
 fn coordinator(data: &Path, listen: &str) -> Command {
@@ -83,6 +87,29 @@ fn it_becomes_ready_shows_metrics_and_ends_cleanly_on_sigterm() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let (status, _, text) = process.end();
     assert_eq!(status, 0, "{text}");
+}
+
+#[tokio::test]
+async fn what_was_answered_survives_sigkill() {
+    let data = tempfile::tempdir().unwrap();
+    let (listen, http) = (free_address(), free_address());
+    let mut last = 0;
+    for round in 0..3 {
+        let _process = Process::spawn(coordinator(data.path(), &listen).args(["--http", &http]));
+        ready(&http);
+        let mut client = CoordinatorClient::new(transport::channel(&listen).unwrap());
+        let cluster = client.get_cluster(v1::GetClusterRequest {}).await.unwrap().into_inner();
+        let newest = cluster.nodes.iter().map(|node| node.incarnation).max();
+        assert_eq!((cluster.nodes.len(), newest.unwrap_or(0)), (20 * round, last));
+        for number in 0..20 {
+            let name = format!("ps-{round}-{number}");
+            let (address, zone) = ("127.0.0.1:9".to_owned(), String::new());
+            let request_id = name.clone();
+            let request = v1::RegisterServerRequest { name, address, zone, request_id };
+            let reply = client.register_server(request).await.unwrap().into_inner();
+            last = reply.server.unwrap().incarnation;
+        }
+    }
 }
 
 #[test]
