@@ -239,3 +239,84 @@ impl Message {
         self.parts.into_iter().flat_map(|part| part.work).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::tests::state;
+    use downpour_core::init::Init;
+    use downpour_core::optimizer::{OptimizerSpec, Sgd};
+    use downpour_core::spec::{Shape, TableSpec, Variable, VariableSpec};
+
+    const TABLE: VariableId = VariableId(1);
+
+    /// One table with rows of one float on two shards.
+    fn puller() -> Puller {
+        let mut state = state();
+        let shape = Shape::Table(TableSpec { dim: 1, init: Init::Zeros, group: "t".into() });
+        let optimizer = OptimizerSpec::Sgd(Sgd { learning_rate: 1.0 });
+        let spec = VariableSpec { name: "t".into(), optimizer, shape };
+        state.view.variables.push(Variable { id: TABLE, spec });
+        Puller {
+            job: JobId(1),
+            watched: Watched::new(state),
+            servers: Servers::default(),
+            ended: watch::Sender::new(None),
+            deadline: Duration::from_secs(1),
+        }
+    }
+
+    fn pulled(part: &v1::PullPart) -> v1::PullPartReply {
+        let bytes: Vec<u8> =
+            part.rows[0].keys.chunks(8).flat_map(|_| 5.0f32.to_le_bytes()).collect();
+        let values = v1::PulledPart { lsn: 3, rows: vec![bytes.into()], dense: Vec::new() };
+        v1::PullPartReply { shard: part.shard, result: Some(PartResult::Pulled(values)) }
+    }
+
+    /// What is left to do when `change` happens between the question and the honest answer, and the values then.
+    fn left_after(change: impl Fn(&Puller, &Message, &mut v1::PullReply)) -> (usize, Vec<f32>) {
+        let puller = puller();
+        let keys: Vec<u64> = (0..64).collect();
+        let mut values = vec![0.0; 64];
+        let mut tables = [TableRows { variable: TABLE, keys: &keys, values: &mut values }];
+        let state = puller.watched.now();
+        let (plan, mut work) = Plan::new(&state.view, &tables, None).expect("a plan");
+        let messages = Plan::messages(&mut work, |shard| state.route(shard));
+        let mut left = 0;
+        for message in messages {
+            let request = plan.request(JobId(1), &message, &tables, None);
+            let mut reply = v1::PullReply { parts: request.parts.iter().map(pulled).collect() };
+            change(&puller, &message, &mut reply);
+            let taken =
+                puller.take(&plan, message, reply, &mut tables, None, &mut Pulled::default());
+            left += taken.expect("an honest answer").map_or(0, |(work, _)| work.len());
+        }
+        (left, values)
+    }
+
+    #[test]
+    fn an_answer_of_an_epoch_below_the_highest_seen_is_not_believed() {
+        assert_eq!(left_after(|_, _, _| {}), (0, vec![5.0; 64]));
+        let left = left_after(|puller, message, _| {
+            let part = &message.parts[0];
+            let higher = Epoch(part.epoch.0 + 1);
+            puller.watched.update(|state| state.redirected(part.shard, higher, None));
+        });
+        assert_eq!(left, (2, vec![0.0; 64]));
+    }
+
+    #[test]
+    fn a_redirect_is_learnt_and_its_part_is_asked_again() {
+        let left = left_after(|puller, message, reply| {
+            let elsewhere =
+                v1::Redirect { epoch: 9, primary: Some(v1::ServerRef { node: 7, incarnation: 7 }) };
+            let shard = message.parts[0].shard;
+            if shard == ShardId(1) {
+                reply.parts[0].result = Some(PartResult::Redirect(elsewhere));
+            }
+            assert_eq!(puller.watched.now().route(shard).epoch, Epoch(1));
+        });
+        assert_eq!(left.0, 1);
+        assert!(left.1.contains(&5.0) && left.1.contains(&0.0));
+    }
+}

@@ -346,6 +346,12 @@ fn parts_of_one_push_for_one_server_travel_together_up_to_the_size_of_a_message(
     let sends = outbox.sends(START);
     let parts: Vec<usize> = sends.iter().map(|send| send.request.parts.len()).collect();
     assert_eq!(parts, [2, 1]);
+    for mark in [3, 4] {
+        outbox.push(9, 3, shards().map(|shard| part(shard, mark, 100)).collect());
+    }
+    let sends = outbox.sends(START);
+    let parts: Vec<usize> = sends.iter().map(|send| send.request.parts.len()).collect();
+    assert_eq!(parts, [3, 3], "one request for each push, also when they were waiting");
 }
 
 #[test]
