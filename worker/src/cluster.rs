@@ -1,5 +1,5 @@
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use downpour_client::Coordinators;
 use tokio::runtime::{Builder, Runtime};
@@ -19,6 +19,8 @@ struct Inner {
     runtime: Option<Runtime>,
     coordinators: Coordinators,
     stop: watch::Sender<bool>,
+    /// The handler of signals is installed once, by the first loop.
+    handles_signals: Mutex<bool>,
 }
 
 impl Cluster {
@@ -44,7 +46,14 @@ impl Cluster {
         // An address that nobody answers at is told now and not in the first step.
         runtime.block_on(coordinators.cluster())?;
         let (stop, _) = watch::channel(false);
-        Ok(Self { inner: Arc::new(Inner { runtime: Some(runtime), coordinators, stop }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                runtime: Some(runtime),
+                coordinators,
+                stop,
+                handles_signals: Mutex::new(false),
+            }),
+        })
     }
 
     /// A job, to be created or joined.
@@ -78,17 +87,17 @@ impl Cluster {
     pub(crate) fn stop(&self) -> Result<watch::Receiver<bool>> {
         use tokio::signal::unix::{SignalKind, signal};
         let receiver = self.inner.stop.subscribe();
-        if self.inner.stop.receiver_count() > 1 {
+        let mut handled = self.inner.handles_signals.lock().unwrap_or_else(PoisonError::into_inner);
+        if *handled {
             return Ok(receiver);
         }
         let entered = self.runtime().enter();
         let mut terminate = signal(SignalKind::terminate()).map_err(Error::Runtime)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Runtime)?;
         drop(entered);
-        let (stop, held) = (self.inner.stop.clone(), receiver.clone());
+        *handled = true;
+        let stop = self.inner.stop.clone();
         self.runtime().spawn(async move {
-            // Held for ever, so that the handler is installed once.
-            let _held = held;
             for exit in [false, true] {
                 tokio::select! {
                     _ = terminate.recv() => {}

@@ -44,7 +44,7 @@ impl FromStr for Choice {
 }
 
 impl Choice {
-    /// The device, with CUDA loaded where it is needed. Call it before anything else touches a GPU.
+    /// The device, with CUDA loaded where it is needed. Call it before anything else of LibTorch, which looks for CUDA only once.
     pub fn device(self) -> Result<Device> {
         match self {
             Choice::Cpu => Ok(Device::Cpu),
@@ -58,11 +58,11 @@ impl Choice {
 }
 
 fn cuda(number: usize) -> Result<Device> {
-    if !tch::Cuda::is_available() {
-        load_cuda()?;
-    }
+    // LibTorch looks for CUDA once, at the first question about it, and remembers the answer: so load first and ask then.
+    let loaded = load_cuda();
     let count = tch::Cuda::device_count();
     if !tch::Cuda::is_available() || count <= 0 {
+        loaded?;
         return Err(Error::usage(
             "cuda: libtorch_cuda.so is loaded and finds no GPU; check `nvidia-smi`, or use --device cpu",
         ));
@@ -110,8 +110,10 @@ fn load(folder: &Path, name: &str) -> Result<()> {
             Ok(())
         }
         Err(error) => Err(Error::usage(format!(
-            "cuda: cannot load {}: {error}; it must belong to PyTorch 2.11.0 (set {TORCH_LIB})",
-            path.display()
+            "cuda: cannot load {}: {}; it must belong to PyTorch 2.11.0 (set {TORCH_LIB})",
+            path.display(),
+            std::error::Error::source(&error)
+                .map_or_else(|| error.to_string(), ToString::to_string)
         ))),
     }
 }

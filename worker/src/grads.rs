@@ -128,9 +128,11 @@ impl Grads {
             }
             push.dense.push((id, gradient));
         }
-        let (samples, context) = (step.batch.rows() as u64, step.context);
+        // Rows of a step that is not pushed are not trained.
+        let samples = if not_finite.is_none() { step.batch.rows() as u64 } else { 0 };
+        let context = step.context;
         let record = StepRecord { clock: step.clock, samples, loss: step.loss, tables, dense };
-        context.recorder.borrow_mut().step(&record)?;
+        context.recorder.borrow_mut().step(&record);
         if let Some(what) = not_finite {
             let (loss, clock) = (step.loss, step.clock);
             let fault = NonFinite { what, loss, clock, batch: step.batch };

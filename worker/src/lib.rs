@@ -9,6 +9,40 @@
 //! state belongs to a thread. Routing and retries are `downpour-client`'s job, files and hashing `downpour-data`'s; the
 //! optimizers run on the servers.
 //!
+//! ```no_run
+//! use downpour::{Adagrad, Adam, Cluster, Features, Parquet, Pool, Step, Table};
+//! use tch::nn::Module;
+//! use tch::{Device, Reduction, Tensor, nn};
+//!
+//! # fn main() -> downpour::Result<()> {
+//! let cluster = Cluster::connect("127.0.0.1:7070")?;
+//! let job = cluster.job("ctr").open()?;
+//! let items = job.table("item", Table::dim(16).optimizer(Adagrad::lr(0.05)))?;
+//! let vars = nn::VarStore::new(Device::Cpu);
+//! let net = nn::linear(vars.root(), 16 + 16 + 1, 1, nn::LinearConfig::default());
+//! job.dense("net", &vars, Adam::lr(1e-3))?;
+//! let predict = |step: &Step| {
+//!     let x = Tensor::cat(&[step.rows("item_id"), step.rows("last_items"), step.dense()], 1);
+//!     net.forward(&x).squeeze_dim(1)
+//! };
+//!
+//! let features = Features::new()
+//!     .one("item_id", &items)
+//!     .bag("last_items", &items, Pool::Mean)
+//!     .dense(["price"])
+//!     .label("click");
+//! let mut steps = job.train(Parquet::glob("train/*.parquet"), features).depth(2).start()?;
+//! while let Some(step) = steps.next()? {
+//!     let (logits, labels) = (predict(&step), step.labels());
+//!     let loss = logits.binary_cross_entropy_with_logits::<Tensor>(&labels, None, None, Reduction::Mean);
+//!     step.backward(&loss)?.push()?;
+//! }
+//! let report = job.evaluate(Parquet::glob("test/*.parquet"), |step| Ok(predict(step)))?;
+//! println!("{:?}", report.auc);
+//! job.finish()
+//! # }
+//! ```
+//!
 //! The ready-made [`models`] are written on the public interface and are its examples; `docs/sdk.md` is the manual.
 
 mod cluster;

@@ -145,7 +145,7 @@ impl Recorder {
     }
 
     /// A step whose gradients are on their way.
-    pub(crate) fn step(&mut self, step: &StepRecord) -> Result<()> {
+    pub(crate) fn step(&mut self, step: &StepRecord) {
         self.clock = step.clock + 1;
         self.total_samples += step.samples;
         let window = &mut self.window;
@@ -159,7 +159,6 @@ impl Recorder {
             window.gradients.not_finite += kind.not_finite;
             window.gradients.count += kind.count;
         }
-        Ok(())
     }
 
     /// Pushes that were acknowledged.

@@ -202,3 +202,19 @@ fn complaints_name_the_flag_the_file_and_the_column() {
     let differs = complaint(&cluster.worker(&format!("{differs} --lr-table 0.9")));
     assert!(differs.contains("optimizer") && differs.contains("0.9"), "{differs}");
 }
+
+#[test]
+fn the_example_of_a_custom_loop_learns() {
+    let cluster = TestCluster::start();
+    let example = std::path::Path::new(env!("CARGO_BIN_EXE_downpour-worker"))
+        .with_file_name("examples")
+        .join("custom_loop");
+    let output = Command::new(example)
+        .arg(cluster.processes.coordinator_addresses())
+        .output()
+        .expect("cargo builds examples for tests");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let auc: f64 = text.split([' ', ',']).nth(1).and_then(|word| word.parse().ok()).unwrap();
+    assert!(auc > 0.75, "{text}");
+}

@@ -243,3 +243,11 @@ fn padded_features_and_masks_line_up() {
         .unwrap();
     job.finish().unwrap();
 }
+
+#[test]
+fn handles_may_be_shared_between_threads() {
+    fn shared<T: Clone + Send + Sync>() {}
+    shared::<Cluster>();
+    shared::<Job>();
+    shared::<downpour::TableHandle>();
+}
