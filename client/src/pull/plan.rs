@@ -120,10 +120,8 @@ impl Plan {
             let empty = || Message { server, parts: Vec::new(), reply_bytes: 0 };
             let message = open.entry(server).or_insert_with(empty);
             let too_much = message.reply_bytes + item.reply_bytes > MESSAGE_BYTES_TARGET;
-            let last = message.parts.last().and_then(|part| part.work.last());
-            // A part names each table once.
-            let again = last.is_some_and(|last| last.shard == item.shard && last.same_table(&item));
-            if !message.parts.is_empty() && (too_much || again) {
+            // So a part names each table once, as it must: all but the last range of a table are full, and nothing of it fits beside one.
+            if !message.parts.is_empty() && too_much {
                 full.push(std::mem::replace(message, empty()));
             }
             message.reply_bytes += item.reply_bytes;
@@ -222,15 +220,6 @@ impl Plan {
             }
         }
         Ok(())
-    }
-}
-
-impl Work {
-    fn same_table(&self, other: &Work) -> bool {
-        match (&self.what, &other.what) {
-            (What::Rows { table, .. }, What::Rows { table: other, .. }) => table == other,
-            _ => false,
-        }
     }
 }
 
