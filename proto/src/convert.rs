@@ -384,3 +384,123 @@ impl TryFrom<v1::Refusal> for Refusal {
         Ok(Refusal { reason, variable: VariableId(refusal.variable) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use prost::Message;
+
+    use super::*;
+
+    fn view() -> JobView {
+        let server = |node, incarnation| ServerRef {
+            node: NodeId(node),
+            incarnation: Incarnation(incarnation),
+        };
+        let table = VariableSpec {
+            name: "user".into(),
+            optimizer: OptimizerSpec::Adam(Adam {
+                learning_rate: 0.1,
+                beta1: 0.9,
+                beta2: 0.999,
+                epsilon: 1e-8,
+            }),
+            shape: Shape::Table(TableSpec {
+                dim: 8,
+                init: Init::Normal { mean: 0.0, std: 0.01 },
+                group: "people".into(),
+            }),
+        };
+        let dense = VariableSpec {
+            name: "net/weight".into(),
+            optimizer: OptimizerSpec::Sgd(Sgd { learning_rate: 0.5 }),
+            shape: Shape::Dense(DenseSpec { shape: vec![3, 4], block_floats: 5 }),
+        };
+        let route = ShardRoute {
+            epoch: Epoch(3),
+            set_version: 4,
+            primary: Some(server(2, 9)),
+            in_sync: vec![server(1, 7), server(2, 9)],
+        };
+        let lost = ShardRoute { epoch: Epoch(5), set_version: 6, primary: None, in_sync: vec![] };
+        JobView {
+            job: JobId(1),
+            spec: JobSpec { name: "ctr".into(), shards: 2, replicas: 2, min_in_sync: 1, seed: 7 },
+            version: 11,
+            variables: vec![
+                Variable { id: VariableId(1), spec: table },
+                Variable { id: VariableId(2), spec: dense },
+            ],
+            shards: vec![route, lost],
+            sessions: ClosedSessions { high_water: 9, open: [SessionId(4)].into() },
+        }
+    }
+
+    fn refused(change: impl FnOnce(&mut v1::JobView)) -> &'static str {
+        let mut wire = v1::JobView::from(&view());
+        change(&mut wire);
+        JobView::try_from(wire).unwrap_err().field
+    }
+
+    #[test]
+    fn a_view_survives_the_wire() {
+        let wire = v1::JobView::from(&view()).encode_to_vec();
+        let back = JobView::try_from(v1::JobView::decode(wire.as_slice()).unwrap()).unwrap();
+        assert_eq!(back, view());
+    }
+
+    #[test]
+    fn a_view_that_cannot_be_is_refused_by_field() {
+        assert_eq!(refused(|view| view.job = 0), "job");
+        assert_eq!(refused(|view| view.spec = None), "spec");
+        assert_eq!(refused(|view| drop(view.shards.pop())), "shards");
+        assert_eq!(refused(|view| view.shards.swap(0, 1)), "shards");
+        assert_eq!(refused(|view| view.variables[1].id = 1), "variables");
+        assert_eq!(refused(|view| view.shards[0].epoch = 1 << 24), "route.epoch");
+        assert_eq!(refused(|view| view.shards[0].primary = None), "route.primary");
+        assert_eq!(refused(|view| view.shards[0].in_sync.clear()), "route.primary");
+        assert_eq!(refused(|view| view.shards[0].in_sync[0].incarnation = 0), "server");
+        let none = v1::ClosedSessions { high_water: 3, open: vec![4] };
+        assert_eq!(refused(|view| view.sessions = Some(none)), "sessions.open");
+    }
+
+    #[test]
+    fn a_definition_that_cannot_work_is_refused_by_field() {
+        let refused = |change: fn(&mut v1::VariableSpec)| {
+            let mut wire = v1::VariableSpec::from(&view().variables[0].spec);
+            change(&mut wire);
+            VariableSpec::try_from(wire).unwrap_err().field
+        };
+        assert_eq!(refused(|spec| spec.optimizer = None), "optimizer");
+        assert_eq!(refused(|spec| spec.shape = None), "shape");
+        assert_eq!(refused(|spec| spec.name.clear()), "name");
+        assert_eq!(
+            refused(|spec| {
+                let dense = v1::DenseSpec { shape: vec![u64::MAX, 2], block_floats: 1 };
+                spec.shape = Some(v1::variable_spec::Shape::Dense(dense));
+            }),
+            "dense.shape (product)"
+        );
+    }
+
+    proptest! {
+        /// Also of bytes that are nearly a view: one byte of a good one replaced.
+        #[test]
+        fn any_bytes_are_a_value_or_an_error(bytes: Vec<u8>, at: prop::sample::Index, byte: u8) {
+            let mut nearly = v1::JobView::from(&view()).encode_to_vec();
+            let at = at.index(nearly.len());
+            nearly[at] = byte;
+            for bytes in [bytes, nearly] {
+                if let Ok(wire) = v1::JobView::decode(bytes.as_slice()) {
+                    let _ = JobView::try_from(wire);
+                }
+                if let Ok(wire) = v1::NodeView::decode(bytes.as_slice()) {
+                    let _ = NodeView::try_from(wire);
+                }
+                if let Ok(wire) = v1::VariableSpec::decode(bytes.as_slice()) {
+                    let _ = VariableSpec::try_from(wire);
+                }
+            }
+        }
+    }
+}
