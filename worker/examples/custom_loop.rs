@@ -17,8 +17,8 @@ fn main() -> Result<()> {
     let folder = std::env::temp_dir().join(format!("downpour-custom-loop-{}", std::process::id()));
     let (train, test) = (folder.join("train.csv"), folder.join("test.csv"));
     let written = std::fs::create_dir_all(&folder)
-        .and_then(|()| std::fs::write(&train, clicks(0..20_000)))
-        .and_then(|()| std::fs::write(&test, clicks(20_000..25_000)));
+        .and_then(|()| std::fs::write(&train, clicks(0..10_000)))
+        .and_then(|()| std::fs::write(&test, clicks(10_000..12_000)));
     written.expect("the temporary folder can be written");
 
     let cluster = Cluster::connect(&coordinators)?; // blocking: the runtime is inside

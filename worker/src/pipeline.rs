@@ -32,7 +32,7 @@ pub(crate) struct Loaded {
 /// A push that was acknowledged.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Finished {
-    /// How many records of others were applied between its pull and itself: the mean over the shards that it touched.
+    /// How many records were applied between its pull and itself: the mean over the shards that it touched.
     pub(crate) staleness: f64,
 }
 
