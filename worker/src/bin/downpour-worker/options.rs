@@ -39,7 +39,7 @@ pub(crate) struct Options {
     /// Which model: see `downpour-worker models`
     #[arg(long, value_name = "NAME", help_heading = "Model")]
     pub(crate) model: Option<String>,
-    /// TorchScript module with forward(features: List[Tensor], dense: Tensor); implies `--model script`
+    /// TorchScript module with `forward(features: List[Tensor], dense: Tensor)`; implies `--model script`
     #[arg(long, value_name = "FILE", help_heading = "Model")]
     pub(crate) model_file: Option<PathBuf>,
     /// Which columns are what (TOML)
