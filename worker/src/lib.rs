@@ -1,9 +1,9 @@
 //! The worker SDK of Downpour on LibTorch: embeddings with autograd, dense weights, a training loop, metrics, models.
 //!
-//! Follow one step: [`reader`] turns rows into batches with each key once ([`prepare`], [`keys`]); [`pipeline`] pulls their rows
+//! Follow one step: `reader` turns rows into batches with each key once (`prepare`, `keys`); `pipeline` pulls their rows
 //! and the dense weights; [`Steps::next`] writes the dense weights into the VarStore and gives out a [`Step`], whose features
-//! gather from one leaf per table ([`rows`]); [`Step::backward`] makes [`Grads`], and [`Grads::push`] hands them to the pipeline.
-//! [`evaluate`] goes the same way without gradients; [`recorder`] keeps count.
+//! gather from one leaf per table (`rows`); [`Step::backward`] makes [`Grads`], and [`Grads::push`] hands them to the pipeline.
+//! `evaluate` goes the same way without gradients; `recorder` keeps count.
 //!
 //! Everything blocks: the network's runtime is inside, and forward and backward stay on the caller's thread, because autograd's
 //! state belongs to a thread. Routing and retries are `downpour-client`'s job, files and hashing `downpour-data`'s; the
@@ -44,6 +44,8 @@
 //! ```
 //!
 //! The ready-made [`models`] are written on the public interface and are its examples; `docs/sdk.md` is the manual.
+
+#![warn(missing_docs)]
 
 mod cluster;
 mod dense;

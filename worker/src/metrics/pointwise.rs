@@ -16,6 +16,7 @@ impl LogLoss {
         self.0.add(log_loss_of_logit(logit.into(), label.into()), weight.into());
     }
 
+    /// `None` before anything of a positive weight was added.
     #[must_use]
     pub fn value(&self) -> Option<f64> {
         self.0.value()
@@ -27,10 +28,12 @@ impl LogLoss {
 pub struct Accuracy(Mean);
 
 impl Accuracy {
+    /// A label above one half is positive.
     pub fn add(&mut self, logit: f32, label: f32, weight: f32) {
         self.0.add(f64::from((logit > 0.0) == (label > 0.5)), weight.into());
     }
 
+    /// `None` before anything of a positive weight was added.
     #[must_use]
     pub fn value(&self) -> Option<f64> {
         self.0.value()
@@ -42,10 +45,12 @@ impl Accuracy {
 pub struct Rmse(Mean);
 
 impl Rmse {
+    /// Counts one prediction.
     pub fn add(&mut self, prediction: f32, label: f32, weight: f32) {
         self.0.add((f64::from(prediction) - f64::from(label)).powi(2), weight.into());
     }
 
+    /// `None` before anything of a positive weight was added.
     #[must_use]
     pub fn value(&self) -> Option<f64> {
         self.0.value().map(f64::sqrt)

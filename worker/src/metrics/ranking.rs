@@ -13,9 +13,13 @@ pub struct Ranking {
 /// The three means at one `k`.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct RankingAt {
+    /// Length of the list.
     pub k: usize,
+    /// HR@k.
     pub hit_rate: f64,
+    /// NDCG@k.
     pub ndcg: f64,
+    /// Recall@k.
     pub recall: f64,
 }
 
