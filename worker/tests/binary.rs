@@ -218,3 +218,25 @@ fn the_example_of_a_custom_loop_learns() {
     let auc: f64 = text.split([' ', ',']).nth(1).and_then(|word| word.parse().ok()).unwrap();
     assert!(auc > 0.75, "{text}");
 }
+
+#[test]
+fn evaluations_without_gain_end_the_training() {
+    let cluster = TestCluster::with_clicks();
+    cluster.file(
+        "run.toml",
+        "model = \"lr\"\nbatch = 100\nepochs = 100\nlr_table = 1e-20\nlr_dense = 1e-20\n",
+    );
+    let trained = cluster.worker(
+        "train --config @run.toml --coordinators @cluster --job patient --schema @schema.toml --train @train.csv --shards 4 \
+         --out @out --eval-every 20steps --eval-data @test.csv --patience 2",
+    );
+    assert!(trained.status.success(), "{}", String::from_utf8_lossy(&trained.stderr));
+    let evaluations =
+        std::fs::read_to_string(cluster.path("out").join("evaluations.jsonl")).unwrap();
+    let clocks: Vec<(u64, bool)> = evaluations
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .map(|line| (line["clock"].as_u64().unwrap(), line["best"].as_bool().unwrap()))
+        .collect();
+    assert_eq!(clocks, [(20, true), (40, false), (60, false)]);
+}

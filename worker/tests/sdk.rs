@@ -245,6 +245,32 @@ fn padded_features_and_masks_line_up() {
 }
 
 #[test]
+fn only_a_push_creates_rows() {
+    let cluster = TestCluster::start();
+    let (train, test) = ("a,y\n1,0\n,1\n2,0\n1,1\n", "a,y\n1,0\n77,1\n78,0\n");
+    let (train, test) = (cluster.file("train.csv", train), cluster.file("test.csv", test));
+    let more = cluster.file("more.csv", "a,y\n3,0\n");
+    let job = cluster.cluster.job("rows").shards(4).open().unwrap();
+    let table = counting(&job, "t");
+    let features = || Features::new().one("a", &table).label("y");
+    let train_on = |file: &str| {
+        let mut steps = job.train(Paths::new([file]), features()).start().unwrap();
+        while let Some(step) = steps.next().unwrap() {
+            let loss = step.rows("a").sum(Kind::Float);
+            step.backward(&loss).unwrap().push().unwrap();
+        }
+    };
+    train_on(&train);
+    assert_eq!(cluster.rows("rows", 2), 2, "the missing value has no row");
+    let report = job.evaluate(Paths::new([test]), |step| Ok(step.rows("a").select(1, 0))).unwrap();
+    assert_eq!(report.samples, 3);
+    let _ = job.rows(&table, &[91, 92, 93]).unwrap();
+    train_on(&more);
+    assert_eq!(cluster.rows("rows", 3), 3, "neither evaluation nor looking made rows");
+    job.finish().unwrap();
+}
+
+#[test]
 fn handles_may_be_shared_between_threads() {
     fn shared<T: Clone + Send + Sync>() {}
     shared::<Cluster>();

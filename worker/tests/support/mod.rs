@@ -4,6 +4,8 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use downpour::{Cluster, Pool, TableHandle};
 use downpour_psctl::local::{LocalCluster, Options};
@@ -36,6 +38,25 @@ impl TestCluster {
         let path = self.path(name);
         std::fs::write(&path, text).unwrap();
         path.display().to_string()
+    }
+
+    /// Rows of a job, once the servers report at least `least`: what has happened before the last of them is in it.
+    pub(crate) fn rows(&self, job: &str, least: u64) -> u64 {
+        let psctl = Path::new(env!("CARGO_BIN_EXE_downpour-worker")).with_file_name("psctl");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let coordinators = self.processes.coordinator_addresses();
+            let arguments =
+                ["shard", "list", "--job", job, "-o", "json", "--coordinators", &coordinators];
+            let output = Command::new(&psctl).args(arguments).output().expect("psctl runs");
+            let shards: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+            let rows = shards.iter().map(|shard| shard["rows"].as_u64().unwrap_or(0)).sum();
+            if rows >= least {
+                return rows;
+            }
+            assert!(Instant::now() < deadline, "{rows} rows of {least}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
