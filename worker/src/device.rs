@@ -98,6 +98,7 @@ fn folder_of_python() -> Option<PathBuf> {
     (output.status.success()).then(|| Path::new(package.trim()).join("lib"))
 }
 
+#[allow(unsafe_code, reason = "loading a library runs its code; there is no other way to it")]
 fn load(folder: &Path, name: &str) -> Result<()> {
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
     let path = folder.join(name);

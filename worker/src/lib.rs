@@ -45,6 +45,7 @@
 //!
 //! The ready-made [`models`] are written on the public interface and are its examples; `docs/sdk.md` is the manual.
 
+#![deny(unsafe_code)]
 #![warn(missing_docs)]
 
 mod cluster;

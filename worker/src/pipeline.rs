@@ -64,7 +64,8 @@ pub(crate) struct Traffic {
     pub(crate) dense_once: bool,
     pub(crate) depth: usize,
     pub(crate) prepared: mpsc::Receiver<Result<Prepared>>,
-    pub(crate) ready: mpsc::Sender<Loaded>,
+    /// Gone when there is nothing more to give.
+    pub(crate) ready: Option<mpsc::Sender<Loaded>>,
     pub(crate) commands: mpsc::Receiver<Command>,
 }
 
@@ -74,16 +75,15 @@ impl Traffic {
         let mut finished = Vec::new();
         // What the shards had when the open steps were pulled.
         let mut open: VecDeque<downpour_client::Pulled> = VecDeque::new();
-        let mut more = true;
         loop {
-            while more && open.len() < self.depth {
-                let Some(prepared) = self.prepared.recv().await else {
-                    more = false;
-                    break;
-                };
+            while open.len() < self.depth {
+                let Some(ready) = self.ready.take() else { break };
+                let Some(prepared) = self.prepared.recv().await else { break };
                 let (mut loaded, pulled) = self.pull(prepared?).await?;
                 loaded.finished = std::mem::take(&mut finished);
-                more = self.ready.send(loaded).await.is_ok();
+                if ready.send(loaded).await.is_ok() {
+                    self.ready = Some(ready);
+                }
                 open.push_back(pulled);
             }
             if open.is_empty() {

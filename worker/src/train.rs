@@ -215,7 +215,7 @@ impl Steps {
             dense_once: !context.trains,
             depth,
             prepared,
-            ready: ready_send,
+            ready: Some(ready_send),
             commands: commands_receive,
         };
         let traffic = job.cluster().runtime().spawn(traffic.run());
@@ -281,6 +281,12 @@ impl Steps {
         self.ready.close();
         self.commands = None;
         let Some(mut traffic) = self.traffic.take() else { return Ok(()) };
+        let open = self.open.load(Ordering::Relaxed);
+        if open > 0 && !traffic.is_finished() {
+            return Err(Error::usage(format!(
+                "the loop is over and {open} steps are open: push or drop each step before you ask for the next"
+            )));
+        }
         let patience = if *self.stop.borrow() { STOP_GRACE } else { Duration::MAX };
         let ended = self
             .job
@@ -299,8 +305,12 @@ impl Steps {
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
 impl Drop for Steps {
+    /// Left early: what was pushed is acknowledged before the job can be closed.
     fn drop(&mut self) {
-        // Left early: what was pushed is still sent, since the traffic ends when the last step does.
-        self.commands = None;
+        if !std::thread::panicking()
+            && let Err(error) = self.end()
+        {
+            tracing::warn!("at the end of a loop that was left early: {error}");
+        }
     }
 }

@@ -208,6 +208,12 @@ fn misuse_is_an_error_that_says_what_to_do() {
     let many = step.backward(&loss).unwrap_err().to_string();
     assert!(many.contains("one number"), "{many}");
 
+    let mut steps = job.train(Paths::new([&data]), features()).depth(2).start().unwrap();
+    let step = steps.next().unwrap().expect("a step");
+    let over = steps.next().unwrap_err().to_string();
+    assert!(over.contains("1 steps are open"), "there is no second batch: {over}");
+    drop((step, steps));
+
     let wide = cluster.cluster.job("misuse").shards(8).open().map(drop).unwrap_err().to_string();
     assert!(wide.contains("shards"), "{wide}");
     let table = job.table("t", Table::dim(3)).unwrap_err().to_string();
@@ -241,6 +247,24 @@ fn padded_features_and_masks_line_up() {
             Ok(())
         })
         .unwrap();
+    job.finish().unwrap();
+}
+
+#[test]
+fn a_loop_that_is_left_early_keeps_what_it_pushed() {
+    let cluster = TestCluster::start();
+    let data = cluster.file("keys.csv", "a,y\n1,0\n1,0\n1,0\n1,0\n1,0\n");
+    let job = cluster.cluster.job("early").shards(4).open().unwrap();
+    let table = counting(&job, "t");
+    let features = Features::new().one("a", &table).raw().label("y");
+    let mut steps = job.train(Paths::new([data]), features).batch(1).depth(3).start().unwrap();
+    for _ in 0..3 {
+        let step = steps.next().unwrap().expect("a step");
+        let loss = step.rows("a").sum(Kind::Float);
+        step.backward(&loss).unwrap().push().unwrap();
+    }
+    drop(steps);
+    assert_eq!(floats(&job.rows(&table, &[1]).unwrap()), [-3.0, -3.0]);
     job.finish().unwrap();
 }
 

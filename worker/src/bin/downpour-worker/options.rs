@@ -125,7 +125,7 @@ pub(crate) struct Options {
     pub(crate) on_nonfinite: Option<OnNonFinite>,
 
     /// Evaluate beside the training: 2000steps or 60s. Worker 0 does it
-    #[arg(long, value_name = "INTERVAL", requires = "eval_data", help_heading = "Evaluation")]
+    #[arg(long, value_name = "INTERVAL", help_heading = "Evaluation")]
     pub(crate) eval_every: Option<String>,
     /// The data for --eval-every
     #[arg(long, value_name = "FILE", num_args = 1.., help_heading = "Evaluation")]
