@@ -101,25 +101,15 @@ impl JobBuilder {
 
     /// Creates the job, or joins it. What was said of it must agree with the job that exists.
     pub fn open(self) -> Result<Job> {
-        let spec = JobSpec {
-            name: self.name.clone(),
-            shards: self.shards.unwrap_or(SHARDS_DEFAULT),
-            replicas: self.replicas.unwrap_or(1),
-            min_in_sync: self.min_in_sync.unwrap_or(1),
-            seed: self.seed.unwrap_or(0),
-        };
-        let said = [self.shards, self.replicas, self.min_in_sync].iter().any(Option::is_some)
-            || self.seed.is_some();
-        let (coordinators, options) = (self.cluster.coordinators(), &self.session);
+        let (coordinators, options) = (self.cluster.coordinators(), self.session.clone());
         let session = self.cluster.block_on(async {
-            if self.must_exist || !said {
-                let existing = Wanted::Existing(self.name.clone());
-                match Session::open(coordinators, &existing, options.clone()).await {
-                    Err(downpour_client::Error::NotFound { .. }) if !self.must_exist => {}
-                    other => return other,
-                }
-            }
-            Session::open(coordinators, &Wanted::Create(spec), options.clone()).await
+            let known = match coordinators.job(&self.name).await {
+                Ok(view) => Some(view.spec),
+                Err(downpour_client::Error::NotFound { .. }) if !self.must_exist => None,
+                Err(error) => return Err(error),
+            };
+            let wanted = Wanted::Create(self.spec(known));
+            Session::open(coordinators, &wanted, options).await
         })??;
         let inner = Inner {
             cluster: self.cluster.clone(),
@@ -128,6 +118,24 @@ impl JobBuilder {
             open_steps: Arc::default(),
         };
         Ok(Job { inner: Arc::new(inner) })
+    }
+
+    /// What was said, and for the rest what the job is or else the defaults.
+    fn spec(&self, known: Option<JobSpec>) -> JobSpec {
+        let known = known.unwrap_or_else(|| JobSpec {
+            name: self.name.clone(),
+            shards: SHARDS_DEFAULT,
+            replicas: 1,
+            min_in_sync: 1,
+            seed: 0,
+        });
+        JobSpec {
+            shards: self.shards.unwrap_or(known.shards),
+            replicas: self.replicas.unwrap_or(known.replicas),
+            min_in_sync: self.min_in_sync.unwrap_or(known.min_in_sync),
+            seed: self.seed.unwrap_or(known.seed),
+            name: known.name,
+        }
     }
 }
 

@@ -216,6 +216,10 @@ fn misuse_is_an_error_that_says_what_to_do() {
 
     let wide = cluster.cluster.job("misuse").shards(8).open().map(drop).unwrap_err().to_string();
     assert!(wide.contains("shards"), "{wide}");
+    let same = cluster.cluster.job("misuse").shards(4).min_in_sync(1).open().unwrap();
+    same.finish().unwrap();
+    let none = cluster.cluster.job("none").existing().open().map(drop).unwrap_err().to_string();
+    assert!(none.contains("none"), "{none}");
     let table = job.table("t", Table::dim(3)).unwrap_err().to_string();
     assert!(table.contains('t') && table.contains("optimizer"), "{table}");
     let missing = Features::new().one("nothing", &counting(&job, "t")).label("y");
