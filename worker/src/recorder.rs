@@ -77,7 +77,14 @@ pub(crate) struct Recorder {
     clock: u64,
     total_samples: u64,
     planned_samples: Option<u64>,
+    /// Batches saved because of a number that is not finite.
+    saved: u64,
+    /// Steps left out since the last good one.
+    skipped_in_a_row: u64,
 }
+
+/// Most batches that are saved: the first ones tell what is wrong, and more would fill the disk.
+const SAVED_MAX: u64 = 10;
 
 #[derive(Debug)]
 struct Window {
@@ -141,12 +148,15 @@ impl Recorder {
             clock: 0,
             total_samples: 0,
             planned_samples: None,
+            saved: 0,
+            skipped_in_a_row: 0,
         }
     }
 
     /// A step whose gradients are on their way.
     pub(crate) fn step(&mut self, step: &StepRecord) {
         self.clock = step.clock + 1;
+        self.skipped_in_a_row = 0;
         self.total_samples += step.samples;
         let window = &mut self.window;
         window.samples += step.samples;
@@ -167,9 +177,12 @@ impl Recorder {
     }
 
     /// A step that was left out because of a number that is not finite.
-    pub(crate) fn skipped(&mut self, fault: &NonFinite) {
+    /// Returns how many there were since the last good step.
+    pub(crate) fn skipped(&mut self, fault: &NonFinite) -> u64 {
         self.clock = fault.clock + 1;
         self.window.skipped += 1;
+        self.skipped_in_a_row += 1;
+        self.skipped_in_a_row
     }
 
     /// Between two steps: writes a line when one is due, or when `last` and anything is left, and tells the session.
@@ -214,11 +227,14 @@ impl Recorder {
         Ok(())
     }
 
-    /// Saves the batch of a step that is not finite; returns where.
-    pub(crate) fn save(&self, fault: &NonFinite) -> Result<Option<PathBuf>> {
+    /// Saves the batch of a step that is not finite, if it is one of the first; returns where.
+    pub(crate) fn save(&mut self, fault: &NonFinite) -> Result<Option<PathBuf>> {
         let Some(folder) = self.file.as_ref().and_then(|(path, _)| path.parent()) else {
             return Ok(None);
         };
+        if self.saved == SAVED_MAX {
+            return Ok(None);
+        }
         let path = folder.join(format!("nonfinite-{}.json", fault.clock));
         let batch = &fault.batch;
         let features: Vec<_> = batch
@@ -234,6 +250,7 @@ impl Recorder {
             "labels": batch.labels, "weights": batch.weights,
         });
         std::fs::write(&path, saved.to_string()).map_err(|error| Error::write(&path, error))?;
+        self.saved += 1;
         Ok(Some(path))
     }
 }

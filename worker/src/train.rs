@@ -155,10 +155,13 @@ impl TrainBuilder {
     }
 }
 
+/// So many steps without a good one between them end a run also where they may be skipped: its weights are spoilt.
+const SKIPPED_IN_A_ROW_MAX: u64 = 100;
+
 impl OnNonFinite {
     /// Saves the batch, and stops or goes on.
     pub(crate) fn decide(self, fault: NonFinite, recorder: &RefCell<Recorder>) -> Result<()> {
-        let saved = recorder.borrow().save(&fault)?;
+        let saved = recorder.borrow_mut().save(&fault)?;
         let saved = saved.map_or_else(String::new, |path| path.display().to_string());
         match self {
             OnNonFinite::Stop => {
@@ -167,8 +170,12 @@ impl OnNonFinite {
             }
             OnNonFinite::Skip => {
                 tracing::warn!(%saved, "skipped: {fault}");
-                recorder.borrow_mut().skipped(&fault);
-                Ok(())
+                let in_a_row = recorder.borrow_mut().skipped(&fault);
+                if in_a_row < SKIPPED_IN_A_ROW_MAX {
+                    return Ok(());
+                }
+                tracing::error!(in_a_row, "nothing is learnt any more");
+                Err(Error::NonFinite(Box::new(fault)))
             }
         }
     }

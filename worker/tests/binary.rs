@@ -148,6 +148,18 @@ fn a_number_that_is_not_finite_names_its_rows_and_stops_or_skips() {
     assert!(skipped.status.success(), "{}", String::from_utf8_lossy(&skipped.stderr));
     let log = std::fs::read_to_string(cluster.path("skip").join("metrics.jsonl")).unwrap();
     assert!(log.contains("\"skipped_steps\":1"), "{log}");
+
+    let spoilt = "train --coordinators @cluster --job spoilt --model deepfm --hidden 16 --schema @schema.toml --train @train.csv --batch 10 \
+                  --shards 4 --optimizer-dense sgd --lr-dense 1e30 --on-nonfinite skip --out @spoilt";
+    assert!(
+        complaint(&cluster.worker(spoilt)).contains("train.csv"),
+        "a run that learns nothing fails"
+    );
+    assert_eq!(
+        std::fs::read_dir(cluster.path("spoilt")).unwrap().count(),
+        11,
+        "ten batches, metrics"
+    );
 }
 
 #[test]
@@ -188,6 +200,8 @@ fn complaints_name_the_flag_the_file_and_the_column() {
         (format!("train {base} --model lr --schema @wrong.toml --train @train.csv"), vec!["usr", "user", "train.csv"]),
         (format!("train {base} --model lr --schema @schema.toml --train @train.csv --device cuda:x"), vec!["--device", "cuda:x"]),
         (format!("train {base} --model lr --schema @schema.toml --train @train.csv --log-every often"), vec!["--log-every"]),
+        (format!("train {base} --model deepfm --schema @schema.toml --train @train.csv --hidden 8,0"), vec!["--hidden", "0"]),
+        (format!("train {base} --model lr --schema @schema.toml --train @train.csv --clip-norm nan"), vec!["--clip-norm"]),
         (format!("train {base} --model lr --schema @schema.toml --train @train.csv --config @schema.toml"), vec!["--config", "dim"]),
         ("evaluate --coordinators @cluster --job none --model lr --schema @schema.toml --data @test.csv".into(), vec!["none"]),
         (format!("train {base} --model script --model-file @schema.toml --schema @schema.toml --train @train.csv"), vec!["--model-file"]),

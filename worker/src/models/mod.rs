@@ -112,6 +112,9 @@ pub struct Options {
     pub model_file: Option<PathBuf>,
 }
 
+/// Widest hidden layer.
+const HIDDEN_MAX: i64 = 1 << 20;
+
 /// The shape of a schema as a model sees it.
 #[derive(Clone, Debug)]
 pub struct Inputs {
@@ -145,6 +148,11 @@ pub fn build(
     inputs: &Inputs,
     options: &Options,
 ) -> Result<Box<dyn Model>> {
+    if let Some(width) = options.hidden.iter().find(|width| !(1..=HIDDEN_MAX).contains(*width)) {
+        return Err(Error::usage(format!(
+            "--hidden: a layer of {width} is not between 1 and {HIDDEN_MAX} wide"
+        )));
+    }
     let root = vars.root();
     Ok(match kind {
         Kind::Logistic => Box::new(Logistic::new(&root, inputs)?),

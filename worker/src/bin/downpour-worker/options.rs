@@ -1,5 +1,6 @@
 //! Every knob, as a flag or in a TOML file; a flag wins.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -132,7 +133,7 @@ pub(crate) struct Options {
     pub(crate) eval_data: Option<Vec<String>>,
     /// Stop this worker when so many evaluations in a row brought nothing better [default: never]
     #[arg(long, value_name = "COUNT", help_heading = "Evaluation")]
-    pub(crate) patience: Option<u32>,
+    pub(crate) patience: Option<NonZeroU32>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize, ValueEnum)]

@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io::Write as _;
+use std::num::NonZeroU32;
 use std::time::Instant;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use downpour::{Every, Paths, Result, Step};
 use tch::{Kind, Tensor};
 
@@ -30,6 +31,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         .on_nonfinite(options.on_nonfinite.map(Into::into).unwrap_or_default());
     if let Some(out) = &options.out {
         builder = builder.out(out);
+    }
+    if let Some(norm) = options.clip_norm {
+        ensure!(norm > 0.0 && norm.is_finite(), "--clip-norm is {norm}, but must be above 0");
     }
     let l2 = options.l2.unwrap_or(0.0);
     let mut steps = builder.start()?;
@@ -114,7 +118,7 @@ impl Beside {
         Ok(Self {
             every,
             data,
-            patience: options.patience,
+            patience: options.patience.map(NonZeroU32::get),
             file,
             last: (0, Instant::now()),
             best: None,
