@@ -236,18 +236,32 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
         Ok(())
     }
 
-    fn step(&mut self, message: Message) -> Result<(), Fatal> {
+    fn step(&mut self, mut message: Message) -> Result<(), Fatal> {
         let raft = &self.node.raft;
+        let has = raft.raft_log.last_index();
         match message.get_msg_type() {
             // Members propose only where they lead: nobody forwards.
             MessageType::MsgPropose => return Ok(()),
             // A follower asks how far it must come to be ready; nobody passes that on.
             MessageType::MsgReadIndex if raft.state != StateRole::Leader => return Ok(()),
-            MessageType::MsgHeartbeat if message.term >= raft.term => {
-                let has = raft.raft_log.last_index();
-                if message.commit > has {
+            // Raft panics on a commit beyond the log. Only the leader that this member follows is believed that it forgot something:
+            // one stray message must not end a member.
+            MessageType::MsgHeartbeat if message.term >= raft.term && message.commit > has => {
+                let current = message.term == raft.term;
+                if current && message.from == raft.leader_id {
                     return Err(Fatal::Amnesia { had: message.commit, has });
                 }
+                if !current || self.leader().is_some() {
+                    let (source, commit) = (message.from, message.commit);
+                    warn!(source, commit, has, "ignored a heartbeat that is not the leader's");
+                    return Ok(());
+                }
+                // It may be the leader's: its next one tells.
+                message.commit = 0;
+            }
+            MessageType::MsgAppend if !is_consecutive(&message) => {
+                warn!(source = message.from, "ignored an append that no leader sends");
+                return Ok(());
             }
             _ => {}
         }
@@ -445,6 +459,13 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
         });
         self.metrics.observe(&self.status.borrow());
     }
+}
+
+/// Whether entries follow each other and an entry of the log, which has a term. Raft takes that for granted, and panics where it is not so.
+fn is_consecutive(append: &Message) -> bool {
+    let mut after = (1..).zip(&append.entries);
+    (append.index == 0 || append.log_term > 0)
+        && after.all(|(place, entry)| append.index.checked_add(place) == Some(entry.index))
 }
 
 fn restore(data: &[u8]) -> Result<State, Fatal> {
