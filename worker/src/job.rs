@@ -33,6 +33,9 @@ pub struct JobBuilder {
     session: SessionOptions,
 }
 
+/// For the last pushes of a process that was told to stop: with the rest of stopping within what Kubernetes allows.
+const STOPPING_FLUSH: Duration = Duration::from_secs(5);
+
 /// Where a user does not say.
 const SHARDS_DEFAULT: u32 = 64;
 
@@ -340,10 +343,15 @@ impl Job {
         Ok(rows.f_index_select(0, &tch::Tensor::f_from_slice(&positions[0])?)?)
     }
 
-    /// Leaves the job, once every push is acknowledged. The job and its model stay.
+    /// Leaves the job, once every push is acknowledged. The job and its model stay. Where the process was told to stop, it waits a few
+    /// seconds only, and warns when it leaves pushes behind whose outcome is unknown.
     pub fn finish(&self) -> Result<()> {
+        let within = if self.stopping() { STOPPING_FLUSH } else { Duration::MAX };
         self.cluster().block_on(async {
-            self.session().flush().await?;
+            match tokio::time::timeout(within, self.session().flush()).await {
+                Ok(flushed) => flushed?,
+                Err(_) => tracing::warn!(?within, "left before the last pushes had an outcome"),
+            }
             self.session().close().await
         })??;
         Ok(())
