@@ -25,7 +25,7 @@ use crate::shard::tests::fixture::{COUNTS, DENSE, EMBEDDING, route, server, view
 use crate::{pull, push, replica};
 
 /// A server that serves one shard of one job, alone.
-fn serving() -> (Arc<Life>, Current) {
+pub(crate) fn serving() -> (Arc<Life>, Current) {
     let process = Process {
         config: Config::default(),
         coordinators: Coordinators::new(vec!["127.0.0.1:1".into()]).expect("an address"),

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::io;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use tracing::{debug, info, warn};
 
 use crate::hosted::ShardKey;
 use crate::life::Life;
-use crate::shard::Ack;
+use crate::shard::{Ack, Room};
 
 /// Requests that wait for room in the connection.
 const REQUESTS_MAX: usize = 4;
@@ -28,13 +29,48 @@ const PAUSE: Duration = Duration::from_millis(25);
 /// A connection that is refused for this long means that the process is gone.
 const REFUSED_MAX: Duration = Duration::from_millis(200);
 
+/// What a shard costs in a message beside its records, at most.
+const SHARD_BYTES: usize = 64;
+
 /// The way to one other server.
 #[derive(Debug)]
 pub(crate) struct Link {
     peer: ServerRef,
-    dirty: Mutex<BTreeSet<ShardKey>>,
+    dirty: Mutex<Dirty>,
     wake: Notify,
     gone: AtomicBool,
+}
+
+/// The shards that have something to send, in turn: a busy one holds up no other.
+#[derive(Debug)]
+struct Dirty {
+    keys: BTreeSet<ShardKey>,
+    /// Where the next turn begins.
+    turn: Bound<ShardKey>,
+}
+
+impl Default for Dirty {
+    fn default() -> Self {
+        Dirty { keys: BTreeSet::new(), turn: Bound::Unbounded }
+    }
+}
+
+impl Dirty {
+    fn next(&mut self) -> Option<ShardKey> {
+        let later = self.keys.range((self.turn, Bound::Unbounded)).next();
+        let key = later.or_else(|| self.keys.first()).copied()?;
+        self.keys.remove(&key);
+        self.turn = Bound::Excluded(key);
+        Some(key)
+    }
+
+    /// The shard has more. One that had no room begins the next message, where it has all of it.
+    fn put_back(&mut self, key: ShardKey, had_room: bool) {
+        self.keys.insert(key);
+        if !had_room {
+            self.turn = Bound::Included(key);
+        }
+    }
 }
 
 impl Link {
@@ -53,7 +89,7 @@ impl Link {
 
     /// The shard has something for the peer.
     pub(crate) fn mark(&self, key: ShardKey) {
-        if self.dirty.lock().insert(key) {
+        if self.dirty.lock().keys.insert(key) {
             self.wake.notify_one();
         }
     }
@@ -130,7 +166,7 @@ impl Link {
         let mut again = tokio::time::interval(PAUSE);
         again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let ready = !self.dirty.lock().is_empty();
+            let ready = !self.dirty.lock().keys.is_empty();
             tokio::select! {
                 permit = requests.reserve(), if ready => match permit {
                     Ok(permit) => {
@@ -172,16 +208,19 @@ impl Link {
     /// What the next request carries: shards that have something, up to the size that streams best.
     fn collect(&self, life: &Arc<Life>) -> Vec<v1::ShardRecords> {
         let mut shards = Vec::new();
-        let mut room = MESSAGE_BYTES_TARGET;
-        while room > 0 {
-            let Some(key) = self.dirty.lock().pop_first() else { break };
+        let mut left = MESSAGE_BYTES_TARGET;
+        let mut full = false;
+        while !full && left > 0 {
+            let Some(key) = self.dirty.lock().next() else { break };
             let Some(hosted) = life.hosted(key) else { continue };
+            let room = if shards.is_empty() { Room::Whole(left) } else { Room::Rest(left) };
             let Some(batch) = hosted.shard.lock().batch(self.peer, room) else { continue };
             if batch.more {
-                self.dirty.lock().insert(key);
+                self.dirty.lock().put_back(key, !batch.records.is_empty());
+                full = true;
             }
             let bytes: usize = batch.records.iter().map(|record| record.bytes()).sum();
-            room = room.saturating_sub(bytes.max(1));
+            left = left.saturating_sub(bytes + SHARD_BYTES);
             shards.push(v1::ShardRecords {
                 job: key.job.0,
                 shard: key.shard.0,
@@ -243,4 +282,65 @@ pub(crate) fn refused(status: &Status) -> bool {
         cause = error.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use downpour_core::routing::shard_of;
+    use downpour_core::view::JobView;
+    use prost::Message;
+
+    use super::*;
+    use crate::hostile::serving;
+    use crate::shard::tests::fixture::{
+        changed, counting, promote, push, replica, route, server, view,
+    };
+
+    const SHARDS: u32 = 3;
+
+    #[tokio::test]
+    async fn a_record_larger_than_the_room_that_is_left_begins_the_next_message() {
+        let (life, _) = serving();
+        let three = changed(&view(2, route(2, 1, 1, &[1, 2])), |view| {
+            view.job = JobId(2);
+            view.spec.shards = SHARDS;
+            view.shards = vec![view.shards[0].clone(); SHARDS as usize];
+        });
+        life.on_view(JobView::clone(&three));
+        let key = |shard| ShardKey { job: JobId(2), shard: ShardId(shard) };
+        let link = Link {
+            peer: server(2),
+            dirty: Mutex::default(),
+            wake: Notify::new(),
+            gone: AtomicBool::new(false),
+        };
+        let salt = downpour_core::mix::salt("counts");
+        let keys = |shard, count| -> Vec<u64> {
+            let here = |key: &u64| shard_of(*key, salt, SHARDS) == ShardId(shard);
+            (0..).filter(here).take(count).collect()
+        };
+        for shard in 0..SHARDS {
+            let hosted = life.hosted(key(shard)).expect("here");
+            let mut primary = hosted.shard.lock();
+            promote(&mut primary, &mut [replica(server(2), &three)]);
+            let count = if shard == 1 { MESSAGE_BYTES_TARGET / 8 } else { 1 };
+            push(&mut primary, counting(1, &keys(shard, count)));
+            link.mark(key(shard));
+        }
+        let message = |link: &Link| {
+            let shards = link.collect(&life);
+            let counts = shards.iter().map(|records| (records.shard, records.records.len()));
+            (counts.collect::<Vec<_>>(), link.request(&life, shards).encoded_len())
+        };
+        let (first, bytes) = message(&link);
+        assert_eq!(first, [(0, 1), (1, 0)]);
+        assert!(bytes <= MESSAGE_BYTES_TARGET);
+        // Also while a shard before it always has something.
+        let hosted = life.hosted(key(0)).expect("here");
+        push(&mut hosted.shard.lock(), counting(2, &keys(0, 1)));
+        link.mark(key(0));
+        assert_eq!(message(&link).0, [(1, 1)]);
+        assert_eq!(message(&link).0, [(2, 1), (0, 1)]);
+        assert_eq!(message(&link).0, []);
+    }
 }

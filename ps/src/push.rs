@@ -17,7 +17,7 @@ use crate::hosted::{Hosted, ShardKey};
 use crate::life::{Life, Process};
 use crate::membership::Current;
 use crate::pace::Pace;
-use crate::record::{Push, Update};
+use crate::record::{Push, Update, fits_message};
 use crate::reply::{outcome, push_declined, push_done};
 use crate::service::meant_for;
 use crate::shard::{Declined, Pushed, Redirect, Ticket};
@@ -87,6 +87,7 @@ pub(crate) async fn take(
 ) -> Result<Taken, Status> {
     let arrived = Instant::now();
     validate::push_request(&request)?;
+    request.parts.iter().try_for_each(fits_message)?;
     process.metrics.pushed_bytes.inc_by(request.encoded_len() as u64);
     let life = current.load_full();
     let mut taken = Taken { request: request.request, arrived, parts: Vec::new() };

@@ -5,7 +5,9 @@ use downpour_core::cells::{ClosedSessions, Refusal};
 use downpour_core::id::{Lsn, SessionId, VariableId};
 use downpour_core::optimizer::StepScalars;
 use downpour_core::spec::Variable;
+use downpour_proto::transport::MESSAGE_BYTES_MAX;
 use downpour_proto::{Invalid, v1, validate};
+use prost::Message;
 
 /// One entry of a shard's log.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,6 +82,27 @@ pub struct Blocks {
     pub numbers: Vec<u32>,
     /// Raw, one block after the other.
     pub floats: Bytes,
+}
+
+/// Bytes that the record of a push adds to the part that it came in, alone in a message to a backup: the headers of five messages, and
+/// their eight numbers of up to 11 bytes.
+const ENVELOPE_BYTES: usize = 128;
+/// Bytes that it adds for each update: a header of up to 6, and the numbers that the primary decides.
+const RESOLVED_BYTES: usize = 6 + 5 + 11 + 2 * 9;
+
+/// Whether the record of this part will fit into a message to a backup.
+///
+/// # Errors
+/// It will not: no backup could ever have it.
+pub(crate) fn fits_message(part: &v1::PushPart) -> Result<(), Invalid> {
+    let bytes = part.encoded_len() + part.updates.len() * RESOLVED_BYTES + ENVELOPE_BYTES;
+    if bytes > MESSAGE_BYTES_MAX {
+        let problem = format!(
+            "are {bytes} bytes as a record, at most {MESSAGE_BYTES_MAX} fit into a message: push less at once"
+        );
+        return Err(Invalid::new("parts.updates", problem));
+    }
+    Ok(())
 }
 
 /// Bytes that a record occupies beside its tensors, about.
@@ -296,6 +319,55 @@ mod tests {
             body: Body::Push(push),
         };
         assert_eq!(Record::try_from(v1::Record::from(&record)), Ok(record));
+    }
+
+    #[test]
+    fn a_push_that_is_accepted_fits_into_a_message_to_a_backup() {
+        let max = u64::MAX;
+        let updates = |count, bytes| -> Vec<v1::Update> {
+            let blocks = v1::DenseBlocks { blocks: vec![0], values: vec![0; bytes].into() };
+            let body = Some(v1::update::Body::Values(blocks));
+            (0..count)
+                .map(|at| v1::Update { variable: u32::MAX - at, body: body.clone() })
+                .collect()
+        };
+        for updates in [updates(0, 0), updates(1, 0), updates(300, 4), updates(2, 1 << 22)] {
+            let part = v1::PushPart { shard: u32::MAX, epoch: max, sequence: max, updates };
+            let resolved = part.updates.iter().map(|update| v1::ResolvedUpdate {
+                update: Some(update.clone()),
+                learning_rate: 1.0,
+                step: max,
+                beta1_power: 1.0,
+                beta2_power: 1.0,
+            });
+            let push = v1::PushRecord {
+                session: max,
+                sequence: max,
+                clock: max,
+                refusal: None,
+                updates: resolved.collect(),
+            };
+            let body = Some(v1::record::Body::Push(push));
+            let shard = v1::ShardRecords {
+                job: max,
+                shard: part.shard,
+                epoch: max,
+                commit_lsn: max,
+                records: vec![v1::Record { lsn: max, previous_lsn: max, body }],
+            };
+            let message = v1::ReplicateRequest {
+                source: Some(v1::ServerRef { node: u32::MAX, incarnation: max }),
+                incarnation: max,
+                shards: vec![shard],
+            };
+            let bound = part.encoded_len() + part.updates.len() * RESOLVED_BYTES + ENVELOPE_BYTES;
+            assert!(message.encoded_len() <= bound, "{} > {bound}", message.encoded_len());
+        }
+        // The largest part that clients send, and one that fits into a message only without its record's numbers.
+        let of = |bytes| v1::PushPart { updates: updates(1, bytes), ..Default::default() };
+        assert_eq!(fits_message(&of(MESSAGE_BYTES_MAX - (1 << 16))), Ok(()));
+        let refused = fits_message(&of(MESSAGE_BYTES_MAX - 100)).map_err(|invalid| invalid.field);
+        assert_eq!(refused, Err("parts.updates"));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use downpour_proto::v1::RetryReason;
 
 pub use member::{Member, WaitSet};
 pub use promotion::{Diverged, Fenced, Promotion};
-pub use replication::{Ack, Batch, FetchRefused, Incoming};
+pub use replication::{Ack, Batch, FetchRefused, Incoming, Room};
 
 use crate::log::Log;
 use crate::record::{Body, Push, Record};

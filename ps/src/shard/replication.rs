@@ -22,6 +22,15 @@ pub struct Batch {
     pub more: bool,
 }
 
+/// Bytes that a message has for the records of a shard, about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// Nothing else is in the message: one record goes, whatever its size, or it would never go.
+    Whole(usize),
+    /// Others are in the message: what is larger than this waits for the next one.
+    Rest(usize),
+}
+
 /// What a member gets.
 #[derive(Clone, Debug)]
 pub struct Incoming {
@@ -58,8 +67,12 @@ pub enum FetchRefused {
 }
 
 impl Shard {
-    /// The next records for `member`, about `bytes_max` of them; nothing if it was sent everything.
-    pub fn batch(&mut self, member: ServerRef, bytes_max: usize) -> Option<Batch> {
+    /// The next records for `member`, as many as there is room for; nothing if it was sent everything.
+    pub fn batch(&mut self, member: ServerRef, room: Room) -> Option<Batch> {
+        let (bytes_max, whatever) = match room {
+            Room::Whole(bytes) => (bytes, true),
+            Room::Rest(bytes) => (bytes, false),
+        };
         let (epoch, commit, last) = (self.epoch, self.commit, self.last());
         let set = match &mut self.role {
             Role::Promoting(set) | Role::Primary(set) => set,
@@ -74,7 +87,7 @@ impl Shard {
         let mut records = Vec::new();
         for record in self.log.after(position.sent)? {
             bytes += record.bytes();
-            if bytes > bytes_max && !records.is_empty() {
+            if bytes > bytes_max && !(whatever && records.is_empty()) {
                 break;
             }
             records.push(Arc::clone(record));

@@ -199,7 +199,10 @@ fn a_candidate_serves_nobody_before_it_has_fenced_every_member() {
     assert_eq!(candidate.promotion(), Promotion::Fence(vec![server(2)]));
     assert_eq!(push(&mut candidate, counting(1, &[5])), retry(RetryReason::NotReady));
     assert!(candidate.read(Epoch(1), true).is_err());
-    assert!(candidate.batch(server(2), 1000).is_none(), "nothing is sent before the fence");
+    assert!(
+        candidate.batch(server(2), Room::Whole(1000)).is_none(),
+        "nothing is sent before the fence"
+    );
     let not_yet = Fenced { epoch: Epoch(1), last: Lsn::ZERO, not_ready: true };
     candidate.fenced(Epoch(1), server(2), not_yet).expect("no contradiction");
     assert_eq!(candidate.promotion(), Promotion::Fence(vec![server(2)]));
@@ -212,7 +215,7 @@ fn a_candidate_serves_nobody_before_it_has_fenced_every_member() {
 fn a_fenced_backup_refuses_the_old_epoch() {
     let [mut primary, mut backup] = cluster();
     push(&mut primary, counting(1, &[5]));
-    let batch = primary.batch(server(2), 1000).expect("something to send");
+    let batch = primary.batch(server(2), Room::Whole(1000)).expect("something to send");
     let before = encoded(&backup);
     assert_eq!(backup.fence(Epoch(2), server(3)).epoch, Epoch(2));
     let incoming = Incoming {
@@ -312,7 +315,7 @@ fn a_record_out_of_order_is_refused() {
     let [mut primary, mut backup] = cluster();
     push(&mut primary, counting(1, &[5]));
     push(&mut primary, counting(2, &[5]));
-    let batch = primary.batch(server(2), usize::MAX).expect("something to send");
+    let batch = primary.batch(server(2), Room::Whole(usize::MAX)).expect("something to send");
     let records = owned(&batch.records);
     let send = |backup: &mut Shard, records| {
         backup.replicate(Incoming {
@@ -370,7 +373,7 @@ fn a_request_of_an_older_epoch_is_redirected_also_by_the_same_server_in_a_newer_
 fn a_record_that_does_not_apply_changes_nothing_and_is_not_acknowledged() {
     let [mut primary, mut backup] = cluster();
     push(&mut primary, counting(1, &[5]));
-    let batch = primary.batch(server(2), usize::MAX).expect("something to send");
+    let batch = primary.batch(server(2), Room::Whole(usize::MAX)).expect("something to send");
     let good = Record::clone(&batch.records[0]);
     let Body::Push(push) = good.body.clone() else { panic!("a push") };
     let spoilt = [
@@ -491,7 +494,7 @@ fn an_epoch_that_nobody_can_have_minted_ends_no_tenure() {
 fn what_is_lost_on_the_way_is_sent_again() {
     let [mut primary, mut backup] = cluster();
     let pushed = ticket(push(&mut primary, counting(1, &[5])));
-    primary.batch(server(2), 1000).expect("sent, and lost");
+    primary.batch(server(2), Room::Whole(1000)).expect("sent, and lost");
     replicate(&mut primary, &mut backup);
     assert_eq!(primary.settle(&pushed, true), Settled::Pending);
     primary.rewind(server(2));

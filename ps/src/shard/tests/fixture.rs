@@ -14,7 +14,7 @@ use downpour_core::spec::{DenseSpec, JobSpec, Shape, TableSpec, Variable, Variab
 use downpour_core::view::JobView;
 
 use crate::record::{Blocks, Change, Push, Record, Update};
-use crate::shard::{Incoming, Pushed, Role, Settled, Shard, Ticket};
+use crate::shard::{Incoming, Pushed, Role, Room, Settled, Shard, Ticket};
 
 /// Counts pushes: zero init, SGD at −1, gradients of 1 (docs/protocol.md 10).
 pub(crate) const COUNTS: VariableId = VariableId(1);
@@ -119,7 +119,7 @@ pub(crate) fn owned(records: &[Arc<Record>]) -> Vec<Record> {
 
 /// Sends everything that there is to send to one member, and takes its answers.
 pub(crate) fn replicate(primary: &mut Shard, backup: &mut Shard) {
-    while let Some(batch) = primary.batch(backup.me, 300) {
+    while let Some(batch) = primary.batch(backup.me, Room::Whole(300)) {
         let incoming = Incoming {
             epoch: batch.epoch,
             source: primary.me,

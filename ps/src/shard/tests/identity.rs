@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::fixture;
 use super::fixture::*;
 use crate::record::{Change, Push, Record, Update};
-use crate::shard::{Pushed, Role, Shard};
+use crate::shard::{Pushed, Role, Room, Shard};
 use downpour_proto::v1;
 
 #[derive(Clone, Debug)]
@@ -128,7 +128,7 @@ proptest! {
         updates.sort_by_key(|update| update.variable);
         updates.dedup_by_key(|update| update.variable);
         fixture::push(&mut primary, push_of(SESSION, 1, updates));
-        let batch = primary.batch(server(2), usize::MAX).expect("something to send");
+        let batch = primary.batch(server(2), Room::Whole(usize::MAX)).expect("something to send");
         for record in batch.records {
             let wire = v1::Record::from(&*record);
             prop_assert_eq!(Record::try_from(wire), Ok(Record::clone(&record)));

@@ -15,7 +15,7 @@ use downpour_core::view::JobView;
 use super::fixture::*;
 use crate::record::Record;
 use crate::shard::{
-    Ack, Fenced, Incoming, Promotion, Pushed, Redirect, Role, Settled, Shard, Ticket,
+    Ack, Fenced, Incoming, Promotion, Pushed, Redirect, Role, Room, Settled, Shard, Ticket,
 };
 
 const SERVERS: u32 = 4;
@@ -284,7 +284,7 @@ impl Simulation {
         assert_eq!(shard.diverged(), [], "seed {}", self.seed);
         let members: Vec<_> = shard.members().map(|(m, _)| m).collect();
         for member in members {
-            if let Some(batch) = shard.batch(member, bytes) {
+            if let Some(batch) = shard.batch(member, Room::Whole(bytes)) {
                 let incoming = Incoming {
                     epoch: batch.epoch,
                     source: me,
