@@ -287,7 +287,6 @@ impl Shard {
             Ok(set) => set.is_empty(),
             Err(declined) => return Pushed::Declined(declined),
         };
-        let members = self.wait_set().map_or(0, WaitSet::len) + 1;
         if view_version > self.view.version {
             return Pushed::Declined(Declined::Retry(RetryReason::NotReady));
         }
@@ -299,7 +298,7 @@ impl Shard {
             Verdict::Gap { expected } => return Pushed::Gap { expected },
             Verdict::Closed => return Pushed::SessionClosed,
         }
-        if members < self.view.spec.min_in_sync as usize {
+        if self.too_few() {
             return Pushed::Declined(Declined::Retry(RetryReason::TooFewInSync));
         }
         if !alone && self.log.bytes() >= self.log_bytes_max {
@@ -316,6 +315,10 @@ impl Shard {
     pub fn settle(&self, ticket: &Ticket, lease: bool) -> Settled {
         match self.serving(ticket.epoch, lease) {
             Err(declined) => Settled::Declined(declined),
+            // Members may have left since it was logged: fewer hold it than were asked for.
+            Ok(_) if self.too_few() => {
+                Settled::Declined(Declined::Retry(RetryReason::TooFewInSync))
+            }
             Ok(_) if self.commit >= ticket.lsn => Settled::Acknowledged,
             Ok(_) => Settled::Pending,
         }
@@ -343,6 +346,11 @@ impl Shard {
             }
             Role::Primary(set) => Ok(set),
         }
+    }
+
+    /// Fewer members than the job wants to have each push, the primary included.
+    fn too_few(&self) -> bool {
+        self.wait_set().map_or(0, WaitSet::len) + 1 < self.view.spec.min_in_sync as usize
     }
 
     fn redirect(&self) -> Declined {

@@ -115,6 +115,24 @@ fn a_push_below_min_in_sync_does_not_consume_its_number() {
 }
 
 #[test]
+fn a_push_is_not_acknowledged_by_fewer_members_than_min_in_sync_nor_is_its_repeat() {
+    let two = changed(&view(1, route(1, 1, 1, &[1, 2])), |view| view.spec.min_in_sync = 2);
+    let (mut primary, mut backup) = (replica(server(1), &two), replica(server(2), &two));
+    promote(&mut primary, std::slice::from_mut(&mut backup));
+    let had_by_two = ticket(push(&mut primary, counting(1, &[5])));
+    replicate(&mut primary, &mut backup);
+    assert!(acknowledged(&primary, &had_by_two));
+    let had_by_one = ticket(push(&mut primary, counting(2, &[5])));
+    primary.on_route(&route(1, 2, 1, &[1]));
+    let too_few = Settled::Declined(Declined::Retry(RetryReason::TooFewInSync));
+    assert_eq!(primary.settle(&had_by_one, true), too_few);
+    let repeat = ticket(push(&mut primary, counting(2, &[5])));
+    assert!(repeat.repeated);
+    assert_eq!(primary.settle(&repeat, true), too_few);
+    assert_eq!(count(&primary, 5), 2.0);
+}
+
+#[test]
 fn a_primary_that_is_alone_neither_applies_nor_acknowledges_nor_answers_pulls_without_a_lease() {
     let [mut primary] = cluster();
     let epoch = primary.epoch();
