@@ -77,6 +77,21 @@ impl Service {
         Ok((cluster, view))
     }
 
+    /// A second server under a name in use would end the first one's life, which would then end the second's: neither would keep a shard.
+    /// A server that restarts elsewhere waits until its old life is judged; at its old address it surely is the same one.
+    async fn check_name_is_free(&self, request: &v1::RegisterServerRequest) -> Result<(), Status> {
+        let cluster = self.read().await?;
+        let mut alive = cluster.nodes.values().map(|node| &node.view).filter(|view| view.alive);
+        let named = alive.find(|view| view.name == request.name);
+        match named.filter(|view| view.address != request.address) {
+            Some(view) => Err(Status::unavailable(format!(
+                "{} is alive at {}: stop it, or register under another name",
+                view.name, view.address
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Whether `server` may go on as it is. One that was judged dead while it holds what nobody else has may.
     async fn admit(&self, cluster: &Cluster, server: ServerRef) -> Result<bool, Status> {
         match cluster.life(server) {
@@ -104,7 +119,9 @@ impl Coordinator for Service {
         &self,
         request: Request<v1::RegisterServerRequest>,
     ) -> Answer<v1::RegisterServerReply> {
-        let reply = self.propose(Body::RegisterServer(request.into_inner())).await?;
+        let request = request.into_inner();
+        self.check_name_is_free(&request).await?;
+        let reply = self.propose(Body::RegisterServer(request)).await?;
         let Reply::Registered(server) = reply else { return Err(mismatch(&reply)) };
         self.liveness.lock().hear(server, Instant::now());
         info!(%server, "registered");

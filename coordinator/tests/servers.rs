@@ -121,6 +121,32 @@ async fn a_server_that_alone_holds_a_shard_is_waited_for_and_welcomed_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_server_under_the_name_of_a_live_one_waits_until_that_one_is_judged() {
+    let group = Group::start_with(1, impatient).await;
+    let first = group.register("ps-0", "").await;
+    let alive = keep_alive(&group, first);
+    let job = group.create_job("ctr", 2, 1).await;
+    let elsewhere = v1::RegisterServerRequest {
+        name: "ps-0".into(),
+        address: "127.0.0.1:10".into(),
+        zone: String::new(),
+        request_id: unique(),
+    };
+    let refused = group.client(1).register_server(elsewhere.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable);
+    let problem = "ps-0 is alive at 127.0.0.1:9: stop it, or register under another name";
+    assert_eq!(refused.message(), problem);
+    let cluster = get_cluster(&group.client(1)).await.unwrap();
+    assert_eq!(cluster.jobs[0].view.as_ref(), Some(&job), "the first one keeps its shards");
+    alive.abort();
+    let restarted = group.register("ps-0", "").await;
+    assert!(restarted.incarnation > first.incarnation, "at its address it is replaced at once");
+    let ask = group.ask(async |mut client| client.register_server(elsewhere.clone()).await);
+    let moved = ask.await.unwrap().server.unwrap();
+    assert!(moved.node == first.node && moved.incarnation > restarted.incarnation);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_is_judged_because_leaders_change() {
     let mut group = Group::start_with(3, impatient).await;
     let server = group.register("ps-0", "").await;
