@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use downpour_core::id::{JobId, NodeId, ServerRef, SessionId, VariableId};
+use downpour_core::placement::TooFewServers;
 use downpour_core::routing::ShardRoute;
 use downpour_core::spec::Variable;
 use downpour_core::view::{JobView, NodeView};
@@ -158,6 +159,9 @@ pub enum Refused {
     /// The name is taken by something that differs.
     #[error("{0}")]
     AlreadyExists(String),
+    /// More servers must register first.
+    #[error(transparent)]
+    TooFewServers(#[from] TooFewServers),
     /// The state forbids it.
     #[error("{0}")]
     FailedPrecondition(String),

@@ -113,10 +113,20 @@ async fn errors_say_what_to_do() {
     let refused = create(9).await;
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(refused.message().contains("replicas"), "{refused}");
-    let refused = create(2).await;
-    assert_eq!(refused.code(), Code::FailedPrecondition);
-    assert!(refused.message().contains("there are 0"), "{refused}");
     let delete = v1::DeleteJobRequest { job: 7 };
     let refused = group.ask(async |mut client| client.delete_job(delete).await).await.unwrap_err();
     assert_eq!(refused.code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_is_asked_for_before_its_servers_have_started_waits_for_them() {
+    let group = Group::start(1).await;
+    group.register("ps-0", "").await;
+    let spec = v1::JobSpec { name: "ctr".into(), shards: 4, replicas: 2, min_in_sync: 1, seed: 1 };
+    let request = v1::CreateJobRequest { spec: Some(spec) };
+    let refused = group.client(1).create_job(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert_eq!(refused.message(), "2 replicas need as many live servers, and there are 1");
+    let (job, _) = tokio::join!(group.create_job("ctr", 4, 2), group.register("ps-1", ""));
+    assert_eq!(job.shards.len(), 4);
 }

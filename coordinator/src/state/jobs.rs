@@ -36,8 +36,7 @@ impl State {
             return Err(Refused::FailedPrecondition(problem));
         }
         self.check_room(JOB_BYTES + spec.shards as usize * SHARD_BYTES)?;
-        let plan = placement::place(&self.candidates(), spec.shards, spec.replicas)
-            .map_err(|error| Refused::FailedPrecondition(error.to_string()))?;
+        let plan = placement::place(&self.candidates(), spec.shards, spec.replicas)?;
         self.last.job += 1;
         let job = JobId(self.last.job);
         let view = JobView {
