@@ -9,6 +9,10 @@ use crate::id::{Lsn, SessionId, VariableId};
 /// Refusals that a cell remembers. A client may have at most this many pushes to a shard unacknowledged, so a repeat is always inside.
 pub const OUTCOME_WINDOW: u64 = 1024;
 
+/// Sessions that a shard remembers. A job has at most 16,384 open at once; the rest is for those that ended and whose closing the shard has
+/// not logged yet. Without a bound, made-up numbers of sessions would fill the memory.
+pub const CELLS_MAX: usize = 65_536;
+
 /// Why a push was consumed without being applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusalReason {
@@ -101,6 +105,12 @@ impl SessionCells {
         }
     }
 
+    /// Whether a push of `session` finds or gets a cell. A primary asks before it logs; a record that is logged is applied in any case.
+    #[must_use]
+    pub fn has_room(&self, session: SessionId) -> bool {
+        self.cells.len() < CELLS_MAX || self.cells.contains_key(&session)
+    }
+
     /// Records that push `sequence` was applied or refused at `lsn`. Called by apply, on primary and backups alike, with the number that
     /// [`SessionCells::check`] let through.
     pub fn record(
@@ -169,6 +179,20 @@ mod tests {
             cells.record(SESSION, sequence, at(sequence), None);
         }
         assert!(cells.cells[&SESSION].refusals.is_empty(), "bounded by the window");
+    }
+
+    #[test]
+    fn cells_are_bounded_and_a_known_session_goes_on_until_closing_makes_room() {
+        let mut cells = SessionCells::default();
+        let stranger = SessionId(u64::MAX);
+        for session in 1..=CELLS_MAX as u64 {
+            assert!(cells.has_room(stranger));
+            cells.record(SessionId(session), 1, at(session), None);
+        }
+        assert!(!cells.has_room(stranger));
+        assert!(cells.has_room(SESSION));
+        cells.close(ClosedSessions { high_water: 7, open: [SessionId(5)].into() });
+        assert!(cells.has_room(stranger));
     }
 
     #[test]

@@ -301,6 +301,9 @@ impl Shard {
         if self.too_few() {
             return Pushed::Declined(Declined::Retry(RetryReason::TooFewInSync));
         }
+        if !self.state.cells().has_room(push.session) {
+            return Pushed::Declined(Declined::Retry(RetryReason::Overloaded));
+        }
         if !alone && self.log.bytes() >= self.log_bytes_max {
             return Pushed::Declined(Declined::Retry(RetryReason::Overloaded));
         }

@@ -4,8 +4,8 @@ pub(crate) mod fixture;
 mod identity;
 mod simulation;
 
-use downpour_core::cells::{ClosedSessions, Refusal, RefusalReason};
-use downpour_core::id::{Epoch, Lsn, VariableId};
+use downpour_core::cells::{CELLS_MAX, ClosedSessions, Refusal, RefusalReason};
+use downpour_core::id::{Epoch, Lsn, SessionId, VariableId};
 use downpour_proto::v1::RetryReason;
 use fixture::*;
 
@@ -151,6 +151,24 @@ fn a_primary_with_a_backup_needs_no_lease() {
     let pushed = ticket(primary.push(Epoch(1), 1, counting(1, &[5]), false));
     replicate(&mut primary, &mut backup);
     assert_eq!(primary.settle(&pushed, false), Settled::Acknowledged);
+}
+
+#[test]
+fn a_new_session_waits_while_the_cells_are_full_and_nothing_is_consumed() {
+    let [mut primary] = cluster();
+    for session in 1..=CELLS_MAX as u64 {
+        ticket(push(&mut primary, push_of(SessionId(session), 1, Vec::new())));
+    }
+    let last = primary.last();
+    let stranger = || push_of(SessionId(u64::MAX), 1, Vec::new());
+    assert_eq!(push(&mut primary, stranger()), retry(RetryReason::Overloaded));
+    assert_eq!(primary.last(), last);
+    ticket(push(&mut primary, counting(2, &[5])));
+    primary.on_view(changed(&primary.view, |view| {
+        view.version = 2;
+        view.sessions = ClosedSessions { high_water: CELLS_MAX as u64, open: [].into() };
+    }));
+    ticket(push(&mut primary, stranger()));
 }
 
 #[test]
