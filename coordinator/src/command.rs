@@ -10,6 +10,8 @@ use prost::Message;
 
 /// Largest command, encoded.
 pub const COMMAND_BYTES_MAX: usize = 1 << 20;
+/// Most variables in one request: an empty one takes two bytes encoded, and far more here.
+const VARIABLES_MAX: u64 = 4096;
 /// Longest `request_id`.
 const REQUEST_ID_BYTES_MAX: usize = 64;
 /// Longest address, zone, name of a session.
@@ -75,12 +77,17 @@ impl Body {
     /// # Errors
     /// It is not a valid command, or larger than the log takes.
     pub fn to_log(self) -> Result<Vec<u8>, Invalid> {
-        let bytes = Logged { body: Some(self.clone()) }.encode_to_vec();
-        if bytes.len() > COMMAND_BYTES_MAX {
-            let problem = format!("has {} bytes; send at most {COMMAND_BYTES_MAX}", bytes.len());
+        if let Body::DefineVariables(request) = &self {
+            check_range("variables", request.variables.len() as u64, 0, VARIABLES_MAX)?;
+        }
+        let logged = Logged { body: Some(self) };
+        let bytes = logged.encoded_len();
+        if bytes > COMMAND_BYTES_MAX {
+            let problem = format!("has {bytes} bytes; send at most {COMMAND_BYTES_MAX}");
             return Err(Invalid::new("request", problem));
         }
-        Command::try_from(self)?;
+        let bytes = logged.encode_to_vec();
+        Command::try_from(logged)?;
         Ok(bytes)
     }
 }
@@ -159,8 +166,15 @@ impl Command {
     /// # Errors
     /// The bytes are not what [`Body::to_log`] writes.
     pub fn decode(bytes: &[u8]) -> Result<Command, Invalid> {
-        let logged =
-            Logged::decode(bytes).map_err(|error| Invalid::new("command", error.to_string()))?;
+        let logged = Logged::decode(bytes);
+        logged.map_err(|error| Invalid::new("command", error.to_string()))?.try_into()
+    }
+}
+
+impl TryFrom<Logged> for Command {
+    type Error = Invalid;
+
+    fn try_from(logged: Logged) -> Result<Command, Invalid> {
         logged.body.ok_or_else(|| Invalid::new("command", "is of an unknown kind"))?.try_into()
     }
 }
@@ -316,6 +330,9 @@ mod tests {
         };
         assert_eq!(field(label(long, None)), "value");
         assert_eq!(field(label("v".into(), Some("x".repeat(COMMAND_BYTES_MAX)))), "request");
+        let many = vec![v1::VariableSpec::default(); VARIABLES_MAX as usize + 1];
+        let define = v1::DefineVariablesRequest { job: 1, session: 1, variables: many };
+        assert_eq!(field(Body::DefineVariables(define)), "variables");
         let unspecified = v1::OpenSessionRequest { job: 1, ..Default::default() };
         assert_eq!(field(Body::OpenSession(unspecified)), "kind");
     }

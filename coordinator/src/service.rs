@@ -18,11 +18,15 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
-use crate::command::{self, Body, SessionList};
+use crate::command::{self, Body, COMMAND_BYTES_MAX, SessionList};
 use crate::liveness::Liveness;
 use crate::raft::Handle;
 use crate::raft::peers::Group;
 use crate::state::{Cluster, Life, Reply};
+
+/// Largest request, for what its many small parts take once they are decoded is many times more. The largest there are: commands, and
+/// heartbeats with some 30 bytes for each shard that a server leads.
+const REQUEST_BYTES_MAX: usize = 2 * COMMAND_BYTES_MAX;
 
 /// What servers and clients are told of time.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +62,7 @@ impl Service {
         stop: CancellationToken,
     ) -> CoordinatorServer<Service> {
         CoordinatorServer::new(Service { handle, liveness, group, times, stop })
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_decoding_message_size(REQUEST_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 

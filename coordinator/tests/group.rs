@@ -119,6 +119,21 @@ async fn errors_say_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_larger_than_any_is_refused_before_it_is_decoded() {
+    let group = Group::start(1).await;
+    group.leader().await;
+    let define = async |count| {
+        let variables = vec![v1::VariableSpec::default(); count];
+        let request = v1::DefineVariablesRequest { job: 1, session: 1, variables };
+        group.client(1).define_variables(request).await.unwrap_err()
+    };
+    assert_eq!(define(1 << 20).await.code(), Code::OutOfRange);
+    let refused = define(10_000).await;
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().starts_with("variables"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_that_is_asked_for_before_its_servers_have_started_waits_for_them() {
     let group = Group::start(1).await;
     group.register("ps-0", "").await;
