@@ -14,6 +14,7 @@
 #![warn(missing_docs)]
 
 mod arena;
+mod bounded;
 mod config;
 mod coordinators;
 mod dense;

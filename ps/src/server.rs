@@ -9,9 +9,9 @@ use downpour_node::process::Node;
 use downpour_node::trace;
 use downpour_proto::transport::{MESSAGE_BYTES_MAX, incoming, server_builder};
 use downpour_proto::v1::replica_server::ReplicaServer;
-use downpour_proto::v1::shard_server::ShardServer;
 use tokio::net::TcpListener;
 
+use crate::bounded::BoundedServer;
 use crate::config::Config;
 use crate::coordinators::Coordinators;
 use crate::life::Process;
@@ -21,6 +21,10 @@ use crate::{replica, service};
 
 /// Open connections get this long to notice that the server stops.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
+
+/// Requests of one connection that are read and answered at once; the others wait in its windows. A stream counts only until it is open. A
+/// client has at most 16 pulls on their way.
+const UNARY_REQUESTS_MAX: usize = 32;
 
 /// Runs a parameter server on `listener` until `node`'s token is cancelled.
 ///
@@ -44,16 +48,14 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
     });
     let token = node.shutdown.token();
     let shards = service::Service { process: Arc::clone(&process), current: Arc::clone(&current) };
-    let shards = ShardServer::new(shards)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let replicas =
         ReplicaServer::new(replica::Service { current: Arc::clone(&current), stop: token.clone() })
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let serving = server_builder()
+        .concurrency_limit_per_connection(UNARY_REQUESTS_MAX)
         .trace_fn(trace::server_span)
-        .add_service(shards)
+        .add_service(BoundedServer(shards))
         .add_service(replicas)
         .serve_with_incoming_shutdown(incoming(listener), token.clone().cancelled_owned());
 

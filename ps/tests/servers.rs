@@ -245,6 +245,23 @@ async fn a_malformed_push_ends_its_stream_and_names_the_field() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_of_more_parts_than_a_job_has_shards_is_refused_before_it_is_decoded() {
+    let script = Script::start().await;
+    let server = Server::start(&script, "a").await;
+    let parts = vec![v1::PullPart::default(); 65_537];
+    let pull = v1::PullRequest { parts, ..Default::default() };
+    let parts = vec![v1::PushPart::default(); 65_537];
+    let push = v1::PushRequest { parts, ..Default::default() };
+    let pulled = server.client().pull(pull).await.expect_err("too many");
+    let mut replies =
+        server.client().push(tokio_stream::once(push)).await.expect("opens").into_inner();
+    for status in [pulled, replies.message().await.expect_err("too many")] {
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert!(status.message().starts_with("parts: have more than"), "{status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_backup_alone_had_is_fetched_by_the_one_that_is_promoted() {
     let script = Script::start().await;
     let (first, second) =
