@@ -20,6 +20,8 @@ pub struct Candidate {
     pub zone: String,
     /// Copies of shards of other jobs that it holds.
     pub copies: u64,
+    /// Of how many of these it is the primary.
+    pub primaries: u64,
 }
 
 /// Fewer servers live than a shard needs copies.
@@ -60,19 +62,21 @@ pub fn place(
     Ok(plan.held.into_iter().map(servers).collect())
 }
 
-/// The candidates in the order in which they are dealt shards: least loaded first, zones taking turns.
+/// The candidates in the order in which they are dealt shards: least loaded first, zones taking turns. A primary works more than
+/// a backup does: among servers with as many copies, those with fewer primaries come first.
 fn in_turn(candidates: &[Candidate]) -> Vec<&Candidate> {
     let mut order: Vec<&Candidate> = candidates.iter().collect();
-    order.sort_unstable_by_key(|candidate| (candidate.copies, candidate.server));
+    let load = |candidate: &Candidate| (candidate.copies, candidate.primaries);
+    order.sort_unstable_by_key(|candidate| (load(candidate), candidate.server));
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
     let mut ranked: Vec<_> = (order.into_iter())
         .map(|candidate| {
             let rank = seen.entry(&candidate.zone).or_default();
             *rank += 1;
-            (candidate.copies, *rank, candidate)
+            (load(candidate), *rank, candidate)
         })
         .collect();
-    ranked.sort_by_key(|(copies, rank, candidate)| (*copies, *rank, candidate.server));
+    ranked.sort_by_key(|(load, rank, candidate)| (*load, *rank, candidate.server));
     ranked.into_iter().map(|(_, _, candidate)| candidate).collect()
 }
 
@@ -184,7 +188,7 @@ mod tests {
     fn candidate(node: u32, zone: u8, copies: u64) -> Candidate {
         let server =
             ServerRef { node: NodeId(node), incarnation: Incarnation(u64::from(node) + 100) };
-        Candidate { server, zone: format!("zone-{zone}"), copies }
+        Candidate { server, zone: format!("zone-{zone}"), copies, primaries: 0 }
     }
 
     fn spread(counts: &BTreeMap<ServerRef, u32>) -> u32 {
@@ -260,6 +264,21 @@ mod tests {
         let plan = place(&servers, 4, 1).unwrap();
         let counts = count(&servers, plan.iter().flatten());
         assert_eq!(counts.into_values().collect::<Vec<_>>(), [1, 2, 1]);
+    }
+
+    #[test]
+    fn the_primaries_of_many_jobs_of_one_shard_are_balanced() {
+        let mut servers: Vec<_> =
+            (1..=4).map(|node| candidate(node, (node % 2) as u8, 0)).collect();
+        for _ in 0..200 {
+            let plan = place(&servers, 1, 2).unwrap();
+            for server in &mut servers {
+                server.primaries += u64::from(plan[0][0] == server.server);
+                server.copies += u64::from(plan[0].contains(&server.server));
+            }
+        }
+        let primaries: Vec<_> = servers.iter().map(|one| one.primaries).collect();
+        assert!(primaries.iter().all(|held| (49..=51).contains(held)), "{primaries:?}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use downpour_core::id::{Epoch, JobId, ServerRef, SessionId, VariableId};
 use downpour_core::placement::{self, Candidate};
 use downpour_core::routing::ShardRoute;
 use downpour_core::spec::{JobSpec, Shape, Variable, VariableSpec};
-use downpour_core::view::JobView;
+use downpour_core::view::{JobView, NodeView};
 
 use super::size::{JOB_BYTES, SHARD_BYTES, VARIABLE_BYTES, label_bytes};
 use super::{Defined, Dense, Job, Outcome, Refused, Reply, State};
@@ -59,21 +59,22 @@ impl State {
 
     /// The live servers with what they hold.
     fn candidates(&self) -> Vec<Candidate> {
-        let mut copies: BTreeMap<ServerRef, u64> = BTreeMap::new();
+        // Copies and primaries.
+        let mut held: BTreeMap<ServerRef, (u64, u64)> = BTreeMap::new();
         for route in self.cluster.jobs.values().flat_map(|job| &job.view.shards) {
             for &member in &route.in_sync {
-                *copies.entry(member).or_default() += 1;
+                held.entry(member).or_default().0 += 1;
+            }
+            if let Some(primary) = route.primary {
+                held.entry(primary).or_default().1 += 1;
             }
         }
         let alive = self.cluster.nodes.values().map(|node| &node.view).filter(|view| view.alive);
-        let candidate = |server| copies.get(&server).copied().unwrap_or(0);
-        alive
-            .map(|view| Candidate {
-                server: view.server,
-                zone: view.zone.clone(),
-                copies: candidate(view.server),
-            })
-            .collect()
+        let candidate = |view: &NodeView| {
+            let (copies, primaries) = held.get(&view.server).copied().unwrap_or_default();
+            Candidate { server: view.server, zone: view.zone.clone(), copies, primaries }
+        };
+        alive.map(candidate).collect()
     }
 
     /// A job that was deleted before is as deleted as it can be.

@@ -314,6 +314,22 @@ fn the_shards_of_a_dead_primary_are_shared_out_evenly() {
     assert_eq!(counts, [0, 0, 20, 20, 20]);
 }
 
+#[test]
+fn jobs_of_one_shard_do_not_all_have_the_same_primary() {
+    let mut machine = Machine::default();
+    for number in 0..2 {
+        machine.register(number);
+    }
+    let mut counts = [0; 3];
+    for number in 0..6 {
+        machine.apply(Command::CreateJob(job_spec(&format!("job-{number}"), 1, 2))).unwrap();
+    }
+    for job in machine.state.cluster().jobs.values() {
+        counts[job.view.shards[0].primary.unwrap().node.0 as usize] += 1;
+    }
+    assert_eq!(counts, [0, 3, 3]);
+}
+
 // Protocol 1.4.
 
 #[test]
