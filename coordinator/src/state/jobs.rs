@@ -18,6 +18,8 @@ use crate::command::LabelChange;
 const JOBS_MAX: usize = 4096;
 /// Most variables of a job.
 const VARIABLES_MAX: usize = 4096;
+/// Most blocks of all dense variables of a job: servers go through all of them when a variable is defined.
+const BLOCKS_MAX: u64 = 4 << 20;
 /// Most labels of a job.
 const LABELS_MAX: usize = 256;
 
@@ -119,7 +121,15 @@ impl State {
                 }
             });
         }
-        let more = variables.len() - self.job(id)?.view.variables.len();
+        let more = variables.len() - job.view.variables.len();
+        let blocks = variables.iter().map(|variable| blocks(&variable.spec)).sum::<u64>();
+        if more > 0 && blocks > BLOCKS_MAX {
+            return Err(Refused::FailedPrecondition(format!(
+                "dense.block_floats: all dense variables of job {:?} would have {blocks} blocks, more than {BLOCKS_MAX}: \
+                 take larger ones",
+                job.view.spec.name
+            )));
+        }
         self.check_room(more * VARIABLE_BYTES)?;
         let job = self.job_mut(id);
         if variables.len() > job.view.variables.len() {
@@ -177,6 +187,13 @@ impl State {
             }
         }
         Ok(Reply::Labelled { changed: true, value: change.value })
+    }
+}
+
+fn blocks(spec: &VariableSpec) -> u64 {
+    match &spec.shape {
+        Shape::Dense(dense) => dense.blocks().into(),
+        Shape::Table(_) => 0,
     }
 }
 

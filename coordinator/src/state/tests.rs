@@ -419,6 +419,25 @@ fn variables_are_defined_all_or_none_and_equal_definitions_are_one_variable() {
 }
 
 #[test]
+fn the_blocks_of_all_dense_variables_of_a_job_are_bounded() {
+    let (mut machine, _) = Machine::with_job(1, 1);
+    let session = machine.open(JOB);
+    let dense = |name: &str, floats| {
+        let shape = Shape::Dense(DenseSpec { shape: vec![floats], block_floats: 8 });
+        VariableSpec { name: name.into(), optimizer: optimizer(), shape }
+    };
+    let mut define = |specs| machine.apply(Command::DefineVariables(JOB, session, specs));
+    let half = 8 * (2 << 20);
+    let refused = define(vec![dense("a", half), dense("b", half + 1)]);
+    let Err(Refused::FailedPrecondition(problem)) = refused else { panic!("{refused:?}") };
+    assert!(problem.starts_with("dense.block_floats: "), "{problem}");
+    assert!(define(vec![dense("a", half)]).is_ok());
+    assert!(define(vec![dense("b", half + 1)]).is_err());
+    assert!(define(vec![dense("b", half), table("c", 4)]).is_ok());
+    assert!(define(vec![dense("a", half)]).is_ok(), "at the bound what is known is known");
+}
+
+#[test]
 fn the_first_session_initialises_a_dense_variable_and_the_next_one_where_it_ended_too_early() {
     let (mut machine, _) = Machine::with_job(1, 1);
     let (first, second) = (machine.open(JOB), machine.open(JOB));
