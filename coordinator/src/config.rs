@@ -18,7 +18,7 @@ const KEEP_ENTRIES_SHARE: u64 = 4;
 /// A lease must outlast this many of the longest elections (protocol 4.1).
 const ELECTIONS_PER_LEASE: u64 = 3;
 
-/// The options of a coordinator.
+/// A member of the control plane: it knows where every shard of every job lives
 #[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {

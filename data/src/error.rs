@@ -46,6 +46,8 @@ fn missing_column(column: &str, present: &[String]) -> String {
     let mut text = format!("no column {column:?}");
     if let Some(near) = did_you_mean(column, present) {
         text += &format!(", did you mean {near:?}?");
+    } else {
+        text.push('.');
     }
     text += &format!(" The file has: {}", present[..present.len().min(NAMED_MAX)].join(", "));
     if present.len() > NAMED_MAX {

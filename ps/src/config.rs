@@ -4,7 +4,7 @@ use clap::Args;
 use downpour_node::config::{Common, Options, Problem, check_host_port};
 use serde::{Deserialize, Serialize};
 
-/// Every option of a parameter server.
+/// A parameter server: holds shards, applies pushes, answers pulls
 #[derive(Clone, Debug, Args, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {

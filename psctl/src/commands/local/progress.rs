@@ -144,9 +144,10 @@ impl Worker {
         let mut parts = vec![format!("step {}", HumanCount(clock))];
         match planned_samples {
             Some(planned) if planned > 0 => {
-                let percent = 100.0 * total_samples as f64 / planned as f64;
+                // How many rows a worker gets is known nearly.
+                let percent = (100.0 * total_samples as f64 / planned as f64).min(100.0).floor();
                 parts.push(format!(
-                    "{} of {} samples ({percent:.0} %)",
+                    "{} of about {} samples ({percent} %)",
                     HumanCount(total_samples),
                     HumanCount(planned)
                 ));
@@ -187,7 +188,7 @@ mod tests {
         ]);
         assert_eq!(
             worker.message(),
-            "step 2  200 of 1,000 samples (20 %)  80/s  loss 0.2500  ETA 10s"
+            "step 2  200 of about 1,000 samples (20 %)  80/s  loss 0.2500  ETA 10s"
         );
     }
 

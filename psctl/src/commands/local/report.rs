@@ -77,8 +77,8 @@ pub(super) fn print(format: Format, report: &Report) -> anyhow::Result<()> {
         ];
         for (name, value) in &report.evaluation {
             if let Some(value) = value.as_f64() {
-                let value =
-                    if value.fract() == 0.0 { value.to_string() } else { format!("{value:.5}") };
+                let whole = value.fract() == 0.0;
+                let value = if whole { count(value as u64) } else { format!("{value:.5}") };
                 lines.push((name, format!("{value} (test)")));
             }
         }

@@ -15,7 +15,12 @@ use tracing_subscriber::EnvFilter;
 use options::Options;
 
 #[derive(Parser)]
-#[command(name = "downpour-worker", version, about, arg_required_else_help = true)]
+#[command(
+    name = "downpour-worker",
+    version,
+    about = "Trains and evaluates models on a Downpour cluster",
+    arg_required_else_help = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
