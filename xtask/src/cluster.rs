@@ -24,7 +24,7 @@ pub(crate) fn demo(root: &Path, output: Output) -> Result<()> {
          machine trains DeepFM on Census-Income (in the repository).\n\
          \x20 fetches   LibTorch (544 MB) and the crates of Cargo.lock (100 MB), unless they are there\n\
          \x20 disk      3 GB at most, in .cache/ and target/\n\
-         \x20 time      on 2 cores 7 min to compile and 2 min to train; the next time only to train"
+         \x20 time      on 2 cores 6 min to compile and 15 s to train; the next time only to train"
     );
     let mut psctl = built(root)?;
     if output == Output::Json {
