@@ -10,7 +10,7 @@ use downpour_core::id::{JobId, SessionId, VariableId};
 use downpour_core::mix::mix64;
 use downpour_core::spec::{JobSpec, VariableSpec};
 use downpour_core::view::JobView;
-use downpour_proto::transport::{self, MESSAGE_BYTES_MAX};
+use downpour_proto::transport::{self, LEADER_METADATA, MESSAGE_BYTES_MAX};
 use downpour_proto::v1::{self, coordinator_client::CoordinatorClient};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
@@ -19,9 +19,6 @@ use tonic::{Code, Response, Status};
 
 use crate::Error;
 use crate::backoff::Backoff;
-
-/// Names the leader in the metadata of a refusal.
-pub const LEADER_METADATA: &str = "downpour-leader";
 
 /// The generated client of one member.
 pub type Member = CoordinatorClient<Channel>;

@@ -67,7 +67,7 @@ mod session;
 mod state;
 mod watch;
 
-pub use coordinator::{Coordinators, LEADER_METADATA, Member};
+pub use coordinator::{Coordinators, Member};
 pub use dense::DenseCache;
 pub use downpour_proto::v1::SessionKind;
 pub use error::{Error, Refused, Retry};

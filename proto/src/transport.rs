@@ -17,6 +17,9 @@ pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Size that a sender of bulk data aims at: larger unary messages are slower.
 pub const MESSAGE_BYTES_TARGET: usize = 1 << 20;
 
+/// Metadata of a refusal by a coordinator that does not lead: host:port of the one that does (see `coordinator.proto`).
+pub const LEADER_METADATA: &str = "downpour-leader";
+
 const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 const FRAME_BYTES: u32 = 1 << 20;

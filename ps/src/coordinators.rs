@@ -3,15 +3,12 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use downpour_proto::transport::{MESSAGE_BYTES_MAX, channel};
+use downpour_proto::transport::{LEADER_METADATA, MESSAGE_BYTES_MAX, channel};
 use downpour_proto::v1::coordinator_client::CoordinatorClient;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
-
-/// Metadata of a refusal by a member that is not the leader.
-const LEADER: &str = "downpour-leader";
 
 /// A client of the coordinators as a group.
 #[derive(Debug)]
@@ -91,7 +88,7 @@ impl Coordinators {
                 Code::Unknown | Code::Internal => {}
                 _ => return Err(last),
             }
-            match last.metadata().get(LEADER).and_then(|leader| leader.to_str().ok()) {
+            match last.metadata().get(LEADER_METADATA).and_then(|leader| leader.to_str().ok()) {
                 Some(leader) if leader != address && channel(leader).is_ok() => {
                     self.follow(&address, leader);
                 }

@@ -1,14 +1,12 @@
 //! The one place where errors become gRPC statuses.
 
+use downpour_proto::transport::LEADER_METADATA;
 use tonic::Status;
 use tonic::metadata::MetadataValue;
 
 use super::Service;
 use crate::raft::Error;
 use crate::state::Refused;
-
-/// Names the leader's host:port beside UNAVAILABLE.
-const LEADER_METADATA: &str = "downpour-leader";
 
 impl Service {
     pub(super) fn status(&self, error: Error) -> Status {
