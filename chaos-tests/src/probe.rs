@@ -1,5 +1,6 @@
 //! A client whose pushes can be counted afterwards.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -74,7 +75,7 @@ pub struct Probe {
     counters: VariableId,
     next_serial: u64,
     first_serial: u64,
-    unknown_serials: Vec<u64>,
+    unknown_serials: BTreeSet<u64>,
     tally: Tally,
     last_ack: Option<Instant>,
 }
@@ -98,22 +99,10 @@ impl Probe {
             counters: defined[1].variable.id,
             next_serial: first_serial,
             first_serial,
-            unknown_serials: Vec::new(),
+            unknown_serials: BTreeSet::new(),
             tally: Tally::default(),
             last_ack: None,
         })
-    }
-
-    /// The probe's session.
-    #[must_use]
-    pub fn session(&self) -> &Session {
-        &self.session
-    }
-
-    /// Pushes acknowledged so far.
-    #[must_use]
-    pub fn acknowledged(&self) -> u64 {
-        self.tally.acknowledged
     }
 
     /// Pushes until `stop` says so, several at a time.
@@ -121,7 +110,7 @@ impl Probe {
     /// # Errors
     /// A batch does not fit (a bug of the probe).
     pub async fn push_until(&mut self, mut stop: impl FnMut(&Tally) -> bool) -> Result<()> {
-        let mut waiting = std::collections::VecDeque::new();
+        let mut waiting = VecDeque::new();
         self.last_ack = Some(Instant::now());
         loop {
             let stopping = stop(&self.tally);
@@ -170,7 +159,7 @@ impl Probe {
         eprintln!("probe: push {serial}: {error}");
         self.tally.client_errors += 1;
         self.tally.unknown += 1;
-        self.unknown_serials.push(serial);
+        self.unknown_serials.insert(serial);
     }
 
     /// Reads every row that this probe pushed and counts what is missing and what is there twice.
