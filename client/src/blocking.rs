@@ -19,7 +19,6 @@
 //! ```
 
 use std::collections::VecDeque;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,8 +29,9 @@ use downpour_core::spec::{
     BLOCK_FLOATS_DEFAULT, DenseSpec, JobSpec, Shape, TableSpec, VariableSpec,
 };
 use parking_lot::Mutex;
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::Handle;
 
+use crate::driver::Driver;
 use crate::push::{DenseTensor, PushBatch, PushTicket, RowGradients};
 use crate::{Coordinators, DenseCache, Error, Job as JobRef, Session, SessionOptions, TableRows};
 
@@ -40,29 +40,14 @@ const INITIALIZED_POLL: Duration = Duration::from_millis(50);
 /// Tickets kept before the oldest is waited for.
 const TICKETS_MAX: usize = 1024;
 
+/// Tasks between an accepted push and its socket: the pusher, and the connection (opened by then, or nothing could be sent at once).
+const TURNS_TO_SEND: usize = 3;
+
 /// A connection to a cluster. A cheap clone.
 #[derive(Clone)]
 pub struct Client {
-    runtime: Arc<Inside>,
+    runtime: Arc<Driver>,
     coordinators: Coordinators,
-}
-
-/// The runtime, which must not be dropped where blocking is forbidden.
-struct Inside(Option<Runtime>);
-
-impl Inside {
-    fn block_on<T>(&self, future: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        let runtime = self.0.as_ref().filter(|_| Handle::try_current().is_err());
-        runtime.ok_or(Error::InsideRuntime)?.block_on(future)
-    }
-}
-
-impl Drop for Inside {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
-    }
 }
 
 impl Client {
@@ -71,13 +56,8 @@ impl Client {
     /// # Errors
     /// There is no address, or the call comes from inside an async runtime.
     pub fn connect(coordinators: &str) -> Result<Client, Error> {
-        if Handle::try_current().is_ok() {
-            return Err(Error::InsideRuntime);
-        }
         let coordinators = Coordinators::parse(coordinators)?;
-        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        let runtime = runtime.map_err(|error| Error::Runtime(error.to_string()))?;
-        Ok(Client { runtime: Arc::new(Inside(Some(runtime))), coordinators })
+        Ok(Client { runtime: Arc::new(Driver::start()?), coordinators })
     }
 
     /// Joins the job of this name as a worker, or creates it with 64 shards and one copy of each.
@@ -125,7 +105,7 @@ pub struct Job(Arc<JobInner>);
 struct JobInner {
     /// Given until drop.
     session: Option<Session>,
-    runtime: Arc<Inside>,
+    runtime: Arc<Driver>,
     /// Of pushes whose outcome nobody has asked for.
     tickets: Mutex<VecDeque<PushTicket>>,
 }
@@ -133,7 +113,7 @@ struct JobInner {
 impl Drop for JobInner {
     fn drop(&mut self) {
         // The session closes itself in the background and needs the runtime for that.
-        let _guard = self.runtime.0.as_ref().map(Runtime::enter);
+        let _guard = self.runtime.handle().map(Handle::enter);
         self.session = None;
     }
 }
@@ -236,6 +216,10 @@ impl Job {
     fn push(&self, batch: &PushBatch<'_>) -> Result<(), Error> {
         self.block_on(async |session| {
             let ticket = session.push(batch).await?;
+            // The tasks that send it run when this thread lets them; without a turn they would wait for the next call.
+            for _ in 0..TURNS_TO_SEND {
+                tokio::task::yield_now().await;
+            }
             let oldest = {
                 let mut tickets = self.0.tickets.lock();
                 tickets.push_back(ticket);

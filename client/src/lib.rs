@@ -14,6 +14,8 @@
 //! gives them to the pure `outbox`, which numbers them and decides what to send where, and again after a failure; a [`PushTicket`] brings
 //! the [`PushOutcome`]. `docs/protocol.md`, section 2, is the contract.
 //!
+//! Pulls and pushes travel as [`Transport`] says: frames on plain TCP (`framed`), or gRPC. `servers` hides which.
+//!
 //! Keys must be sorted and unique, and gradients of equal keys summed, before they come here.
 //!
 //! # Example
@@ -55,8 +57,10 @@ mod backoff;
 pub mod blocking;
 mod coordinator;
 mod dense;
+mod driver;
 mod encode;
 mod error;
+mod framed;
 mod outbox;
 mod partition;
 mod pull;
@@ -73,5 +77,6 @@ pub use downpour_proto::v1::SessionKind;
 pub use error::{Error, Refused, Retry};
 pub use pull::{Pulled, TableRows};
 pub use push::{DenseTensor, PushBatch, PushOutcome, PushTicket, RowGradients};
+pub use servers::Transport;
 pub use session::{Defined, Job, Progress, Session, SessionOptions};
 pub use state::{JobState, Route};

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use downpour_core::cells::{OUTCOME_WINDOW, Refusal};
 use downpour_core::id::{Epoch, JobId, Lsn, ServerRef, SessionId, ShardId};
-use downpour_proto::transport::MESSAGE_BYTES_TARGET;
 use downpour_proto::v1::{self, push_part_reply::Result as PartResult};
 
 use crate::Error;
@@ -80,6 +79,8 @@ pub(crate) enum Cause {
 pub(crate) struct Outbox {
     job: JobId,
     session: SessionId,
+    /// Size that requests aim at.
+    message_bytes: usize,
     shards: Vec<Queue>,
     pushes: BTreeMap<PushId, Pending>,
     links: BTreeMap<ServerRef, Link>,
@@ -139,7 +140,12 @@ struct Sent {
 }
 
 impl Outbox {
-    pub(crate) fn new(job: JobId, session: SessionId, routes: impl Iterator<Item = Route>) -> Self {
+    pub(crate) fn new(
+        job: JobId,
+        session: SessionId,
+        message_bytes: usize,
+        routes: impl Iterator<Item = Route>,
+    ) -> Self {
         let queue = |route| Queue {
             acknowledged: 0,
             parts: VecDeque::new(),
@@ -153,6 +159,7 @@ impl Outbox {
         Outbox {
             job,
             session,
+            message_bytes,
             shards: routes.map(queue).collect(),
             pushes: BTreeMap::new(),
             links: BTreeMap::new(),
@@ -194,7 +201,7 @@ impl Outbox {
         push
     }
 
-    /// What to send now. Parts of one push for one server travel together, up to about [`MESSAGE_BYTES_TARGET`].
+    /// What to send now. Parts of one push for one server travel together, up to about `message_bytes`.
     pub(crate) fn sends(&mut self, now: Duration) -> Vec<Send> {
         let mut chosen: Vec<(PushId, ServerRef, ShardId, u64)> = Vec::new();
         let shards = &mut self.shards;
@@ -231,7 +238,7 @@ impl Outbox {
                 updates: part.updates.clone(),
             };
             let part_bytes = part.bytes;
-            if open != Some((push, server)) || bytes + part_bytes > MESSAGE_BYTES_TARGET {
+            if open != Some((push, server)) || bytes + part_bytes > self.message_bytes {
                 (open, bytes) = (Some((push, server)), 0);
                 sends.push(self.begin(push, server));
             }

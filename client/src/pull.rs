@@ -75,7 +75,12 @@ impl Puller {
     ) -> Result<Pulled, Error> {
         let mut changes = self.watched.subscribe();
         let mut ended = self.ended.subscribe();
-        let (plan, mut work) = Plan::new(&self.watched.now().view, tables, dense.as_deref())?;
+        let (plan, mut work) = Plan::new(
+            &self.watched.now().view,
+            tables,
+            dense.as_deref(),
+            self.servers.message_bytes(),
+        )?;
         let deadline = sleep(self.deadline);
         tokio::pin!(deadline);
         let mut pulled = Pulled::default();
@@ -86,7 +91,9 @@ impl Puller {
         loop {
             if !work.is_empty() && retry_at <= Instant::now() {
                 let state = changes.borrow_and_update().clone();
-                queue.extend(Plan::messages(&mut work, |shard| state.route(shard)));
+                queue.extend(Plan::messages(&mut work, self.servers.message_bytes(), |shard| {
+                    state.route(shard)
+                }));
                 retry_at = Instant::now() + BACKOFF.wait(u64::from(attempts), attempts);
             }
             while flying.len() < MESSAGES_MAX
@@ -151,7 +158,7 @@ impl Puller {
         request: v1::PullRequest,
     ) -> (Message, Result<v1::PullReply, Failed>) {
         let mut changes = self.watched.subscribe();
-        let Some(mut client) = self.servers.client(&self.watched.now(), message.server) else {
+        let Some(mut server) = self.servers.get(&self.watched.now(), message.server) else {
             let status = Status::unavailable("its address is not known");
             return (message, Err(Failed::Status(status)));
         };
@@ -165,8 +172,8 @@ impl Puller {
             }
         };
         let answer = tokio::select! {
-            answer = timeout(ATTEMPT, client.pull(request)) => match answer {
-                Ok(Ok(reply)) => Ok(reply.into_inner()),
+            answer = timeout(ATTEMPT, server.pull(request)) => match answer {
+                Ok(Ok(reply)) => Ok(reply),
                 Ok(Err(status)) => Err(Failed::Status(status)),
                 Err(_) => Err(Failed::Status(Status::deadline_exceeded("no answer"))),
             },
@@ -243,11 +250,13 @@ impl Message {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::servers::Transport;
     use crate::state::tests::state;
     use downpour_core::init::Init;
     use downpour_core::optimizer::{OptimizerSpec, Sgd};
     use downpour_core::spec::{Shape, TableSpec, Variable, VariableSpec};
 
+    const MESSAGE_BYTES: usize = 1 << 20;
     const TABLE: VariableId = VariableId(1);
 
     /// One table with rows of one float on two shards.
@@ -260,7 +269,7 @@ mod tests {
         Puller {
             job: JobId(1),
             watched: Watched::new(state),
-            servers: Servers::default(),
+            servers: Servers::new(Transport::Grpc),
             ended: watch::Sender::new(None),
             deadline: Duration::from_secs(1),
         }
@@ -280,8 +289,9 @@ mod tests {
         let mut values = vec![0.0; 64];
         let mut tables = [TableRows { variable: TABLE, keys: &keys, values: &mut values }];
         let state = puller.watched.now();
-        let (plan, mut work) = Plan::new(&state.view, &tables, None).expect("a plan");
-        let messages = Plan::messages(&mut work, |shard| state.route(shard));
+        let (plan, mut work) =
+            Plan::new(&state.view, &tables, None, MESSAGE_BYTES).expect("a plan");
+        let messages = Plan::messages(&mut work, MESSAGE_BYTES, |shard| state.route(shard));
         let mut left = 0;
         for message in messages {
             let request = plan.request(JobId(1), &message, &tables, None);

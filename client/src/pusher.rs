@@ -10,7 +10,6 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
-use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Status;
 
 use crate::Error;
@@ -78,6 +77,7 @@ impl Pusher {
     pub(crate) fn start(
         outbox: Outbox,
         watched: Watched,
+        servers: Servers,
         ended: watch::Sender<Option<Error>>,
         trouble: Arc<Mutex<String>>,
         tasks: &mut JoinSet<()>,
@@ -90,7 +90,7 @@ impl Pusher {
             watched,
             ended,
             trouble,
-            servers: Servers::default(),
+            servers,
             started: Instant::now(),
             waiting: BTreeMap::new(),
             flushes: Vec::new(),
@@ -223,23 +223,16 @@ impl Pusher {
 
     fn open(&mut self, server: ServerRef, link: LinkId) -> OpenLink {
         let (requests, queue) = mpsc::unbounded_channel();
-        let client = self.servers.client(&self.changes.borrow(), server);
+        let connected = self.servers.get(&self.changes.borrow(), server);
         let events = self.events.clone();
         let task = self.tasks.spawn(async move {
-            let report = |what| events.send(LinkEvent { server, link, what }).is_ok();
-            let stream = async {
-                let unknown = || Status::unavailable("the server's address is not known");
-                let mut client = client.ok_or_else(unknown)?;
-                let replies = client.push(UnboundedReceiverStream::new(queue)).await?;
-                let mut replies = replies.into_inner();
-                while let Some(reply) = replies.message().await? {
-                    report(Ok(reply));
-                }
-                Err::<(), _>(Status::unavailable("the stream ended"))
+            // Whoever listens no more needs no report.
+            let report = |what| _ = events.send(LinkEvent { server, link, what });
+            let status = match connected {
+                Some(connected) => connected.push(queue, |reply| report(Ok(reply))).await,
+                None => Status::unavailable("the server's address is not known"),
             };
-            if let Err(status) = stream.await {
-                report(Err(status));
-            }
+            report(Err(status));
         });
         OpenLink { server, requests, task }
     }

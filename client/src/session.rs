@@ -17,7 +17,7 @@ use crate::outbox::Outbox;
 use crate::pull::{Pulled, Puller, TableRows};
 use crate::push::{PushBatch, PushTicket};
 use crate::pusher::{Accepted, Input, Pusher};
-use crate::servers::Servers;
+use crate::servers::{Servers, Transport};
 use crate::state::{JobState, variable_difference};
 use crate::watch::Watched;
 use crate::{Coordinators, Error, Refused, encode};
@@ -47,6 +47,8 @@ pub struct SessionOptions {
     pub deadline: Duration,
     /// Gradient bytes that may wait for their acknowledgement; [`Session::push`] waits beyond.
     pub in_flight_bytes_max: usize,
+    /// How pulls and pushes travel.
+    pub transport: Transport,
 }
 
 impl SessionOptions {
@@ -58,6 +60,7 @@ impl SessionOptions {
             kind: SessionKind::Worker,
             deadline: Duration::from_secs(30),
             in_flight_bytes_max: 64 << 20,
+            transport: Transport::default(),
         }
     }
 }
@@ -140,7 +143,12 @@ impl Session {
 
         let shards = (0..view.spec.shards).map(ShardId);
         let state = JobState::new(view, nodes);
-        let outbox = Outbox::new(job, id, shards.map(|shard| state.route(shard)));
+        let outbox = Outbox::new(
+            job,
+            id,
+            options.transport.message_bytes(),
+            shards.map(|shard| state.route(shard)),
+        );
         let watched = Watched::new(state);
         let (ended, _) = watch::channel(None);
         let progress = Arc::new(Mutex::new(None));
@@ -150,8 +158,15 @@ impl Session {
         tasks.spawn(end_with_job(watched.subscribe(), id, ended.clone()));
         let renewals = coordinators.clone().with_deadline(renewal);
         tasks.spawn(renew(renewals, job, id, renewal, progress.clone(), ended.clone()));
-        let pusher =
-            Pusher::start(outbox, watched.clone(), ended.clone(), trouble.clone(), &mut tasks);
+        let servers = Servers::new(options.transport);
+        let pusher = Pusher::start(
+            outbox,
+            watched.clone(),
+            servers,
+            ended.clone(),
+            trouble.clone(),
+            &mut tasks,
+        );
         let permits = options.in_flight_bytes_max.min(Semaphore::MAX_PERMITS);
         Ok(Session(Arc::new(Inner {
             coordinators: coordinators.clone(),
@@ -159,7 +174,7 @@ impl Session {
             puller: Puller {
                 job,
                 watched: watched.clone(),
-                servers: Servers::default(),
+                servers: Servers::new(options.transport),
                 ended: ended.clone(),
                 deadline: options.deadline,
             },

@@ -3,9 +3,12 @@
 //! The defaults throttle bulk data: 64 KiB windows, 16 KiB frames, 4 MiB messages, Nagle on accepted sockets. A partition leaves a dead
 //! connection without a word, so both sides send keepalives and connecting has a time limit.
 
+use std::io;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 
@@ -36,6 +39,30 @@ pub fn server_builder() -> Server {
         .max_frame_size(FRAME_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+}
+
+/// Settings of a socket that carries frames: no Nagle, and a peer that is cut off without a word is noticed within about [`KEEPALIVE_TIMEOUT`]
+/// and [`KEEPALIVE_INTERVAL`] together.
+///
+/// # Errors
+/// The system refuses.
+pub fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let probes = TcpKeepalive::new().with_time(KEEPALIVE_INTERVAL).with_interval(KEEPALIVE_TIMEOUT);
+    socket.set_tcp_keepalive(&probes.with_retries(1))?;
+    socket.set_tcp_user_timeout(Some(KEEPALIVE_INTERVAL + KEEPALIVE_TIMEOUT))
+}
+
+/// A connection for frames to `address` (host:port). The magic is for the caller to send.
+///
+/// # Errors
+/// Nobody answers there in time.
+pub async fn connect(address: &str) -> io::Result<TcpStream> {
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer"));
+    let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await.map_err(late)??;
+    tune(&stream)?;
+    Ok(stream)
 }
 
 /// Accepted connections without Nagle's delay (`serve_with_incoming` ignores the builder's own setting).

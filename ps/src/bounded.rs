@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 
-use bytes::Buf;
+use bytes::{Buf, Bytes};
 use downpour_core::spec::SHARDS_MAX;
 use downpour_proto::transport::MESSAGE_BYTES_MAX;
 use downpour_proto::v1::shard_server::{SERVICE_NAME, Shard, ShardServer};
@@ -23,15 +23,24 @@ const ITEMS_MAX: usize = 1 << 19;
 
 /// Where a request has lists of messages.
 #[derive(Clone, Copy, Debug)]
-struct Lists {
+pub(crate) struct Lists {
     /// Number of the field of parts.
     parts: u32,
     /// Numbers of the fields of a part that are lists of messages.
     items: &'static [u32],
 }
 
-const PULL: Lists = Lists { parts: 3, items: &[3, 4] };
-const PUSH: Lists = Lists { parts: 7, items: &[4] };
+pub(crate) const PULL: Lists = Lists { parts: 3, items: &[3, 4] };
+pub(crate) const PUSH: Lists = Lists { parts: 7, items: &[4] };
+
+/// Decodes a request that arrived as a frame.
+///
+/// # Errors
+/// It is no such message, or has more in it than a request may.
+pub(crate) fn decode<T: Message + Default>(lists: Lists, request: Bytes) -> Result<T, Status> {
+    lists.check(&request)?;
+    T::decode(request).map_err(|error| Status::invalid_argument(error.to_string()))
+}
 
 impl Lists {
     /// # Errors

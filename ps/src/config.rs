@@ -4,6 +4,8 @@ use clap::Args;
 use downpour_node::config::{Common, Options, Problem, check_host_port};
 use serde::{Deserialize, Serialize};
 
+const DATA_THREADS_MAX: usize = 1024;
+
 /// A parameter server: holds shards, applies pushes, answers pulls
 #[derive(Clone, Debug, Args, Serialize, Deserialize)]
 #[serde(default)]
@@ -29,6 +31,9 @@ pub struct Config {
     /// Requests of one push stream that wait for the backups; beyond, the stream is not read
     #[arg(long, value_name = "COUNT")]
     pub push_requests_max: usize,
+    /// Threads that serve connections of frames (pulls and pushes of our own clients); 0: as many as there are cores
+    #[arg(long, value_name = "COUNT")]
+    pub data_threads: usize,
     /// What every server has
     #[command(flatten)]
     #[serde(flatten)]
@@ -45,7 +50,18 @@ impl Default for Config {
             log_bytes_max: 512 << 20,
             shard_log_bytes_max: 32 << 20,
             push_requests_max: 64,
+            data_threads: 0,
             common: Common::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Threads for connections of frames, resolved.
+    pub(crate) fn data_threads(&self) -> usize {
+        match self.data_threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            count => count,
         }
     }
 }
@@ -67,6 +83,10 @@ impl Options for Config {
             ("shard_log_bytes_max", self.shard_log_bytes_max as u64),
             ("push_requests_max", self.push_requests_max as u64),
         ];
+        if self.data_threads > DATA_THREADS_MAX {
+            let problem = format!("must be at most {DATA_THREADS_MAX}");
+            problems.push(Problem::new("data_threads", problem));
+        }
         let zeros = positive.iter().filter(|(_, value)| *value == 0);
         problems.extend(zeros.map(|(field, _)| Problem::new(field, "must not be 0")));
         problems

@@ -1,6 +1,6 @@
 //! The parameter server of Downpour: holds shards of models, applies pushes, answers pulls.
 //!
-//! Follow one push: `service` receives its stream, `push` hands each part to a [`shard::Shard`], which checks it and appends a closed
+//! Follow one push: `service` (gRPC) or `frames` (plain TCP) receives it, `push` hands each part to a [`shard::Shard`], which checks it and appends a closed
 //! [`record::Record`]; [`state::ShardState`] applies it to the rows of a `table` or the blocks of a `dense` variable; `link` sends it to the
 //! backups, whose `replica` service applies the same record; their answers move the commit LSN, and the push is acknowledged.
 //!
@@ -13,11 +13,13 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod accept;
 mod arena;
 mod bounded;
 mod config;
 mod coordinators;
 mod dense;
+mod frames;
 mod hosted;
 #[cfg(test)]
 mod hostile;
@@ -40,6 +42,7 @@ mod service;
 pub mod shard;
 pub mod state;
 mod table;
+mod threads;
 
 pub use config::Config;
 pub use server::run;

@@ -7,16 +7,20 @@ use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
 use downpour_node::process::Node;
 use downpour_node::trace;
-use downpour_proto::transport::{MESSAGE_BYTES_MAX, incoming, server_builder};
+use downpour_proto::transport::{MESSAGE_BYTES_MAX, server_builder};
 use downpour_proto::v1::replica_server::ReplicaServer;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
+use crate::accept::{self, Takers};
 use crate::bounded::BoundedServer;
 use crate::config::Config;
 use crate::coordinators::Coordinators;
 use crate::life::Process;
 use crate::membership::{self, Current};
 use crate::metrics::ServerMetrics;
+use crate::threads::DataThreads;
 use crate::{replica, service};
 
 /// Open connections get this long to notice that the server stops.
@@ -25,6 +29,9 @@ const DRAIN_MAX: Duration = Duration::from_secs(2);
 /// Requests of one connection that are read and answered at once; the others wait in its windows. A stream counts only until it is open. A
 /// client has at most 16 pulls on their way.
 const UNARY_REQUESTS_MAX: usize = 32;
+
+/// Connections of gRPC that were accepted and are not served yet; more are refused.
+const ACCEPTED_MAX: usize = 1024;
 
 /// Runs a parameter server on `listener` until `node`'s token is cancelled.
 ///
@@ -52,12 +59,24 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
         ReplicaServer::new(replica::Service { current: Arc::clone(&current), stop: token.clone() })
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let threads = DataThreads::start(process.config.data_threads(), &node.shutdown, DRAIN_MAX)?;
+    let (grpc, accepted) = mpsc::channel(ACCEPTED_MAX);
+    let takers = Takers {
+        process: Arc::clone(&process),
+        current: Arc::clone(&current),
+        threads: Arc::new(threads),
+        grpc,
+    };
+    node.shutdown.spawn("accept", accept::run(listener, takers));
     let serving = server_builder()
         .concurrency_limit_per_connection(UNARY_REQUESTS_MAX)
         .trace_fn(trace::server_span)
         .add_service(BoundedServer(shards))
         .add_service(replicas)
-        .serve_with_incoming_shutdown(incoming(listener), token.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(
+            ReceiverStream::new(accepted),
+            token.clone().cancelled_owned(),
+        );
 
     let registering = membership::run(Arc::clone(&process), address, current);
     node.shutdown.spawn_critical("membership", registering);

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::state::tests::server;
 
+const MESSAGE_BYTES: usize = 1 << 20;
 const SHARDS: u32 = 4;
 const SERVERS: u32 = 3;
 const SESSION: SessionId = SessionId(9);
@@ -93,7 +94,7 @@ impl World {
         };
         let routes: Vec<Route> = (0..SHARDS).map(route).collect();
         World {
-            outbox: Outbox::new(JobId(1), SESSION, routes.iter().copied()),
+            outbox: Outbox::new(JobId(1), SESSION, MESSAGE_BYTES, routes.iter().copied()),
             now: Duration::ZERO,
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
             known: routes.clone(),
@@ -306,7 +307,7 @@ proptest! {
 
 fn one_shard() -> Outbox {
     let route = Route { epoch: Epoch(1), primary: Some(server(1, 1)) };
-    Outbox::new(JobId(1), SESSION, [route].into_iter())
+    Outbox::new(JobId(1), SESSION, MESSAGE_BYTES, [route].into_iter())
 }
 
 fn sequences(sends: &[Send]) -> Vec<u64> {
@@ -335,14 +336,14 @@ const LATER: Duration = Duration::from_secs(1);
 #[test]
 fn parts_of_one_push_for_one_server_travel_together_up_to_the_size_of_a_message() {
     let route = Route { epoch: Epoch(1), primary: Some(server(1, 1)) };
-    let mut outbox = Outbox::new(JobId(1), SESSION, [route; 3].into_iter());
+    let mut outbox = Outbox::new(JobId(1), SESSION, MESSAGE_BYTES, [route; 3].into_iter());
     let shards = || (0..3).map(ShardId);
     outbox.push(7, 3, shards().map(|shard| part(shard, 1, 100)).collect());
     let sends = outbox.sends(START);
     assert_eq!(sends.len(), 1);
     let v1::PushRequest { clock, view_version, incarnation, .. } = sends[0].request;
     assert_eq!((clock, view_version, incarnation), (7, 3, 1));
-    outbox.push(8, 3, shards().map(|shard| part(shard, 2, MESSAGE_BYTES_TARGET / 2)).collect());
+    outbox.push(8, 3, shards().map(|shard| part(shard, 2, MESSAGE_BYTES / 2)).collect());
     let sends = outbox.sends(START);
     let parts: Vec<usize> = sends.iter().map(|send| send.request.parts.len()).collect();
     assert_eq!(parts, [2, 1]);

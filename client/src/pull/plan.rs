@@ -7,7 +7,6 @@ use downpour_core::id::{Epoch, JobId, Lsn, ServerRef, ShardId};
 use downpour_core::tensor_bytes::FLOAT_BYTES;
 use downpour_core::view::JobView;
 use downpour_proto::tensor::{KEY_BYTES, get_floats};
-use downpour_proto::transport::MESSAGE_BYTES_TARGET;
 use downpour_proto::v1;
 
 use super::TableRows;
@@ -33,7 +32,7 @@ enum What {
     Dense { tensor: usize, at: usize },
 }
 
-/// One request to one server, with about [`MESSAGE_BYTES_TARGET`] of answer.
+/// One request to one server, with about `message_bytes` of answer.
 #[derive(Debug)]
 pub(crate) struct Message {
     pub(crate) server: ServerRef,
@@ -69,6 +68,7 @@ impl Plan {
         view: &JobView,
         tables: &[TableRows<'_>],
         dense: Option<&DenseCache>,
+        message_bytes: usize,
     ) -> Result<(Self, Vec<Work>), Error> {
         let mut order: Vec<usize> = (0..tables.len()).collect();
         order.sort_unstable_by_key(|&index| tables[index].variable);
@@ -84,7 +84,7 @@ impl Plan {
             let (dim, salt) = table(view, *variable)?;
             check_floats("values", values.len(), keys.len() * dim)?;
             let partition = Partition::new(keys, salt, view.spec.shards)?;
-            let rows_max = (MESSAGE_BYTES_TARGET / (dim * FLOAT_BYTES)).max(1);
+            let rows_max = (message_bytes / (dim * FLOAT_BYTES)).max(1);
             for (shard, keys) in partition.shards() {
                 for start in (0..keys.len()).step_by(rows_max) {
                     let end = (start + rows_max).min(keys.len());
@@ -105,7 +105,11 @@ impl Plan {
     }
 
     /// Puts work into messages; what has no server now stays in `work`.
-    pub(crate) fn messages(work: &mut Vec<Work>, route: impl Fn(ShardId) -> Route) -> Vec<Message> {
+    pub(crate) fn messages(
+        work: &mut Vec<Work>,
+        message_bytes: usize,
+        route: impl Fn(ShardId) -> Route,
+    ) -> Vec<Message> {
         let mut all = std::mem::take(work);
         // By shard, tables before dense variables, both in order of their variables: the order that the contract asks for.
         all.sort_unstable();
@@ -119,7 +123,7 @@ impl Plan {
             };
             let empty = || Message { server, parts: Vec::new(), reply_bytes: 0 };
             let message = open.entry(server).or_insert_with(empty);
-            let too_much = message.reply_bytes + item.reply_bytes > MESSAGE_BYTES_TARGET;
+            let too_much = message.reply_bytes + item.reply_bytes > message_bytes;
             // So a part names each table once, as it must: all but the last range of a table are full, and nothing of it fits beside one.
             if !message.parts.is_empty() && too_much {
                 full.push(std::mem::replace(message, empty()));
@@ -236,6 +240,7 @@ mod tests {
     use downpour_proto::validate;
     use proptest::prelude::*;
 
+    const MESSAGE_BYTES: usize = 1 << 20;
     const DIM: u32 = 40_000;
     const NET: VariableId = VariableId(3);
 
@@ -305,16 +310,16 @@ mod tests {
                 TableRows { variable: VariableId(1), keys: &keys[0], values: first },
             ];
             let mut cache = DenseCache::new(vec![Layouts::default().get(&job, NET).unwrap()]);
-            let (plan, mut work) = Plan::new(&job, &tables, Some(&cache)).unwrap();
-            let mut messages = Plan::messages(&mut work, route);
+            let (plan, mut work) = Plan::new(&job, &tables, Some(&cache), MESSAGE_BYTES).unwrap();
+            let mut messages = Plan::messages(&mut work, MESSAGE_BYTES, route);
             prop_assert!(work.iter().all(|work| work.shard.0.is_multiple_of(3)), "no primary: later");
             let anywhere = |_| Route { epoch: Epoch(5), primary: Some(server(9, 9)) };
-            messages.extend(Plan::messages(&mut work, anywhere));
+            messages.extend(Plan::messages(&mut work, MESSAGE_BYTES, anywhere));
             prop_assert!(work.is_empty());
             for message in &messages {
                 let request = plan.request(JobId(1), message, &tables, Some(&cache));
                 prop_assert_eq!(validate::pull_request(&request), Ok(()));
-                prop_assert!(message.reply_bytes <= MESSAGE_BYTES_TARGET);
+                prop_assert!(message.reply_bytes <= MESSAGE_BYTES);
                 for (part, wire) in message.parts.iter().zip(&request.parts) {
                     let pulled = answer(wire, &cache);
                     plan.take(part, &pulled, &mut tables, Some(&mut cache)).unwrap();
@@ -335,9 +340,9 @@ mod tests {
         let mut values = vec![7.0; DIM as usize];
         let mut tables = [TableRows { variable: VariableId(1), keys: &[1], values: &mut values }];
         let mut cache = DenseCache::new(vec![Layouts::default().get(&job, NET).unwrap()]);
-        let (plan, mut work) = Plan::new(&job, &tables, Some(&cache)).unwrap();
+        let (plan, mut work) = Plan::new(&job, &tables, Some(&cache), MESSAGE_BYTES).unwrap();
         let everywhere = |_| Route { epoch: Epoch(1), primary: Some(server(1, 1)) };
-        let message = Plan::messages(&mut work, everywhere).remove(0);
+        let message = Plan::messages(&mut work, MESSAGE_BYTES, everywhere).remove(0);
         let request = plan.request(JobId(1), &message, &tables, Some(&cache));
         let good = answer(&request.parts[0], &cache);
         let mut refused = |change: &dyn Fn(&mut v1::PulledPart)| {

@@ -13,6 +13,7 @@ use downpour_core::optimizer::{OptimizerSpec, Sgd};
 use downpour_core::spec::{DenseSpec, Shape, TableSpec, VariableSpec};
 use downpour_proto::v1::RetryReason;
 
+use super::TRANSPORT;
 use crate::fake::{self, Chances, Cluster, wait_for, wait_for_state};
 
 fn sgd() -> OptimizerSpec {
@@ -30,6 +31,7 @@ fn dense(name: &str, floats: u64, block_floats: u32) -> VariableSpec {
 }
 
 async fn open_with(cluster: &Cluster, options: SessionOptions) -> Session {
+    let options = SessionOptions { transport: TRANSPORT, ..options };
     let coordinators = Coordinators::new(cluster.addresses()).expect("addresses");
     Session::open(&coordinators, &Job::Create(fake::job()), options).await.expect("a session")
 }

@@ -1,8 +1,9 @@
-//! A whole cluster in the process of the test: members and servers over real gRPC, one shared state behind them, faults on demand.
+//! A whole cluster in the process of the test: members over real gRPC, servers over gRPC and frames, one shared state behind them, faults on demand.
 //!
 //! Replication is played as perfect: the state of a shard belongs to the cluster, and only its primary may use it.
 
 mod coordinator;
+mod frames;
 mod shard;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,7 @@ use downpour_proto::v1::shard_server::ShardServer;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_stream::wrappers::ReceiverStream;
 
 /// Shards of the fake job.
 pub(crate) const SHARDS: u32 = 8;
@@ -154,11 +156,13 @@ impl Cluster {
             server
         };
         let service = shard::Server { server, cluster: self.clone() };
+        let (grpc, accepted) = tokio::sync::mpsc::channel(8);
+        tokio::spawn(frames::accept(listener, service.clone(), grpc));
         let service = ShardServer::new(service)
             .max_decoding_message_size(transport::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(transport::MESSAGE_BYTES_MAX);
         let server = transport::server_builder().add_service(service);
-        tokio::spawn(server.serve_with_incoming(transport::incoming(listener)));
+        tokio::spawn(server.serve_with_incoming(ReceiverStream::new(accepted)));
         self.changed();
     }
 

@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{Cluster, State};
 
+#[derive(Clone)]
 pub(crate) struct Server {
     pub(crate) server: ServerRef,
     pub(crate) cluster: Cluster,
@@ -85,7 +86,7 @@ impl Shard for Server {
 }
 
 /// The answer to one request, or the end of its stream.
-fn handle(
+pub(crate) fn handle(
     cluster: &Cluster,
     server: ServerRef,
     request: &PushRequest,

@@ -1,0 +1,153 @@
+//! The data plane without HTTP/2: frames on a plain TCP connection, a message layer that does no I/O.
+//!
+//! A connection begins with [`MAGIC`] from the client, which no HTTP/2 connection begins with, so a server tells the two apart on one port. Then
+//! frames follow in both directions: a header of 16 bytes (length of the body, [`Kind`], three zeros, number of the request; little-endian)
+//! and the body, a message of `shard.proto`. Requests of one connection are answered in their order, each under its own number; a server that
+//! cannot read a request any more says why ([`Kind::Failed`]) and closes. Pulls and pushes travel on connections of their own.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use crate::Invalid;
+use crate::transport::MESSAGE_BYTES_MAX;
+
+/// What a client sends first. The first byte alone tells it from HTTP/2, whose preface begins with `PRI`.
+pub const MAGIC: [u8; 8] = *b"DOWNPOU1";
+
+/// Bytes before each body.
+pub const HEADER_BYTES: usize = 16;
+
+/// What a body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `PullRequest`.
+    Pull,
+    /// `PushRequest`.
+    Push,
+    /// `PullReply`.
+    Pulled,
+    /// `PushReply`.
+    Pushed,
+    /// `Failure`, in place of a reply.
+    Failed,
+}
+
+impl Kind {
+    const ALL: [Kind; 5] = [Kind::Pull, Kind::Push, Kind::Pulled, Kind::Pushed, Kind::Failed];
+
+    fn code(self) -> u8 {
+        self as u8 + 1
+    }
+
+    fn from_code(code: u8) -> Option<Self> {
+        Kind::ALL.into_iter().find(|kind| kind.code() == code)
+    }
+}
+
+/// One frame as it arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// What the body is.
+    pub kind: Kind,
+    /// Chosen by the client for each request, repeated in its answer.
+    pub request: u64,
+    /// A message; it shares the receive buffer.
+    pub body: Bytes,
+}
+
+/// Appends the header of a frame whose body has `body_bytes`.
+///
+/// # Panics
+/// If the body is larger than [`MESSAGE_BYTES_MAX`], which every sender checks before.
+pub fn put_header(out: &mut BytesMut, kind: Kind, request: u64, body_bytes: usize) {
+    assert!(body_bytes <= MESSAGE_BYTES_MAX, "a body of {body_bytes} bytes");
+    out.put_u32_le(body_bytes as u32);
+    out.put_u8(kind.code());
+    out.put_bytes(0, 3);
+    out.put_u64_le(request);
+}
+
+/// Cuts the next frame off `buffer`, or says how many bytes are missing until it is whole.
+///
+/// # Errors
+/// The bytes are no frame: nothing that follows can be read.
+pub fn take(buffer: &mut BytesMut) -> Result<Result<Frame, usize>, Invalid> {
+    let Some(mut header) = buffer.get(..HEADER_BYTES) else {
+        return Ok(Err(HEADER_BYTES - buffer.len()));
+    };
+    let body_bytes = header.get_u32_le() as usize;
+    let (code, zeros) = (header.get_u8(), header.get_uint_le(3));
+    let request = header.get_u64_le();
+    let Some(kind) = Kind::from_code(code).filter(|_| zeros == 0) else {
+        return Err(Invalid::new("frame.kind", format!("is {code}, which nothing has")));
+    };
+    if body_bytes > MESSAGE_BYTES_MAX {
+        let problem = format!("is {body_bytes} bytes, at most {MESSAGE_BYTES_MAX} are allowed");
+        return Err(Invalid::new("frame.length", problem));
+    }
+    let missing = (HEADER_BYTES + body_bytes).saturating_sub(buffer.len());
+    if missing > 0 {
+        return Ok(Err(missing));
+    }
+    buffer.advance(HEADER_BYTES);
+    Ok(Ok(Frame { kind, request, body: buffer.split_to(body_bytes).freeze() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn frames_arrive_whole_and_in_order_however_the_bytes_are_cut(
+            frames in prop::collection::vec((0usize..5, any::<u64>(), any::<Vec<u8>>()), 0..10),
+            cuts in prop::collection::vec(1usize..40, 1..20),
+        ) {
+            let mut wire = BytesMut::new();
+            for (kind, request, body) in &frames {
+                put_header(&mut wire, Kind::ALL[*kind], *request, body.len());
+                wire.extend_from_slice(body);
+            }
+            let (mut buffer, mut cuts) = (BytesMut::new(), cuts.into_iter().cycle());
+            let mut arrived = Vec::new();
+            while !wire.is_empty() {
+                let piece = wire.split_to(cuts.next().unwrap().min(wire.len()));
+                buffer.extend_from_slice(&piece);
+                loop {
+                    match take(&mut buffer).unwrap() {
+                        Ok(frame) => arrived.push((frame.kind, frame.request, frame.body.to_vec())),
+                        Err(missing) => {
+                            prop_assert!(missing > 0);
+                            break;
+                        }
+                    }
+                }
+            }
+            let sent = frames.into_iter().map(|(kind, request, body)| (Kind::ALL[kind], request, body));
+            prop_assert_eq!(arrived, sent.collect::<Vec<_>>());
+            prop_assert!(buffer.is_empty());
+        }
+
+        #[test]
+        fn any_bytes_are_frames_or_an_error(bytes: Vec<u8>) {
+            let mut buffer = BytesMut::from(&bytes[..]);
+            while let Ok(Ok(_)) = take(&mut buffer) {}
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_a_frame_is_refused_by_field() {
+        let refused = |header: [u8; HEADER_BYTES]| {
+            take(&mut BytesMut::from(&header[..])).map_err(|invalid| invalid.field)
+        };
+        let mut header = [0; HEADER_BYTES];
+        assert_eq!(refused(header), Err("frame.kind"));
+        header[4] = 1;
+        assert!(refused(header).is_ok());
+        header[5] = 1;
+        assert_eq!(refused(header), Err("frame.kind"));
+        header[5] = 0;
+        header[..4].copy_from_slice(&(MESSAGE_BYTES_MAX as u32 + 1).to_le_bytes());
+        assert_eq!(refused(header), Err("frame.length"));
+    }
+}
