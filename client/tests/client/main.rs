@@ -1,5 +1,7 @@
 //! The client against a cluster in the test's process that can be made to misbehave.
 
+#![expect(clippy::duplicate_mod, reason = "the same tests over both transports")]
+
 mod coordinators;
 mod fake;
 
