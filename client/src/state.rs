@@ -116,8 +116,18 @@ pub(crate) fn variable_difference(
     let differ = |field, cluster: &dyn std::fmt::Debug, wanted: &dyn std::fmt::Debug| {
         Some((field, format!("{cluster:?}"), format!("{wanted:?}")))
     };
-    if cluster.optimizer != wanted.optimizer {
-        return differ("optimizer", &cluster.optimizer, &wanted.optimizer);
+    let (a, b) = (&cluster.optimizer, &wanted.optimizer);
+    if a.rule != b.rule {
+        return differ("optimizer", &a.rule, &b.rule);
+    }
+    if a.schedule != b.schedule {
+        return differ("optimizer.schedule", &a.schedule, &b.schedule);
+    }
+    if a.clip_row_norm != b.clip_row_norm {
+        return differ("optimizer.clip_row_norm", &a.clip_row_norm, &b.clip_row_norm);
+    }
+    if a.l2_decay != b.l2_decay {
+        return differ("optimizer.l2_decay", &a.l2_decay, &b.l2_decay);
     }
     match (&cluster.shape, &wanted.shape) {
         (Shape::Table(a), Shape::Table(b)) if a.dim != b.dim => differ("dim", &a.dim, &b.dim),

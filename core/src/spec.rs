@@ -5,7 +5,7 @@ use thiserror::Error;
 use crate::id::{ShardId, VariableId};
 use crate::init::Init;
 use crate::mix::salt;
-use crate::optimizer::OptimizerSpec;
+use crate::optimizer::{OptimizerSpec, Rule};
 use crate::parameter::InvalidParameter;
 use crate::routing::shard_of;
 
@@ -181,11 +181,14 @@ impl VariableSpec {
                 Ok(table.init.validate()?)
             }
             Shape::Dense(dense) => {
-                if matches!(self.optimizer, OptimizerSpec::RowwiseAdagrad(_)) {
-                    return Err(InvalidSpec::new(
-                        "optimizer",
-                        "rowwise_adagrad is for tables: a block of a dense variable is no row",
-                    ));
+                let for_rows = match &self.optimizer {
+                    OptimizerSpec { rule: Rule::RowwiseAdagrad(_), .. } => Some("rowwise_adagrad"),
+                    OptimizerSpec { clip_row_norm: Some(_), .. } => Some("clip_row_norm"),
+                    _ => None,
+                };
+                if let Some(what) = for_rows {
+                    let problem = "is for tables: a block of a dense variable is no row";
+                    return Err(InvalidSpec::new("optimizer", format!("{what} {problem}")));
                 }
                 check_range("dense.shape", dense.shape.len() as u64, 0, DENSE_RANK_MAX as u64)?;
                 check_range(

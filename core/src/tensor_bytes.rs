@@ -1,5 +1,7 @@
 //! Little-endian f32 tensors read where the network put them: at any alignment, without a copy.
 
+use crate::instruction_set::{InstructionSet, Work};
+
 /// Bytes of one f32.
 pub const FLOAT_BYTES: usize = size_of::<f32>();
 
@@ -22,8 +24,19 @@ pub(crate) fn float(bytes: &[u8]) -> f32 {
 /// without it the loop is a few vector instructions for each cache line.
 #[must_use]
 pub fn all_finite(bytes: &[u8]) -> bool {
-    const EXPONENT: u32 = 0x7F80_0000;
-    floats(bytes).fold(true, |finite, x| finite & (x.to_bits() & EXPONENT != EXPONENT))
+    InstructionSet::best().run(AllFinite(bytes))
+}
+
+struct AllFinite<'a>(&'a [u8]);
+
+impl Work for AllFinite<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run(self) -> bool {
+        const EXPONENT: u32 = 0x7F80_0000;
+        floats(self.0).fold(true, |finite, x| finite & (x.to_bits() & EXPONENT != EXPONENT))
+    }
 }
 
 #[cfg(test)]
@@ -42,7 +55,10 @@ mod tests {
                     assert!(all_finite(&bytes[offset..]));
                     let at = offset + place * FLOAT_BYTES;
                     bytes[at..at + FLOAT_BYTES].copy_from_slice(&bad.to_le_bytes());
-                    assert!(!all_finite(&bytes[offset..]), "{bad} at {place}");
+                    for (name, set) in InstructionSet::all() {
+                        let found = set.is_none_or(|set| !set.run(AllFinite(&bytes[offset..])));
+                        assert!(found, "{bad} at {place} by {name}");
+                    }
                 }
             }
         }

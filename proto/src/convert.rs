@@ -7,7 +7,10 @@ use downpour_core::id::{
     Epoch, Incarnation, JobId, Lsn, NodeId, ServerRef, SessionId, ShardId, VariableId,
 };
 use downpour_core::init::Init;
-use downpour_core::optimizer::{Adagrad, Adam, OptimizerSpec, RowwiseAdagrad, Sgd};
+use downpour_core::optimizer::{
+    Adagrad, Adam, AdamW, Course, Ftrl, Momentum, OptimizerSpec, RmsProp, RowwiseAdagrad, Rule,
+    Schedule, Sgd,
+};
 use downpour_core::routing::ShardRoute;
 use downpour_core::spec::{
     DenseSpec, InvalidSpec, JobSpec, Shape, TableSpec, Variable, VariableSpec, check_name,
@@ -86,22 +89,13 @@ impl TryFrom<v1::Init> for Init {
 
 impl From<&OptimizerSpec> for v1::Optimizer {
     fn from(optimizer: &OptimizerSpec) -> Self {
-        use v1::optimizer::Kind;
-        let kind = match *optimizer {
-            OptimizerSpec::Sgd(Sgd { learning_rate }) => Kind::Sgd(v1::Sgd { learning_rate }),
-            OptimizerSpec::Adagrad(Adagrad { learning_rate, epsilon, initial_accumulator }) => {
-                Kind::Adagrad(v1::Adagrad { learning_rate, epsilon, initial_accumulator })
-            }
-            OptimizerSpec::RowwiseAdagrad(RowwiseAdagrad {
-                learning_rate,
-                epsilon,
-                initial_accumulator,
-            }) => Kind::RowwiseAdagrad(v1::Adagrad { learning_rate, epsilon, initial_accumulator }),
-            OptimizerSpec::Adam(Adam { learning_rate, beta1, beta2, epsilon }) => {
-                Kind::Adam(v1::Adam { learning_rate, beta1, beta2, epsilon })
-            }
-        };
-        v1::Optimizer { kind: Some(kind) }
+        let &OptimizerSpec { ref rule, schedule, clip_row_norm, l2_decay } = optimizer;
+        v1::Optimizer {
+            kind: Some(rule.into()),
+            schedule: (schedule != Schedule::default()).then(|| schedule.into()),
+            clip_row_norm,
+            l2_decay,
+        }
     }
 }
 
@@ -109,25 +103,104 @@ impl TryFrom<v1::Optimizer> for OptimizerSpec {
     type Error = Invalid;
 
     fn try_from(optimizer: v1::Optimizer) -> Result<Self, Invalid> {
-        use v1::optimizer::Kind;
-        let optimizer = match given("optimizer", optimizer.kind)? {
-            Kind::Sgd(v1::Sgd { learning_rate }) => OptimizerSpec::Sgd(Sgd { learning_rate }),
-            Kind::Adagrad(v1::Adagrad { learning_rate, epsilon, initial_accumulator }) => {
-                OptimizerSpec::Adagrad(Adagrad { learning_rate, epsilon, initial_accumulator })
-            }
-            Kind::RowwiseAdagrad(v1::Adagrad { learning_rate, epsilon, initial_accumulator }) => {
-                OptimizerSpec::RowwiseAdagrad(RowwiseAdagrad {
-                    learning_rate,
-                    epsilon,
-                    initial_accumulator,
-                })
-            }
-            Kind::Adam(v1::Adam { learning_rate, beta1, beta2, epsilon }) => {
-                OptimizerSpec::Adam(Adam { learning_rate, beta1, beta2, epsilon })
-            }
+        let v1::Optimizer { kind, schedule, clip_row_norm, l2_decay } = optimizer;
+        let optimizer = OptimizerSpec {
+            rule: given("optimizer", kind)?.into(),
+            schedule: schedule.map(Schedule::from).unwrap_or_default(),
+            clip_row_norm,
+            l2_decay,
         };
         optimizer.validate().map_err(InvalidSpec::from)?;
         Ok(optimizer)
+    }
+}
+
+impl From<&Rule> for v1::optimizer::Kind {
+    fn from(rule: &Rule) -> Self {
+        match *rule {
+            Rule::Sgd(Sgd { learning_rate }) => Self::Sgd(v1::Sgd { learning_rate }),
+            Rule::Momentum(Momentum { learning_rate, momentum, nesterov }) => {
+                Self::Momentum(v1::Momentum { learning_rate, momentum, nesterov })
+            }
+            Rule::Adagrad(Adagrad { learning_rate, epsilon, initial_accumulator }) => {
+                Self::Adagrad(v1::Adagrad { learning_rate, epsilon, initial_accumulator })
+            }
+            Rule::RowwiseAdagrad(RowwiseAdagrad {
+                learning_rate,
+                epsilon,
+                initial_accumulator,
+            }) => Self::RowwiseAdagrad(v1::Adagrad { learning_rate, epsilon, initial_accumulator }),
+            Rule::RmsProp(RmsProp { learning_rate, alpha, epsilon, momentum }) => {
+                Self::RmsProp(v1::RmsProp { learning_rate, alpha, epsilon, momentum })
+            }
+            Rule::Adam(Adam { learning_rate, beta1, beta2, epsilon }) => {
+                Self::Adam(v1::Adam { learning_rate, beta1, beta2, epsilon })
+            }
+            Rule::AdamW(AdamW { learning_rate, beta1, beta2, epsilon, weight_decay }) => {
+                Self::AdamW(v1::AdamW { learning_rate, beta1, beta2, epsilon, weight_decay })
+            }
+            Rule::Ftrl(Ftrl { learning_rate, beta, l1, l2 }) => {
+                Self::Ftrl(v1::Ftrl { learning_rate, beta, l1, l2 })
+            }
+        }
+    }
+}
+
+impl From<v1::optimizer::Kind> for Rule {
+    fn from(kind: v1::optimizer::Kind) -> Self {
+        use v1::optimizer::Kind;
+        match kind {
+            Kind::Sgd(v1::Sgd { learning_rate }) => Self::Sgd(Sgd { learning_rate }),
+            Kind::Momentum(v1::Momentum { learning_rate, momentum, nesterov }) => {
+                Self::Momentum(Momentum { learning_rate, momentum, nesterov })
+            }
+            Kind::Adagrad(v1::Adagrad { learning_rate, epsilon, initial_accumulator }) => {
+                Self::Adagrad(Adagrad { learning_rate, epsilon, initial_accumulator })
+            }
+            Kind::RowwiseAdagrad(v1::Adagrad { learning_rate, epsilon, initial_accumulator }) => {
+                Self::RowwiseAdagrad(RowwiseAdagrad { learning_rate, epsilon, initial_accumulator })
+            }
+            Kind::RmsProp(v1::RmsProp { learning_rate, alpha, epsilon, momentum }) => {
+                Self::RmsProp(RmsProp { learning_rate, alpha, epsilon, momentum })
+            }
+            Kind::Adam(v1::Adam { learning_rate, beta1, beta2, epsilon }) => {
+                Self::Adam(Adam { learning_rate, beta1, beta2, epsilon })
+            }
+            Kind::AdamW(v1::AdamW { learning_rate, beta1, beta2, epsilon, weight_decay }) => {
+                Self::AdamW(AdamW { learning_rate, beta1, beta2, epsilon, weight_decay })
+            }
+            Kind::Ftrl(v1::Ftrl { learning_rate, beta, l1, l2 }) => {
+                Self::Ftrl(Ftrl { learning_rate, beta, l1, l2 })
+            }
+        }
+    }
+}
+
+impl From<Schedule> for v1::Schedule {
+    fn from(schedule: Schedule) -> Self {
+        use v1::schedule::Then;
+        let then = match schedule.then {
+            Course::Constant => None,
+            Course::Step { every, factor } => Some(Then::Step(v1::StepSchedule { every, factor })),
+            Course::Cosine { steps, floor } => {
+                Some(Then::Cosine(v1::CosineSchedule { steps, floor }))
+            }
+        };
+        v1::Schedule { warm_up_steps: schedule.warm_up_steps, then }
+    }
+}
+
+impl From<v1::Schedule> for Schedule {
+    fn from(schedule: v1::Schedule) -> Self {
+        use v1::schedule::Then;
+        let then = match schedule.then {
+            None => Course::Constant,
+            Some(Then::Step(v1::StepSchedule { every, factor })) => Course::Step { every, factor },
+            Some(Then::Cosine(v1::CosineSchedule { steps, floor })) => {
+                Course::Cosine { steps, floor }
+            }
+        };
+        Schedule { warm_up_steps: schedule.warm_up_steps, then }
     }
 }
 
@@ -399,12 +472,15 @@ mod tests {
         };
         let table = VariableSpec {
             name: "user".into(),
-            optimizer: OptimizerSpec::Adam(Adam {
-                learning_rate: 0.1,
-                beta1: 0.9,
-                beta2: 0.999,
-                epsilon: 1e-8,
-            }),
+            optimizer: OptimizerSpec {
+                schedule: Schedule {
+                    warm_up_steps: 10,
+                    then: Course::Cosine { steps: 100, floor: 0.01 },
+                },
+                clip_row_norm: Some(1.5),
+                l2_decay: 0.001,
+                ..Adam { learning_rate: 0.1, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }.into()
+            },
             shape: Shape::Table(TableSpec {
                 dim: 8,
                 init: Init::Normal { mean: 0.0, std: 0.01 },
@@ -450,6 +526,36 @@ mod tests {
     }
 
     #[test]
+    fn every_optimizer_and_schedule_survives_the_wire() {
+        let (learning_rate, epsilon, initial_accumulator, momentum) = (0.1, 1e-8, 0.2, 0.7);
+        let (beta1, beta2, weight_decay) = (0.9, 0.999, 0.3);
+        let optimizers: [OptimizerSpec; 8] = [
+            Sgd { learning_rate }.into(),
+            Momentum { learning_rate, momentum, nesterov: true }.into(),
+            Adagrad { learning_rate, epsilon, initial_accumulator }.into(),
+            RowwiseAdagrad { learning_rate, epsilon, initial_accumulator }.into(),
+            RmsProp { learning_rate, alpha: 0.99, epsilon, momentum }.into(),
+            Adam { learning_rate, beta1, beta2, epsilon }.into(),
+            AdamW { learning_rate, beta1, beta2, epsilon, weight_decay }.into(),
+            Ftrl { learning_rate, beta: 1.0, l1: 0.2, l2: 0.3 }.into(),
+        ];
+        let courses = [
+            Course::Constant,
+            Course::Step { every: 3, factor: 0.5 },
+            Course::Cosine { steps: 4, floor: 0.25 },
+        ];
+        for (spec, then) in optimizers.iter().flat_map(|spec| courses.map(|then| (spec, then))) {
+            for (warm_up_steps, clip_row_norm) in [(0, None), (7, Some(2.0))] {
+                let schedule = Schedule { warm_up_steps, then };
+                let spec = OptimizerSpec { schedule, clip_row_norm, ..*spec };
+                let wire = v1::Optimizer::from(&spec).encode_to_vec();
+                let back = v1::Optimizer::decode(wire.as_slice()).unwrap();
+                assert_eq!(OptimizerSpec::try_from(back), Ok(spec));
+            }
+        }
+    }
+
+    #[test]
     fn a_view_that_cannot_be_is_refused_by_field() {
         assert_eq!(refused(|view| view.job = 0), "job");
         assert_eq!(refused(|view| view.spec = None), "spec");
@@ -472,10 +578,33 @@ mod tests {
             VariableSpec::try_from(wire).unwrap_err().field
         };
         assert_eq!(refused(|spec| spec.optimizer = None), "optimizer");
+        fn optimizer(spec: &mut v1::VariableSpec) -> &mut v1::Optimizer {
+            spec.optimizer.as_mut().expect("it has one")
+        }
+        assert_eq!(refused(|spec| optimizer(spec).kind = None), "optimizer");
+        assert_eq!(refused(|spec| optimizer(spec).clip_row_norm = Some(0.0)), "clip_row_norm");
+        assert_eq!(refused(|spec| optimizer(spec).l2_decay = f32::NAN), "l2_decay");
+        assert_eq!(
+            refused(|spec| {
+                let step = v1::StepSchedule { every: 0, factor: 0.5 };
+                let then = Some(v1::schedule::Then::Step(step));
+                optimizer(spec).schedule = Some(v1::Schedule { warm_up_steps: 0, then });
+            }),
+            "schedule.step.every"
+        );
+        assert_eq!(
+            refused(|spec| {
+                let dense = v1::DenseSpec { shape: vec![2], block_floats: 1 };
+                spec.shape = Some(v1::variable_spec::Shape::Dense(dense));
+            }),
+            "optimizer",
+            "clipping by row is for tables"
+        );
         assert_eq!(refused(|spec| spec.shape = None), "shape");
         assert_eq!(refused(|spec| spec.name.clear()), "name");
         assert_eq!(
             refused(|spec| {
+                optimizer(spec).clip_row_norm = None;
                 let dense = v1::DenseSpec { shape: vec![u64::MAX, 2], block_floats: 1 };
                 spec.shape = Some(v1::variable_spec::Shape::Dense(dense));
             }),

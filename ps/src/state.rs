@@ -35,6 +35,8 @@ pub struct ShardState {
     variables: Vec<VariableState>,
     cells: SessionCells,
     lineage: Lineage,
+    /// The highest clock of any push that was applied: what learning rates go by.
+    clock: u64,
 }
 
 #[derive(Debug)]
@@ -109,6 +111,7 @@ impl ShardState {
             variables: Vec::new(),
             cells: SessionCells::default(),
             lineage: Lineage::default(),
+            clock: 0,
         }
     }
 
@@ -165,6 +168,7 @@ impl ShardState {
     /// Decides everything about a push: refused as a whole, or which learning rate, step count and powers each update has. Reads only.
     #[must_use]
     pub fn resolve(&self, mut push: Push) -> Push {
+        let clock = self.clock.max(push.clock);
         for update in &mut push.updates {
             if let Err(reason) = self.check(update, Finite::Required) {
                 let refusal = Refusal { reason, variable: update.variable };
@@ -172,7 +176,7 @@ impl ShardState {
             }
             if let Some(variable) = self.variable(update.variable) {
                 update.step = variable.steps + 1;
-                update.scalars = variable.variable.spec.optimizer.scalars(update.step);
+                update.scalars = variable.variable.spec.optimizer.scalars(update.step, clock);
             }
         }
         push
@@ -254,6 +258,7 @@ impl ShardState {
     /// Hands the canonical encoding to `sink`, word by word: two members at one LSN give the same words.
     pub fn encode(&self, sink: &mut impl FnMut(u64)) {
         sink(self.last().0);
+        sink(self.clock);
         // What sessions did and where epochs began is small; its text names every field in a fixed order.
         let small = format!("{:?} {:?}", self.cells, self.lineage);
         sink(small.len() as u64);
@@ -328,6 +333,9 @@ impl ShardState {
         for update in &push.updates {
             let Some(variable) = self.variable_mut(update.variable) else { continue };
             applied.not_stored += variable.apply(update, lsn);
+        }
+        if push.refusal.is_none() {
+            self.clock = self.clock.max(push.clock);
         }
         self.cells.record(push.session, push.sequence, lsn, push.refusal);
         Ok(applied)
@@ -404,5 +412,68 @@ impl VariableState {
         };
         self.steps = update.step;
         skipped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use downpour_core::id::{Epoch, SessionId};
+    use downpour_core::init::Init;
+    use downpour_core::optimizer::{Course, OptimizerSpec, Schedule, Sgd};
+    use downpour_core::spec::{TableSpec, VariableSpec};
+    use downpour_proto::v1;
+
+    use super::*;
+
+    /// A shard with a table whose learning rate is 1, and half of it after every 10 steps.
+    fn halving() -> ShardState {
+        let schedule = Schedule { warm_up_steps: 0, then: Course::Step { every: 10, factor: 0.5 } };
+        let optimizer = OptimizerSpec { schedule, ..Sgd { learning_rate: 1.0 }.into() };
+        let table = TableSpec { dim: 1, init: Init::Zeros, group: "t".into() };
+        let spec = VariableSpec { name: "t".into(), optimizer, shape: Shape::Table(table) };
+        let mut state = ShardState::new(Identity { shard: ShardId(0), shards: 1, seed: 1 });
+        log(&mut state, Body::Define(Variable { id: VariableId(1), spec }));
+        state
+    }
+
+    fn log(state: &mut ShardState, body: Body) {
+        let previous = state.last();
+        let record = Record { lsn: previous.next_in(Epoch(1)), previous, body };
+        state.apply(&record).expect("the next record");
+    }
+
+    /// A push of one gradient, resolved: the learning rate that it gets, if it is not refused.
+    fn push(state: &mut ShardState, session: u64, clock: u64, gradient: f32) -> Option<f32> {
+        let session = SessionId(session);
+        let sequence = (1..).find(|&next| state.cells.check(session, next) == Verdict::Apply)?;
+        let keys = 5u64.to_le_bytes().to_vec().into();
+        let gradients = gradient.to_le_bytes().to_vec().into();
+        let update = v1::RowGradients { keys, gradients };
+        let body = Some(v1::update::Body::Rows(update));
+        let update = Update::unresolved(v1::Update { variable: 1, body }).expect("a body");
+        let push = Push { session, sequence, clock, refusal: None, updates: vec![update] };
+        let push = state.resolve(push);
+        let learning_rate = push.updates.first().map(|update| update.scalars.learning_rate);
+        log(state, Body::Push(push));
+        learning_rate
+    }
+
+    #[test]
+    fn a_learning_rate_goes_by_the_furthest_clock_and_never_back() {
+        let mut state = halving();
+        assert_eq!(push(&mut state, 1, 9, 1.0), Some(1.0));
+        assert_eq!(push(&mut state, 1, 10, 1.0), Some(0.5), "its own clock counts");
+        assert_eq!(push(&mut state, 2, 0, 1.0), Some(0.5), "one that joins late");
+        assert_eq!(push(&mut state, 2, 1_000, f32::NAN), None);
+        assert_eq!(push(&mut state, 2, 20, 1.0), Some(0.25), "what was refused moved nothing");
+    }
+
+    #[test]
+    fn the_clock_is_part_of_what_members_compare() {
+        let [mut near, mut far] = [halving(), halving()];
+        // Both learning rates are 1, so only the clocks differ.
+        push(&mut near, 1, 0, 1.0);
+        push(&mut far, 1, 5, 1.0);
+        assert_ne!(near.digest(), far.digest());
     }
 }

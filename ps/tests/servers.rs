@@ -33,7 +33,7 @@ fn create_job(script: &Script, servers: &[&str]) {
     let sgd = v1::optimizer::Kind::Sgd(v1::Sgd { learning_rate: -1.0 });
     let spec_of_table = v1::VariableSpec {
         name: "counts".into(),
-        optimizer: Some(v1::Optimizer { kind: Some(sgd) }),
+        optimizer: Some(v1::Optimizer { kind: Some(sgd), ..Default::default() }),
         shape: Some(v1::variable_spec::Shape::Table(table)),
     };
     let shards = (0..SHARDS).map(|shard| v1::ShardRoute {

@@ -252,15 +252,17 @@ impl Variable {
             Shape::Table(table) => ("table", vec![u64::from(table.dim)], Some(table.group.clone())),
             Shape::Dense(dense) => ("dense", dense.shape.clone(), None),
         };
-        let optimizer =
-            match spec.optimizer.as_ref().and_then(|optimizer| optimizer.kind.as_ref())? {
-                Kind::Sgd(sgd) => format!("sgd(lr {})", sgd.learning_rate),
-                Kind::Adagrad(adagrad) => format!("adagrad(lr {})", adagrad.learning_rate),
-                Kind::RowwiseAdagrad(adagrad) => {
-                    format!("rowwise_adagrad(lr {})", adagrad.learning_rate)
-                }
-                Kind::Adam(adam) => format!("adam(lr {})", adam.learning_rate),
-            };
+        let (name, learning_rate) = match spec.optimizer.as_ref()?.kind.as_ref()? {
+            Kind::Sgd(sgd) => ("sgd", sgd.learning_rate),
+            Kind::Momentum(momentum) => ("momentum", momentum.learning_rate),
+            Kind::Adagrad(adagrad) => ("adagrad", adagrad.learning_rate),
+            Kind::RowwiseAdagrad(adagrad) => ("rowwise_adagrad", adagrad.learning_rate),
+            Kind::RmsProp(rms_prop) => ("rms_prop", rms_prop.learning_rate),
+            Kind::Adam(adam) => ("adam", adam.learning_rate),
+            Kind::AdamW(adam) => ("adam_w", adam.learning_rate),
+            Kind::Ftrl(ftrl) => ("ftrl", ftrl.learning_rate),
+        };
+        let optimizer = format!("{name}(lr {learning_rate})");
         Some(Self { id: variable.id, name: spec.name.clone(), kind, shape, group, optimizer })
     }
 }

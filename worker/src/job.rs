@@ -436,7 +436,7 @@ fn dim_of(spec: &VariableSpec) -> u32 {
 }
 
 fn learning_rate(optimizer: &OptimizerSpec) -> f32 {
-    optimizer.scalars(1).learning_rate
+    optimizer.learning_rate(0)
 }
 
 fn host_name() -> String {

@@ -1,9 +1,8 @@
 //! Adagrad: a learning rate per parameter.
 
-use super::{OptimizerSlot, StepScalars, store};
-use super::{require_learning_rate, require_not_negative};
+use super::row::{self, Element, Gradient, Row};
+use super::{OptimizerSlot, StepScalars, require_learning_rate, require_not_negative};
 use crate::parameter::{InvalidParameter, require};
-use crate::tensor_bytes::floats;
 
 /// `s ← s + g²`, `w ← w − (lr·g) / (√s + ε)`, with one sum `s` per parameter.
 ///
@@ -42,19 +41,17 @@ pub(super) struct Kernel {
     epsilon: f32,
 }
 
-impl Kernel {
+impl Element<1> for Kernel {
     #[inline(always)]
-    pub(super) fn apply(&self, weights: &mut [f32], state: &mut [f32], gradient: &[u8]) -> u32 {
-        assert_eq!(state.len(), weights.len(), "Adagrad's state");
-        let mut skipped = 0;
-        for ((weight, sum), g) in weights.iter_mut().zip(state).zip(floats(gradient)) {
-            let new_sum = *sum + g * g;
-            let new = *weight - self.learning_rate * g / (new_sum.sqrt() + self.epsilon);
-            let keep = new_sum.is_finite() & new.is_finite();
-            store(sum, new_sum, keep);
-            store(weight, new, keep);
-            skipped += u32::from(!keep);
-        }
-        skipped
+    fn next(&self, weight: f32, [sum]: [f32; 1], g: f32) -> (f32, [f32; 1]) {
+        let sum = sum + g * g;
+        (weight - self.learning_rate * g / (sum.sqrt() + self.epsilon), [sum])
+    }
+}
+
+impl row::Kernel for Kernel {
+    #[inline(always)]
+    fn apply<G: Gradient>(&self, row: Row<'_>, gradient: G) -> u32 {
+        row::elementwise(self, row, gradient)
     }
 }

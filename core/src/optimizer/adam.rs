@@ -1,8 +1,8 @@
 //! Adam: running means of the gradient and of its square.
 
-use super::{OptimizerSlot, StepScalars, require_learning_rate, require_positive, store};
-use crate::parameter::{InvalidParameter, require};
-use crate::tensor_bytes::floats;
+use super::row::{self, Element, Gradient, Row};
+use super::{OptimizerSlot, StepScalars, require_learning_rate, require_positive, require_share};
+use crate::parameter::InvalidParameter;
 
 /// `m ← β1·m + (1−β1)·g`, `v ← β2·v + (1−β2)·g²`, `w ← w − (lr / (1−β1ᵗ))·m / (√v / √(1−β2ᵗ) + ε)`.
 ///
@@ -39,9 +39,8 @@ impl Adam {
 
     pub(super) fn validate(&self) -> Result<(), InvalidParameter> {
         require_learning_rate("adam.learning_rate", self.learning_rate)?;
-        for (field, beta) in [("adam.beta1", self.beta1), ("adam.beta2", self.beta2)] {
-            require((0.0..1.0).contains(&beta), field, beta, "at least 0 and below 1")?;
-        }
+        require_share("adam.beta1", self.beta1)?;
+        require_share("adam.beta2", self.beta2)?;
         require_positive("adam.epsilon", self.epsilon)
     }
 
@@ -56,6 +55,7 @@ impl Adam {
             step_size: (f64::from(scalars.learning_rate) / correction1) as f32,
             root_correction2: correction2.sqrt() as f32,
             epsilon: self.epsilon,
+            retained: 1.0,
         }
     }
 }
@@ -72,26 +72,23 @@ pub(super) struct Kernel {
     step_size: f32,
     root_correction2: f32,
     epsilon: f32,
+    /// Share of the weight that decay leaves: 1 − lr·λ of [`AdamW`](super::AdamW), 1 (which changes no bit) of [`Adam`].
+    pub(super) retained: f32,
 }
 
-impl Kernel {
+impl Element<2> for Kernel {
     #[inline(always)]
-    pub(super) fn apply(&self, weights: &mut [f32], state: &mut [f32], gradient: &[u8]) -> u32 {
-        assert_eq!(state.len(), 2 * weights.len(), "Adam's state");
-        let (means, squares) = state.split_at_mut(weights.len());
-        let mut skipped = 0;
-        let elements = weights.iter_mut().zip(means.iter_mut()).zip(squares.iter_mut());
-        for (((weight, m), v), g) in elements.zip(floats(gradient)) {
-            let new_m = self.beta1 * *m + self.rest1 * g;
-            let new_v = self.beta2 * *v + self.rest2 * (g * g);
-            let root = new_v.sqrt() / self.root_correction2;
-            let new = *weight - self.step_size * new_m / (root + self.epsilon);
-            let keep = new_m.is_finite() & new_v.is_finite() & new.is_finite();
-            store(m, new_m, keep);
-            store(v, new_v, keep);
-            store(weight, new, keep);
-            skipped += u32::from(!keep);
-        }
-        skipped
+    fn next(&self, weight: f32, [m, v]: [f32; 2], g: f32) -> (f32, [f32; 2]) {
+        let m = self.beta1 * m + self.rest1 * g;
+        let v = self.beta2 * v + self.rest2 * (g * g);
+        let root = v.sqrt() / self.root_correction2;
+        (weight * self.retained - self.step_size * m / (root + self.epsilon), [m, v])
+    }
+}
+
+impl row::Kernel for Kernel {
+    #[inline(always)]
+    fn apply<G: Gradient>(&self, row: Row<'_>, gradient: G) -> u32 {
+        row::elementwise(self, row, gradient)
     }
 }

@@ -1,9 +1,8 @@
 //! Row-wise Adagrad: a learning rate per row.
 
-use super::{OptimizerSlot, StepScalars, store};
-use super::{require_learning_rate, require_not_negative};
+use super::row::{self, Gradient, Row, sum_of_squares};
+use super::{OptimizerSlot, StepScalars, require_learning_rate, require_not_negative, sgd};
 use crate::parameter::{InvalidParameter, require};
-use crate::tensor_bytes::{FLOAT_BYTES, float, floats};
 
 /// `s ← s + mean(g²)`, `w ← w − (lr / (√s + ε))·g`, with one sum `s` per row: Adagrad for embedding tables at one float of
 /// state per row.
@@ -49,43 +48,18 @@ pub(super) struct Kernel {
     epsilon: f32,
 }
 
-impl Kernel {
+impl row::Kernel for Kernel {
     #[inline(always)]
-    pub(super) fn apply(&self, weights: &mut [f32], state: &mut [f32], gradient: &[u8]) -> u32 {
+    fn apply<G: Gradient>(&self, row: Row<'_>, gradient: G) -> u32 {
+        let Row { weights, state, bytes } = row;
         let [sum] = state else { panic!("row-wise Adagrad's state is one float") };
-        let new_sum = *sum + sum_of_squares(gradient) / weights.len() as f32;
+        let squares = sum_of_squares(bytes, |i, g| gradient.element(g, weights[i]));
+        let new_sum = *sum + squares / weights.len() as f32;
         let rate = self.learning_rate / (new_sum.sqrt() + self.epsilon);
         if !new_sum.is_finite() || !rate.is_finite() {
             return weights.len() as u32;
         }
         *sum = new_sum;
-        let mut skipped = 0;
-        for (weight, g) in weights.iter_mut().zip(floats(gradient)) {
-            let new = *weight - rate * g;
-            store(weight, new, new.is_finite());
-            skipped += u32::from(!new.is_finite());
-        }
-        skipped
+        row::elementwise(&sgd::Kernel::at(rate), Row { weights, state: &mut [], bytes }, gradient)
     }
-}
-
-const LANES: usize = 8;
-
-/// Sum of squares of a raw tensor in the order that [`RowwiseAdagrad`] documents.
-#[inline(always)]
-pub(super) fn sum_of_squares(gradient: &[u8]) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    let groups = gradient.chunks_exact(LANES * FLOAT_BYTES);
-    let tail = groups.remainder();
-    for group in groups {
-        for (lane, bytes) in lanes.iter_mut().zip(group.chunks_exact(FLOAT_BYTES)) {
-            let g = float(bytes);
-            *lane += g * g;
-        }
-    }
-    for (lane, g) in lanes.iter_mut().zip(floats(tail)) {
-        *lane += g * g;
-    }
-    let [a, b, c, d, e, f, g, h] = lanes;
-    ((a + e) + (c + g)) + ((b + f) + (d + h))
 }

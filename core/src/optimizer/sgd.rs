@@ -1,8 +1,8 @@
 //! Stochastic gradient descent.
 
-use super::{StepScalars, require_learning_rate, store};
+use super::require_learning_rate;
+use super::row::{self, Element, Gradient, Row};
 use crate::parameter::InvalidParameter;
-use crate::tensor_bytes::floats;
 
 /// `w ← w − lr·g`. No optimizer slots.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,19 +24,22 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    pub(super) fn new(scalars: &StepScalars) -> Self {
-        Self { learning_rate: scalars.learning_rate }
-    }
-
     #[inline(always)]
-    pub(super) fn apply(&self, weights: &mut [f32], state: &mut [f32], gradient: &[u8]) -> u32 {
-        assert!(state.is_empty(), "SGD has no state");
-        let mut skipped = 0;
-        for (weight, g) in weights.iter_mut().zip(floats(gradient)) {
-            let new = *weight - self.learning_rate * g;
-            store(weight, new, new.is_finite());
-            skipped += u32::from(!new.is_finite());
-        }
-        skipped
+    pub(super) fn at(learning_rate: f32) -> Self {
+        Self { learning_rate }
+    }
+}
+
+impl Element<0> for Kernel {
+    #[inline(always)]
+    fn next(&self, weight: f32, []: [f32; 0], g: f32) -> (f32, [f32; 0]) {
+        (weight - self.learning_rate * g, [])
+    }
+}
+
+impl row::Kernel for Kernel {
+    #[inline(always)]
+    fn apply<G: Gradient>(&self, row: Row<'_>, gradient: G) -> u32 {
+        row::elementwise(self, row, gradient)
     }
 }

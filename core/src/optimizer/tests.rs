@@ -13,22 +13,38 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 fn adam(learning_rate: f32) -> OptimizerSpec {
-    OptimizerSpec::Adam(Adam { learning_rate, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 })
+    Adam { learning_rate, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }.into()
 }
 
-/// One of each, with this learning rate.
-fn all(learning_rate: f32) -> [OptimizerSpec; 4] {
+/// One of each, with this learning rate: kernels differ by more than the rule where a parameter chooses between two.
+fn all(learning_rate: f32) -> Vec<OptimizerSpec> {
     let (epsilon, initial_accumulator) = (1e-8, 0.1);
-    [
-        OptimizerSpec::Sgd(Sgd { learning_rate }),
-        OptimizerSpec::Adagrad(Adagrad { learning_rate, epsilon, initial_accumulator }),
-        OptimizerSpec::RowwiseAdagrad(RowwiseAdagrad {
-            learning_rate,
-            epsilon,
-            initial_accumulator,
-        }),
+    let momentum = Momentum { learning_rate, momentum: 0.9, nesterov: false };
+    let rms_prop = RmsProp { learning_rate, alpha: 0.99, epsilon, momentum: 0.0 };
+    vec![
+        Sgd { learning_rate }.into(),
+        momentum.into(),
+        Momentum { nesterov: true, ..momentum }.into(),
+        Adagrad { learning_rate, epsilon, initial_accumulator }.into(),
+        RowwiseAdagrad { learning_rate, epsilon, initial_accumulator }.into(),
+        rms_prop.into(),
+        RmsProp { momentum: 0.9, ..rms_prop }.into(),
         adam(learning_rate),
+        AdamW { learning_rate, beta1: 0.9, beta2: 0.999, epsilon, weight_decay: 0.01 }.into(),
+        Ftrl { learning_rate, beta: 1.0, l1: 0.01, l2: 0.1 }.into(),
     ]
+}
+
+/// [`all`], also with rows clipped, with decay, and with both.
+fn all_modified(learning_rate: f32) -> Vec<OptimizerSpec> {
+    let modify = |(norm, l2_decay): (Option<f32>, f32)| {
+        let modified = move |spec| OptimizerSpec { clip_row_norm: norm, l2_decay, ..spec };
+        all(learning_rate).into_iter().map(modified)
+    };
+    [(None, 0.0), (Some(30.0), 0.0), (None, 0.02), (Some(30.0), 0.02)]
+        .into_iter()
+        .flat_map(modify)
+        .collect()
 }
 
 /// A row with its state, which gradients are applied to one after the other.
@@ -46,7 +62,7 @@ impl Row {
     }
 
     fn push(&mut self, step: u64, gradient: &[f32]) -> u32 {
-        let scalars = self.spec.scalars(step);
+        let scalars = self.spec.scalars(step, 0);
         self.spec.apply(&scalars, &mut self.weights, &mut self.state, &bytes(gradient))
     }
 
@@ -166,15 +182,22 @@ mod golden {
 
 #[test]
 fn state_layout_is_what_checkpoints_expect() {
-    let layout = all(0.1).map(|spec| {
+    let layout = |spec: OptimizerSpec| {
         let slots = spec.slots().iter().map(|slot| (slot.name, slot.width(16)));
         (spec.state_width(16), slots.collect::<Vec<_>>())
-    });
+    };
+    let layout: Vec<_> = all(0.1).into_iter().map(layout).collect();
     let expected = [
         (0, vec![]),
+        (16, vec![("momentum", 16)]),
+        (16, vec![("momentum", 16)]),
         (16, vec![("adagrad_sum", 16)]),
         (1, vec![("rowwise_adagrad_sum", 1)]),
+        (16, vec![("rms_prop_square", 16)]),
+        (32, vec![("rms_prop_square", 16), ("rms_prop_momentum", 16)]),
         (32, vec![("adam_m", 16), ("adam_v", 16)]),
+        (32, vec![("adam_m", 16), ("adam_v", 16)]),
+        (32, vec![("ftrl_z", 16), ("ftrl_n", 16)]),
     ];
     assert_eq!(layout, expected);
 }
@@ -183,6 +206,14 @@ fn state_layout_is_what_checkpoints_expect() {
 fn parameters_that_cannot_work_are_refused_by_field() {
     let base = Adagrad { learning_rate: 0.1, epsilon: 0.0, initial_accumulator: 0.0 };
     let good = Adam { learning_rate: 0.1, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
+    let rms_prop = RmsProp { learning_rate: 0.1, alpha: 0.9, epsilon: 1e-8, momentum: 0.0 };
+    let decoupled =
+        AdamW { learning_rate: 0.1, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 };
+    let ftrl = Ftrl { learning_rate: 0.1, beta: 1.0, l1: 0.0, l2: 0.0 };
+    let scheduled = |then| OptimizerSpec {
+        schedule: Schedule { warm_up_steps: 0, then },
+        ..Sgd { learning_rate: 0.1 }.into()
+    };
     let refused = [
         (OptimizerSpec::Sgd(Sgd { learning_rate: f32::NAN }), "sgd.learning_rate"),
         (OptimizerSpec::Adagrad(base), "adagrad.epsilon"),
@@ -202,11 +233,39 @@ fn parameters_that_cannot_work_are_refused_by_field() {
         (OptimizerSpec::Adam(Adam { beta1: 1.0, ..good }), "adam.beta1"),
         (OptimizerSpec::Adam(Adam { beta2: f64::NAN, ..good }), "adam.beta2"),
         (OptimizerSpec::Adam(Adam { epsilon: 0.0, ..good }), "adam.epsilon"),
+        (
+            Momentum { learning_rate: 0.1, momentum: 1.0, nesterov: true }.into(),
+            "momentum.momentum",
+        ),
+        (RmsProp { alpha: -0.1, ..rms_prop }.into(), "rms_prop.alpha"),
+        (RmsProp { momentum: f32::NAN, ..rms_prop }.into(), "rms_prop.momentum"),
+        (AdamW { weight_decay: -0.1, ..decoupled }.into(), "adam_w.weight_decay"),
+        (AdamW { beta2: 1.0, ..decoupled }.into(), "adam_w.beta2"),
+        (Ftrl { learning_rate: 0.0, ..ftrl }.into(), "ftrl.learning_rate"),
+        (Ftrl { beta: 0.0, ..ftrl }.into(), "ftrl.beta"),
+        (Ftrl { l1: f32::INFINITY, ..ftrl }.into(), "ftrl.l1"),
+        (Ftrl { l2: -1.0, ..ftrl }.into(), "ftrl.l2"),
+        (OptimizerSpec { clip_row_norm: Some(0.0), ..good.into() }, "clip_row_norm"),
+        (OptimizerSpec { l2_decay: -1.0, ..good.into() }, "l2_decay"),
+        (OptimizerSpec { l2_decay: 0.1, ..ftrl.into() }, "l2_decay"),
+        (scheduled(Course::Step { every: 0, factor: 0.5 }), "schedule.step.every"),
+        (scheduled(Course::Step { every: 1, factor: 1.5 }), "schedule.step.factor"),
+        (scheduled(Course::Cosine { steps: 0, floor: 0.0 }), "schedule.cosine.steps"),
+        (scheduled(Course::Cosine { steps: 1, floor: f32::NAN }), "schedule.cosine.floor"),
     ];
     for (spec, field) in refused {
         assert_eq!(spec.validate().map_err(|error| error.field), Err(field), "{spec:?}");
     }
-    assert!(all(-1.0).iter().all(|spec| spec.validate().is_ok()));
+    assert!(all_modified(0.5).iter().all(|spec| match spec.rule {
+        Rule::AdamW(_) | Rule::Ftrl(_) => spec.validate().is_ok() == (spec.l2_decay == 0.0),
+        _ => spec.validate().is_ok(),
+    }));
+    let downwards = |spec: &OptimizerSpec| spec.validate().is_ok();
+    assert_eq!(
+        all(-1.0).into_iter().filter(downwards).count(),
+        all(-1.0).len() - 1,
+        "all but FTRL"
+    );
     let error = OptimizerSpec::Adam(Adam { beta1: 1.5, ..good }).validate().unwrap_err();
     assert_eq!(error.to_string(), "adam.beta1 is 1.5, but must be at least 0 and below 1");
 }
@@ -231,7 +290,7 @@ fn powers_of_beta_are_those_of_the_mathematics() {
         }
     }
     assert_eq!((power(0.0, 1), power(0.5, 10), power(0.9, u64::MAX)), (0.0, 1.0 / 1024.0, 0.0));
-    assert_eq!(adam(0.1).scalars(0), adam(0.1).scalars(1));
+    assert_eq!(adam(0.1).scalars(0, 0), adam(0.1).scalars(1, 0));
 }
 
 #[test]
@@ -251,7 +310,7 @@ fn an_element_that_would_overflow_keeps_its_weight_and_state() {
         // A gradient that pushes the weights outwards.
         let outwards = huge.map(|g| -g);
         let skipped = row.push(1, &outwards);
-        let rowwise = matches!(spec, OptimizerSpec::RowwiseAdagrad(_));
+        let rowwise = matches!(spec.rule, Rule::RowwiseAdagrad(_));
         assert_eq!(skipped, if rowwise { 4 } else { 2 }, "{spec:?}");
         assert_eq!(row.weights[1..3], [f32::MAX, f32::MIN], "{spec:?}");
         assert_eq!(row.weights[0] == 0.0, rowwise, "the others are updated: {spec:?}");
@@ -278,7 +337,7 @@ fn scalars_that_are_not_finite_change_no_weight() {
     }
 }
 
-/// The order of [`RowwiseAdagrad`]'s documentation, one square at a time.
+/// The order of `row::sum_of_squares`'s documentation, one square at a time.
 fn sum_of_squares_by_definition(gradient: &[f32]) -> f32 {
     let mut lanes = [0.0f32; 8];
     for (i, g) in gradient.iter().enumerate() {
@@ -286,6 +345,16 @@ fn sum_of_squares_by_definition(gradient: &[f32]) -> f32 {
     }
     let t: Vec<f32> = (0..4).map(|j| lanes[j] + lanes[j + 4]).collect();
     (t[0] + t[2]) + (t[1] + t[3])
+}
+
+/// What clipping and decay make of a gradient.
+fn modified_by_definition(spec: &OptimizerSpec, weights: &[f32], gradient: &[f32]) -> Vec<f32> {
+    if spec.clip_row_norm.is_none() && spec.l2_decay == 0.0 {
+        return gradient.to_vec();
+    }
+    let norm = sum_of_squares_by_definition(gradient).sqrt();
+    let scale = spec.clip_row_norm.filter(|max| norm > *max).map_or(1.0, |max| max / norm);
+    gradient.iter().zip(weights).map(|(g, w)| g * scale + spec.l2_decay * w).collect()
 }
 
 /// Each optimizer's documentation, one element at a time.
@@ -297,30 +366,90 @@ fn apply_by_definition(
     gradient: &[f32],
 ) {
     let (dim, lr) = (weights.len(), scalars.learning_rate);
-    let mean = sum_of_squares_by_definition(gradient) / dim as f32;
-    if let OptimizerSpec::RowwiseAdagrad(_) = spec {
-        state[0] += mean;
+    let gradient = modified_by_definition(spec, weights, gradient);
+    if let Rule::RowwiseAdagrad(_) = spec.rule {
+        state[0] += sum_of_squares_by_definition(&gradient) / dim as f32;
     }
+    let adam_step = |state: &mut [f32], i: usize, g: f32, beta1: f64, beta2: f64, epsilon: f32| {
+        state[i] = beta1 as f32 * state[i] + (1.0 - beta1) as f32 * g;
+        let v = &mut state[dim + i];
+        *v = beta2 as f32 * *v + (1.0 - beta2) as f32 * (g * g);
+        let root = v.sqrt() / (1.0 - scalars.beta2_power).sqrt() as f32;
+        let step_size = (f64::from(lr) / (1.0 - scalars.beta1_power)) as f32;
+        step_size * state[i] / (root + epsilon)
+    };
     for i in 0..dim {
-        let g = gradient[i];
-        weights[i] -= match spec {
-            OptimizerSpec::Sgd(_) => lr * g,
-            OptimizerSpec::Adagrad(adagrad) => {
-                state[i] += g * g;
-                lr * g / (state[i].sqrt() + adagrad.epsilon)
+        let (g, w) = (gradient[i], weights[i]);
+        weights[i] = match spec.rule {
+            Rule::Sgd(_) => w - lr * g,
+            Rule::Momentum(Momentum { momentum, nesterov, .. }) => {
+                state[i] = momentum * state[i] + g;
+                w - lr * if nesterov { g + momentum * state[i] } else { state[i] }
             }
-            OptimizerSpec::RowwiseAdagrad(adagrad) => lr / (state[0].sqrt() + adagrad.epsilon) * g,
-            OptimizerSpec::Adam(adam) => {
-                let (b1, b2) = (adam.beta1, adam.beta2);
-                state[i] = b1 as f32 * state[i] + (1.0 - b1) as f32 * g;
-                let v = &mut state[dim + i];
-                *v = b2 as f32 * *v + (1.0 - b2) as f32 * (g * g);
-                let root = v.sqrt() / (1.0 - scalars.beta2_power).sqrt() as f32;
-                let step_size = (f64::from(lr) / (1.0 - scalars.beta1_power)) as f32;
-                step_size * state[i] / (root + adam.epsilon)
+            Rule::Adagrad(adagrad) => {
+                state[i] += g * g;
+                w - lr * g / (state[i].sqrt() + adagrad.epsilon)
+            }
+            Rule::RowwiseAdagrad(adagrad) => w - lr / (state[0].sqrt() + adagrad.epsilon) * g,
+            Rule::RmsProp(RmsProp { alpha, epsilon, momentum, .. }) => {
+                state[i] = alpha as f32 * state[i] + (1.0 - alpha) as f32 * (g * g);
+                let scaled = g / (state[i].sqrt() + epsilon);
+                let buffer = state.get_mut(dim + i).map(|buffer| {
+                    *buffer = momentum * *buffer + scaled;
+                    *buffer
+                });
+                w - lr * buffer.unwrap_or(scaled)
+            }
+            Rule::Adam(Adam { beta1, beta2, epsilon, .. }) => {
+                w - adam_step(state, i, g, beta1, beta2, epsilon)
+            }
+            Rule::AdamW(AdamW { beta1, beta2, epsilon, weight_decay, .. }) => {
+                let retained = (1.0 - f64::from(lr) * f64::from(weight_decay)) as f32;
+                w * retained - adam_step(state, i, g, beta1, beta2, epsilon)
+            }
+            Rule::Ftrl(Ftrl { beta, l1, l2, .. }) => {
+                let (root, new_root) = (state[dim + i].sqrt(), (state[dim + i] + g * g).sqrt());
+                if state[i] == 0.0 && w != 0.0 {
+                    state[i] = -(w * ((beta + root) / lr + l2) + l1.copysign(w));
+                }
+                state[dim + i] += g * g;
+                state[i] = state[i] + g - (new_root - root) / lr * w;
+                let beyond = state[i].abs() - l1;
+                let strength = (beta + new_root) / lr + l2;
+                if beyond > 0.0 { -beyond.copysign(state[i]) / strength } else { 0.0 }
             }
         };
     }
+}
+
+/// Weights and state after some pushes to one row, as computed by one instruction set.
+fn bits_under(
+    instructions: InstructionSet,
+    spec: &OptimizerSpec,
+    elements: &[[f32; 4]],
+    step: u64,
+) -> (Vec<u32>, Vec<u32>, u32) {
+    let weights: Vec<f32> = elements.iter().map(|e| e[0]).collect();
+    let mut row = Row::new(*spec, &weights);
+    let mut skipped = 0;
+    for push in 1..4 {
+        let gradient: Vec<f32> = elements.iter().map(|e| e[push]).collect();
+        let update = spec.update_with(&spec.scalars(step + push as u64, 0), instructions);
+        skipped += update.apply(&mut row.weights, &mut row.state, &bytes(&gradient));
+    }
+    let (weights, state) = row.bits();
+    (weights, state, skipped)
+}
+
+#[test]
+fn this_machine_says_which_instruction_sets_were_compared() {
+    for (name, set) in InstructionSet::all() {
+        eprintln!(
+            "{name}: {}",
+            if set.is_some() { "compared" } else { "skipped, not of this machine" }
+        );
+    }
+    assert_eq!(InstructionSet::all()[0].0, "Baseline");
 }
 
 fn finite() -> impl Strategy<Value = f32> {
@@ -335,7 +464,7 @@ fn ordinary_row() -> impl Strategy<Value = Vec<[f32; 4]>> {
 proptest! {
     #[test]
     fn kernels_equal_their_definition_bit_for_bit(elements in ordinary_row(), step in 1u64..100_000) {
-        for spec in all(0.05) {
+        for spec in all_modified(0.05) {
             let weights: Vec<f32> = elements.iter().map(|e| e[0]).collect();
             let mut row = Row::new(spec, &weights);
             let mut defined = Row::new(spec, &weights);
@@ -344,9 +473,28 @@ proptest! {
                 let step = step + push as u64;
                 row.push(step, &gradient);
                 let Row { weights, state, .. } = &mut defined;
-                apply_by_definition(&spec, &spec.scalars(step), weights, state, &gradient);
+                apply_by_definition(&spec, &spec.scalars(step, 0), weights, state, &gradient);
             }
             prop_assert_eq!(row.bits(), defined.bits(), "{:?}", spec);
+        }
+    }
+
+    /// Numbers of every size: also what overflows and what is subnormal.
+    #[test]
+    fn every_instruction_set_gives_the_same_bits(
+        ordinary in ordinary_row(),
+        any in prop::collection::vec(prop::array::uniform4(finite()), 1..40),
+        step in 1u64..1_000,
+    ) {
+        let sets: Vec<_> = InstructionSet::all().into_iter().filter_map(|(_, set)| set).collect();
+        for spec in all_modified(0.05) {
+            for elements in [&ordinary, &any] {
+                let [baseline, wider @ ..] = &*sets else { unreachable!("there is a baseline") };
+                let expected = bits_under(*baseline, &spec, elements, step);
+                for set in wider {
+                    prop_assert_eq!(&bits_under(*set, &spec, elements, step), &expected, "{:?} {:?}", set, spec);
+                }
+            }
         }
     }
 
@@ -356,7 +504,7 @@ proptest! {
         learning_rate in finite(),
         step: u64,
     ) {
-        for spec in all(learning_rate) {
+        for spec in all_modified(learning_rate) {
             let weights: Vec<f32> = elements.iter().map(|e| e[0]).collect();
             let mut row = Row::new(spec, &weights);
             for push in 1..4 {
@@ -378,7 +526,7 @@ proptest! {
                 let mut buffer = vec![0xA5; offset];
                 buffer.extend(bytes(&gradient));
                 let mut row = Row::new(spec, &weights);
-                let scalars = spec.scalars(step);
+                let scalars = spec.scalars(step, 0);
                 spec.apply(&scalars, &mut row.weights, &mut row.state, &buffer[offset..]);
                 prop_assert_eq!(row.bits(), aligned.bits(), "{:?} at offset {}", spec, offset);
             }
@@ -391,7 +539,7 @@ proptest! {
         let gradient: Vec<f32> = elements.iter().map(|e| e[1]).collect();
         let cut = cut.index(weights.len());
         for spec in all(0.05) {
-            if let OptimizerSpec::RowwiseAdagrad(_) = spec {
+            if let Rule::RowwiseAdagrad(_) = spec.rule {
                 continue;
             }
             let mut whole = Row::new(spec, &weights);

@@ -35,7 +35,8 @@ fn cluster() -> Cluster {
     let shape =
         v1::variable_spec::Shape::Table(v1::TableSpec { dim: 16, init: None, group: "g".into() });
     let adam = v1::Adam { learning_rate: 0.001, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
-    let optimizer = v1::Optimizer { kind: Some(v1::optimizer::Kind::Adam(adam)) };
+    let kind = Some(v1::optimizer::Kind::Adam(adam));
+    let optimizer = v1::Optimizer { kind, ..Default::default() };
     let item =
         v1::VariableSpec { name: "item".into(), optimizer: Some(optimizer), shape: Some(shape) };
     let view = v1::JobView {

@@ -8,7 +8,7 @@ use downpour_core::id::{
     Epoch, Incarnation, JobId, NodeId, ServerRef, SessionId, ShardId, VariableId,
 };
 use downpour_core::init::Init;
-use downpour_core::optimizer::{Adam, OptimizerSpec, Sgd, StepScalars};
+use downpour_core::optimizer::{Adam, Course, OptimizerSpec, Schedule, Sgd, StepScalars};
 use downpour_core::routing::ShardRoute;
 use downpour_core::spec::{DenseSpec, JobSpec, Shape, TableSpec, Variable, VariableSpec};
 use downpour_core::view::JobView;
@@ -20,7 +20,7 @@ use crate::shard::{Incoming, Pushed, Role, Room, Settled, Shard, Ticket};
 pub(crate) const COUNTS: VariableId = VariableId(1);
 /// A dense tensor of 21 floats in 3 blocks, Adam.
 pub(crate) const DENSE: VariableId = VariableId(2);
-/// A table of width 3 with normal init, Adam.
+/// A table of width 3 with normal init, Adam under all that an optimizer can have beside it.
 pub(crate) const EMBEDDING: VariableId = VariableId(3);
 
 pub(crate) const SESSION: SessionId = SessionId(7);
@@ -41,6 +41,8 @@ pub(crate) fn route(epoch: u64, set_version: u64, primary: u32, in_sync: &[u32])
 fn variables() -> Vec<Variable> {
     let adam =
         OptimizerSpec::Adam(Adam { learning_rate: 0.01, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 });
+    let schedule = Schedule { warm_up_steps: 2, then: Course::Cosine { steps: 5, floor: 0.001 } };
+    let modified = OptimizerSpec { schedule, clip_row_norm: Some(0.5), l2_decay: 0.1, ..adam };
     let table = |name: &str, dim, init, optimizer| VariableSpec {
         name: name.into(),
         optimizer,
@@ -55,7 +57,7 @@ fn variables() -> Vec<Variable> {
     let specs = [
         table("counts", 1, Init::Zeros, counting),
         dense,
-        table("embedding", 3, Init::Normal { mean: 0.0, std: 0.1 }, adam),
+        table("embedding", 3, Init::Normal { mean: 0.0, std: 0.1 }, modified),
     ];
     (1..).map(VariableId).zip(specs).map(|(id, spec)| Variable { id, spec }).collect()
 }
