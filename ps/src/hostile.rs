@@ -1,5 +1,7 @@
 //! Nothing from the network, however malformed, panics a server or makes it allocate without bound (invariant 7 of the design).
 
+mod frames;
+
 use std::sync::Arc;
 use std::time::Duration;
 
