@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 use downpour_core::id::{ShardId, VariableId};
 use downpour_core::spec::Shape;
 use downpour_core::tensor_bytes::FLOAT_BYTES;
@@ -47,11 +47,13 @@ pub(crate) fn size(batch: &PushBatch<'_>) -> usize {
     rows.chain(dense.map(|dense| dense.floats.len() * FLOAT_BYTES + PART_BYTES)).sum()
 }
 
-/// The parts, by shard. Checks the batch against the job's variables.
+/// The parts, by shard, cut off `out`: kept between pushes, it takes its memory back once they are acknowledged, and touching fresh memory
+/// costs more than the copy. Checks the batch against the job's variables.
 pub(crate) fn encode(
     batch: &PushBatch<'_>,
     view: &JobView,
     layouts: &Layouts,
+    out: &mut BytesMut,
 ) -> Result<Vec<OutPart>, Error> {
     let rows = batch.rows.iter().map(|&rows| Source::Rows(rows));
     let gradients = batch.dense.iter().map(|&dense| Source::Gradients(dense));
@@ -62,14 +64,18 @@ pub(crate) fn encode(
         let problem = format!("variable {} appears twice in one push", pair[0].variable());
         return Err(Error::invalid("variable", problem));
     }
+    out.clear();
+    out.reserve(size(batch));
     let mut parts = BTreeMap::new();
     for source in sources {
         match source {
-            Source::Rows(rows) => encode_rows(&rows, view, &mut parts)?,
+            Source::Rows(rows) => encode_rows(&rows, view, &mut parts, out)?,
             Source::Gradients(dense) => {
-                encode_dense(&dense, view, layouts, &mut parts, Body::Gradients)?;
+                encode_dense(&dense, view, layouts, &mut parts, out, Body::Gradients)?;
             }
-            Source::Values(dense) => encode_dense(&dense, view, layouts, &mut parts, Body::Values)?,
+            Source::Values(dense) => {
+                encode_dense(&dense, view, layouts, &mut parts, out, Body::Values)?;
+            }
         }
     }
     Ok(parts.into_values().collect())
@@ -104,22 +110,20 @@ fn encode_rows(
     rows: &RowGradients<'_>,
     view: &JobView,
     parts: &mut BTreeMap<ShardId, OutPart>,
+    out: &mut BytesMut,
 ) -> Result<(), Error> {
     let (dim, salt) = table(view, rows.variable)?;
     check_floats("gradients", rows.gradients.len(), rows.keys.len() * dim)?;
     let partition = Partition::new(rows.keys, salt, view.spec.shards)?;
-    let row_bytes = dim * FLOAT_BYTES;
-    let mut out = BytesMut::with_capacity(rows.keys.len() * (KEY_BYTES + row_bytes));
     for (shard, positions) in partition.shards() {
-        let keys = put_chunks(&mut out, positions, KEY_BYTES, |bytes, position| {
-            bytes.copy_from_slice(&rows.keys[position].to_le_bytes());
-        });
-        let gradients = put_chunks(&mut out, positions, row_bytes, |bytes, position| {
-            let row = &rows.gradients[position * dim..][..dim];
-            for (bytes, float) in bytes.chunks_exact_mut(FLOAT_BYTES).zip(row) {
-                bytes.copy_from_slice(&float.to_le_bytes());
-            }
-        });
+        for &position in positions {
+            out.put_u64_le(rows.keys[position as usize]);
+        }
+        let keys = out.split().freeze();
+        for &position in positions {
+            put_floats(out, &rows.gradients[position as usize * dim..][..dim]);
+        }
+        let gradients = out.split().freeze();
         let bytes = keys.len() + gradients.len();
         let body = Body::Rows(v1::RowGradients { keys, gradients });
         add(parts, shard, rows.variable, body, bytes)?;
@@ -127,33 +131,19 @@ fn encode_rows(
     Ok(())
 }
 
-/// Appends one chunk for each position and cuts them off as bytes of their own.
-fn put_chunks(
-    out: &mut BytesMut,
-    positions: &[u32],
-    chunk_bytes: usize,
-    put: impl Fn(&mut [u8], usize),
-) -> Bytes {
-    out.resize(positions.len() * chunk_bytes, 0);
-    for (bytes, &position) in out.chunks_exact_mut(chunk_bytes).zip(positions) {
-        put(bytes, position as usize);
-    }
-    out.split().freeze()
-}
-
 fn encode_dense(
     dense: &DenseTensor<'_>,
     view: &JobView,
     layouts: &Layouts,
     parts: &mut BTreeMap<ShardId, OutPart>,
+    out: &mut BytesMut,
     body: impl Fn(v1::DenseBlocks) -> Body,
 ) -> Result<(), Error> {
     let layout = layouts.get(view, dense.variable)?;
     check_floats("dense", dense.floats.len(), layout.floats)?;
-    let mut out = BytesMut::with_capacity(layout.floats * FLOAT_BYTES);
     for (shard, blocks) in &layout.shards {
         for &block in blocks {
-            put_floats(&mut out, &dense.floats[layout.range(block)]);
+            put_floats(out, &dense.floats[layout.range(block)]);
         }
         let values = out.split().freeze();
         let bytes = values.len();
@@ -226,7 +216,7 @@ mod tests {
             if first_values {
                 std::mem::swap(&mut batch.dense, &mut batch.values);
             }
-            let parts = encode(&batch, &job, &Layouts::default()).unwrap();
+            let parts = encode(&batch, &job, &Layouts::default(), &mut BytesMut::new()).unwrap();
             let mut rows = Vec::new();
             let mut blocks = 0;
             for part in parts {

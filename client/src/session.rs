@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use downpour_core::id::{JobId, SessionId, ShardId, VariableId};
 use downpour_core::spec::{JobSpec, Variable, VariableSpec};
 use downpour_core::view::{JobView, NodeView};
@@ -105,6 +106,8 @@ struct Inner {
     in_flight: Arc<Semaphore>,
     trouble: Arc<Mutex<String>>,
     layouts: Layouts,
+    /// Memory of pushes, see [`encode::encode`].
+    outgoing: Mutex<BytesMut>,
     progress: Arc<Mutex<Option<v1::WorkerProgress>>>,
     ended: watch::Sender<Option<Error>>,
     /// Ended with the session.
@@ -184,6 +187,7 @@ impl Session {
             in_flight: Arc::new(Semaphore::new(permits)),
             trouble,
             layouts: Layouts::default(),
+            outgoing: Mutex::default(),
             progress,
             ended,
             _tasks: tasks,
@@ -321,7 +325,7 @@ impl Session {
         let over = |_| Error::SessionClosed(inner.id);
         let share = share.map_err(over)?;
         let state = self.state();
-        let parts = encode::encode(batch, &state.view, &inner.layouts)?;
+        let parts = encode::encode(batch, &state.view, &inner.layouts, &mut inner.outgoing.lock())?;
         let (outcome, ticket) = oneshot::channel();
         let (clock, view_version) = (batch.clock, state.view.version);
         let accepted = Accepted { clock, view_version, parts, outcome, share };

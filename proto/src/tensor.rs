@@ -70,10 +70,10 @@ pub fn put_keys(out: &mut BytesMut, keys: &[u64]) {
 
 /// Appends floats to an outgoing buffer.
 pub fn put_floats(out: &mut BytesMut, values: &[f32]) {
-    let start = out.len();
-    out.resize(start + values.len() * FLOAT_BYTES, 0);
-    for (bytes, value) in out[start..].chunks_exact_mut(FLOAT_BYTES).zip(values) {
-        bytes.copy_from_slice(&value.to_le_bytes());
+    if cfg!(target_endian = "little") {
+        out.extend_from_slice(bytemuck::cast_slice(values));
+    } else {
+        out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
     }
 }
 
@@ -88,8 +88,10 @@ pub fn get_floats(field: &'static str, bytes: &[u8], out: &mut [f32]) -> Result<
             format!("holds {} bytes, {} expected", bytes.len(), out.len() * FLOAT_BYTES),
         ));
     }
-    for (value, float) in out.iter_mut().zip(floats(bytes)) {
-        *value = float;
+    if cfg!(target_endian = "little") {
+        bytemuck::cast_slice_mut(out).copy_from_slice(bytes);
+    } else {
+        out.iter_mut().zip(floats(bytes)).for_each(|(value, float)| *value = float);
     }
     Ok(())
 }

@@ -38,6 +38,8 @@ struct Connection {
     current: Current,
     stream: TcpStream,
     received: BytesMut,
+    /// Memory of pulled values.
+    values: BytesMut,
     segments: Segments,
     /// Pushes that wait for the backups, in their order.
     waiting: FuturesOrdered<Pin<Box<dyn Future<Output = Reply> + Send>>>,
@@ -57,6 +59,7 @@ pub(crate) async fn serve(process: Arc<Process>, current: Current, stream: TcpSt
         current,
         stream,
         received: BytesMut::with_capacity(READ_BYTES),
+        values: BytesMut::new(),
         segments: Segments::default(),
         waiting: FuturesOrdered::new(),
     };
@@ -132,7 +135,7 @@ impl Connection {
         let _timer = self.process.metrics.pull_seconds.start_timer();
         let request = bounded::decode(PULL, body)?;
         let life = self.current.load_full();
-        pull::answer(life.as_ref(), request).await
+        pull::answer(life.as_ref(), request, &mut self.values).await
     }
 
     async fn push(&mut self, request: u64, body: Bytes) -> Result<(), Status> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use bytes::BytesMut;
 use downpour_core::id::{JobId, ShardId};
 use downpour_node::metrics::Registry;
 use downpour_node::shutdown::Shutdown;
@@ -141,7 +142,7 @@ proptest! {
             let (life, _) = serving();
             for request in spoils.iter().filter_map(|changes| spoilt(&a_pull(), changes)) {
                 let parts = request.parts.len();
-                match pull::answer(Some(&life), request).await {
+                match pull::answer(Some(&life), request, &mut BytesMut::new()).await {
                     Ok(reply) => assert_eq!(reply.parts.len(), parts),
                     Err(status) => assert_eq!(status.code(), Code::InvalidArgument, "{status}"),
                 }
@@ -176,7 +177,8 @@ async fn what_is_not_spoilt_is_served() {
     let reply = taken.settle(&life.process).await;
     let Some(PushResult::Done(done)) = &reply.parts[0].result else { panic!("{reply:?}") };
     assert_eq!((done.repeated, done.refusal), (false, None));
-    let reply = pull::answer(Some(&life), a_pull()).await.expect("well-formed");
+    let reply =
+        pull::answer(Some(&life), a_pull(), &mut BytesMut::new()).await.expect("well-formed");
     let Some(PullResult::Pulled(pulled)) = &reply.parts[0].result else { panic!("{reply:?}") };
     let counts: Vec<f32> = downpour_core::tensor_bytes::floats(&pulled.rows[0]).collect();
     assert_eq!(counts, [1.0, 2.0]);
@@ -193,7 +195,8 @@ async fn a_pull_whose_reply_would_not_fit_into_a_message_is_refused_by_field() {
     let keys = (0..6_000_000u64).flat_map(u64::to_le_bytes).collect();
     let mut request = a_pull();
     request.parts[0].rows = vec![v1::PullRows { variable: EMBEDDING.0, keys }];
-    let status = pull::answer(Some(&life), request).await.expect_err("72 MB of rows");
+    let status =
+        pull::answer(Some(&life), request, &mut BytesMut::new()).await.expect_err("72 MB of rows");
     assert_eq!(status.code(), Code::InvalidArgument);
     assert!(status.message().starts_with("parts.rows.keys: the reply would have more than"));
 }
@@ -209,7 +212,8 @@ async fn a_request_for_another_incarnation_changes_nothing_and_is_sent_on() {
     let key = ShardKey { job: JobId(1), shard: ShardId(0) };
     assert_eq!(life.hosted(key).expect("here").shard.lock().state().rows(), 0);
     let stranger = v1::PullRequest { incarnation: 9, ..a_pull() };
-    let reply = pull::answer(Some(&life), stranger).await.expect("well-formed");
+    let reply =
+        pull::answer(Some(&life), stranger, &mut BytesMut::new()).await.expect("well-formed");
     assert!(matches!(reply.parts[0].result, Some(PullResult::Redirect(_))));
 }
 
@@ -225,10 +229,13 @@ async fn a_pull_of_many_keys_and_of_none_is_answered_key_by_key() {
         v1::PullRows { variable: EMBEDDING.0, keys: keys(0..0) },
         v1::PullRows { variable: 4, keys: keys(0..1) },
     ];
-    let reply = pull::answer(Some(&life), request.clone()).await.expect("well-formed");
+    let reply = pull::answer(Some(&life), request.clone(), &mut BytesMut::new())
+        .await
+        .expect("well-formed");
     assert!(matches!(reply.parts[0].result, Some(PullResult::Retry(_))), "an unknown variable");
     request.parts[0].rows.pop();
-    let reply = pull::answer(Some(&life), request).await.expect("well-formed");
+    let reply =
+        pull::answer(Some(&life), request, &mut BytesMut::new()).await.expect("well-formed");
     let Some(PullResult::Pulled(pulled)) = &reply.parts[0].result else { panic!("{reply:?}") };
     let counts: Vec<f32> = downpour_core::tensor_bytes::floats(&pulled.rows[0]).collect();
     assert_eq!((counts.len(), counts[3], counts[9]), (5000, 1.0, 2.0));

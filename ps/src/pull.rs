@@ -20,16 +20,19 @@ use crate::state::{CannotPull, ShardState};
 
 /// Keys that are looked up under one hold of a shard's lock.
 const KEYS_AT_ONCE: usize = 2048;
+/// Memory for the values of one reply, taken at once: more than clients ask for in one message, but for large parts.
+const USUAL_BYTES: usize = 512 << 10;
 /// Room in a reply for what is not values.
 const OVERHEAD_BYTES: usize = 1 << 20;
 
-/// Answers one pull.
+/// Answers one pull. The values are cut off `out`, which takes its memory back once they are sent: keep it between pulls.
 ///
 /// # Errors
 /// The request is malformed, or its reply would be larger than a message.
 pub(crate) async fn answer(
     life: Option<&Arc<Life>>,
     request: v1::PullRequest,
+    out: &mut BytesMut,
 ) -> Result<v1::PullReply, Status> {
     validate::pull_request(&request)?;
     let Some(life) = life.filter(|_| meant_for(life, request.incarnation)) else {
@@ -42,13 +45,15 @@ pub(crate) async fn answer(
         });
         return Ok(v1::PullReply { parts: parts.collect() });
     };
+    out.clear();
+    out.reserve(USUAL_BYTES);
     let mut room = MESSAGE_BYTES_MAX - OVERHEAD_BYTES;
     let mut parts = Vec::with_capacity(request.parts.len());
     let mut pace = Pace::start();
     for part in request.parts {
         let shard = part.shard;
         let key = ShardKey { job: JobId(request.job), shard: ShardId(shard) };
-        let result = match pull_part(life, key, part, &mut room, &mut pace).await {
+        let result = match pull_part(life, key, part, out, &mut room, &mut pace).await {
             Ok(pulled) => PullResult::Pulled(pulled),
             Err(NotPulled::Declined(declined)) => pull_declined(declined),
             Err(NotPulled::Invalid(invalid)) => return Err(invalid.into()),
@@ -89,6 +94,7 @@ async fn pull_part(
     life: &Arc<Life>,
     key: ShardKey,
     part: v1::PullPart,
+    out: &mut BytesMut,
     room: &mut usize,
     pace: &mut Pace,
 ) -> Result<v1::PulledPart, NotPulled> {
@@ -102,32 +108,33 @@ async fn pull_part(
     let mut done = read(&mut |state| {
         pulled.lsn = state.last().0;
         for wanted in &part.dense {
-            pulled.dense.push(pull_dense(state, wanted, room)?);
+            pulled.dense.push(pull_dense(state, wanted, out, room)?);
         }
-        rows.reserve(state, room)?;
-        rows.pull_some(state)
+        rows.reserve(state, out, room)?;
+        rows.pull_some(state, out)
     })?;
     while !done {
         pace.rest().await;
-        done = read(&mut |state| rows.pull_some(state))?;
+        done = read(&mut |state| rows.pull_some(state, out))?;
     }
-    pulled.rows = rows.finish();
+    pulled.rows = rows.finish(out);
     Ok(pulled)
 }
 
 fn pull_dense(
     state: &ShardState,
     wanted: &v1::PullDense,
+    out: &mut BytesMut,
     room: &mut usize,
 ) -> Result<v1::PulledDense, NotPulled> {
     let (id, have) = (VariableId(wanted.variable), Lsn(wanted.have_lsn));
     let bytes = state.dense_bytes(id, have)?;
     take_room("parts.dense", room, bytes)?;
-    let mut values = BytesMut::with_capacity(bytes);
-    let blocks = state.pull_dense(id, have, &mut values)?;
+    out.reserve(bytes);
+    let blocks = state.pull_dense(id, have, out)?;
     Ok(v1::PulledDense {
         blocks: blocks.numbers,
-        values: values.freeze(),
+        values: out.split().freeze(),
         uninitialized: blocks.uninitialized,
     })
 }
@@ -138,7 +145,6 @@ struct Rows<'a> {
     /// Which of `wanted` is next, and how many bytes of its keys were looked up.
     next: usize,
     offset: usize,
-    values: BytesMut,
     /// Where the values of each of `wanted` end.
     ends: Vec<usize>,
 }
@@ -146,10 +152,15 @@ struct Rows<'a> {
 impl<'a> Rows<'a> {
     fn new(wanted: &'a [v1::PullRows]) -> Self {
         let ends = Vec::with_capacity(wanted.len());
-        Rows { wanted, next: 0, offset: 0, values: BytesMut::new(), ends }
+        Rows { wanted, next: 0, offset: 0, ends }
     }
 
-    fn reserve(&mut self, state: &ShardState, room: &mut usize) -> Result<(), NotPulled> {
+    fn reserve(
+        &self,
+        state: &ShardState,
+        out: &mut BytesMut,
+        room: &mut usize,
+    ) -> Result<(), NotPulled> {
         let mut bytes = 0usize;
         for wanted in self.wanted {
             let count = wanted.keys.len() / KEY_BYTES;
@@ -157,12 +168,12 @@ impl<'a> Rows<'a> {
             take_room("parts.rows.keys", room, count.saturating_mul(row_bytes))?;
             bytes += count * row_bytes;
         }
-        self.values.reserve(bytes);
+        out.reserve(bytes);
         Ok(())
     }
 
     /// Looks up the next [`KEYS_AT_ONCE`] keys. True when there are no more.
-    fn pull_some(&mut self, state: &ShardState) -> Result<bool, NotPulled> {
+    fn pull_some(&mut self, state: &ShardState, out: &mut BytesMut) -> Result<bool, NotPulled> {
         let mut budget = KEYS_AT_ONCE * KEY_BYTES;
         while let Some(wanted) = self.wanted.get(self.next) {
             if budget == 0 {
@@ -171,18 +182,18 @@ impl<'a> Rows<'a> {
             let rest = &wanted.keys[self.offset..];
             let keys = &rest[..rest.len().min(budget)];
             let id = VariableId(wanted.variable);
-            state.pull_rows(id, Keys::trusted(keys), &mut self.values)?;
+            state.pull_rows(id, Keys::trusted(keys), out)?;
             (budget, self.offset) = (budget - keys.len(), self.offset + keys.len());
             if self.offset == wanted.keys.len() {
-                self.ends.push(self.values.len());
+                self.ends.push(out.len());
                 (self.next, self.offset) = (self.next + 1, 0);
             }
         }
         Ok(true)
     }
 
-    fn finish(self) -> Vec<Bytes> {
-        let values = self.values.freeze();
+    fn finish(self, out: &mut BytesMut) -> Vec<Bytes> {
+        let values = out.split().freeze();
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         starts.zip(&self.ends).map(|(start, &end)| values.slice(start..end)).collect()
     }

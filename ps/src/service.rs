@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use downpour_core::id::Incarnation;
 use downpour_proto::v1;
 use downpour_proto::v1::shard_server::Shard;
@@ -30,7 +31,7 @@ impl Shard for Service {
     ) -> Result<Response<v1::PullReply>, Status> {
         let _timer = self.process.metrics.pull_seconds.start_timer();
         let life = self.current.load_full();
-        let reply = pull::answer(life.as_ref(), request.into_inner()).await?;
+        let reply = pull::answer(life.as_ref(), request.into_inner(), &mut BytesMut::new()).await?;
         Ok(Response::new(reply))
     }
 
