@@ -7,7 +7,7 @@ use downpour_core::id::{ShardId, VariableId};
 use downpour_core::spec::Shape;
 use downpour_core::tensor_bytes::FLOAT_BYTES;
 use downpour_core::view::JobView;
-use downpour_proto::tensor::{KEY_BYTES, put_floats};
+use downpour_proto::tensor::{KEY_BYTES, put_floats, put_rows};
 use downpour_proto::transport::MESSAGE_BYTES_MAX;
 use downpour_proto::v1::{self, update::Body};
 
@@ -120,9 +120,7 @@ fn encode_rows(
             out.put_u64_le(rows.keys[position as usize]);
         }
         let keys = out.split().freeze();
-        for &position in positions {
-            put_floats(out, &rows.gradients[position as usize * dim..][..dim]);
-        }
+        put_rows(out, rows.gradients, dim, positions);
         let gradients = out.split().freeze();
         let bytes = keys.len() + gradients.len();
         let body = Body::Rows(v1::RowGradients { keys, gradients });

@@ -96,6 +96,61 @@ pub fn get_floats(field: &'static str, bytes: &[u8], out: &mut [f32]) -> Result<
     Ok(())
 }
 
+/// Appends the rows at `positions` of a matrix with `dim` columns to an outgoing buffer.
+///
+/// # Panics
+/// If a position is past the last row.
+pub fn put_rows(out: &mut BytesMut, matrix: &[f32], dim: usize, positions: &[u32]) {
+    out.reserve(positions.len() * dim * FLOAT_BYTES);
+    // Copies of a length that the compiler knows need no call, which for a short row takes longer than the copy.
+    match (matrix.as_chunks::<16>(), dim) {
+        ((rows, []), 16) if cfg!(target_endian = "little") => {
+            for &position in positions {
+                out.put_slice(bytemuck::bytes_of(&rows[position as usize]));
+            }
+        }
+        _ => {
+            for &position in positions {
+                put_floats(out, &matrix[position as usize * dim..][..dim]);
+            }
+        }
+    }
+}
+
+/// Reads rows into the places `positions` of a matrix with `dim` columns.
+///
+/// # Errors
+/// `bytes` does not hold exactly as many rows as there are positions.
+///
+/// # Panics
+/// If a position is past the last row.
+pub fn get_rows(
+    field: &'static str,
+    bytes: &[u8],
+    dim: usize,
+    positions: &[u32],
+    matrix: &mut [f32],
+) -> Result<(), Invalid> {
+    let row_bytes = dim * FLOAT_BYTES;
+    if bytes.len() != positions.len() * row_bytes {
+        let problem = format!("holds {} bytes for {} rows", bytes.len(), positions.len());
+        return Err(Invalid::new(field, problem));
+    }
+    match (bytes.as_chunks::<64>(), matrix.as_chunks_mut::<16>(), dim) {
+        ((from, []), (rows, []), 16) if cfg!(target_endian = "little") => {
+            for (row, &position) in from.iter().zip(positions) {
+                bytemuck::bytes_of_mut(&mut rows[position as usize]).copy_from_slice(row);
+            }
+        }
+        _ => {
+            for (row, &position) in bytes.chunks_exact(row_bytes).zip(positions) {
+                get_floats(field, row, &mut matrix[position as usize * dim..][..dim])?;
+            }
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,6 +182,25 @@ mod tests {
             get_floats("values", &out[end..], &mut back).unwrap();
             let bits = |floats: &[f32]| floats.iter().map(|f| f.to_bits()).collect::<Vec<_>>();
             prop_assert_eq!(bits(&back), bits(&values));
+        }
+    }
+
+    #[test]
+    fn rows_go_out_in_the_order_of_their_positions_and_come_back_to_their_places() {
+        for dim in [1, 3, 16, 17, 32, 64] {
+            let matrix: Vec<f32> = (0..5 * dim).map(|at| at as f32).collect();
+            let mut out = BytesMut::new();
+            put_rows(&mut out, &matrix, dim, &[4, 0, 2]);
+            let rows = [4, 0, 2].into_iter().flat_map(|row| &matrix[row * dim..][..dim]);
+            assert!(floats(&out).eq(rows.copied()), "{dim}");
+            let mut back = vec![-1.0; 5 * dim];
+            get_rows("rows", &out, dim, &[4, 0, 2], &mut back).unwrap();
+            for row in 0..5 {
+                let wanted = if row % 2 == 0 { (row * dim) as f32 } else { -1.0 };
+                assert_eq!(back[row * dim], wanted, "{dim}");
+            }
+            let short = get_rows("rows", &out[1..], dim, &[4, 0, 2], &mut back).unwrap_err();
+            assert_eq!(short.field, "rows");
         }
     }
 

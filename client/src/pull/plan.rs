@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use bytes::BytesMut;
+use bytes::{BufMut, BytesMut};
 use downpour_core::id::{Epoch, JobId, Lsn, ServerRef, ShardId};
 use downpour_core::tensor_bytes::FLOAT_BYTES;
 use downpour_core::view::JobView;
-use downpour_proto::tensor::{KEY_BYTES, get_floats};
+use downpour_proto::tensor::{KEY_BYTES, get_rows};
 use downpour_proto::v1;
 
 use super::TableRows;
@@ -154,10 +154,9 @@ impl Plan {
                     What::Rows { table, start, end } => {
                         let table = &self.tables[*table];
                         let rows = &tables[table.index];
-                        let mut bytes = BytesMut::zeroed((end - start) * KEY_BYTES);
-                        let positions = &table.partition.on(part.shard)[*start..*end];
-                        for (out, &at) in bytes.chunks_exact_mut(KEY_BYTES).zip(positions) {
-                            out.copy_from_slice(&rows.keys[at as usize].to_le_bytes());
+                        let mut bytes = BytesMut::with_capacity((end - start) * KEY_BYTES);
+                        for &at in &table.partition.on(part.shard)[*start..*end] {
+                            bytes.put_u64_le(rows.keys[at as usize]);
                         }
                         let keys = bytes.freeze();
                         wire.rows.push(v1::PullRows { variable: rows.variable.0, keys });
@@ -206,15 +205,9 @@ impl Plan {
                     let table = &self.tables[*table];
                     let positions = &table.partition.on(part.shard)[*start..*end];
                     let bytes = rows.next().ok_or("rows are missing")?;
-                    let row_bytes = table.dim * FLOAT_BYTES;
-                    if bytes.len() != positions.len() * row_bytes {
-                        return Err(format!("{} bytes for {} rows", bytes.len(), positions.len()));
-                    }
                     let values = &mut *tables[table.index].values;
-                    for (row, &at) in bytes.chunks_exact(row_bytes).zip(positions) {
-                        let target = &mut values[at as usize * table.dim..][..table.dim];
-                        get_floats("rows", row, target).map_err(|error| error.to_string())?;
-                    }
+                    get_rows("rows", bytes, table.dim, positions, values)
+                        .map_err(|error| error.to_string())?;
                 }
                 What::Dense { tensor, at } => {
                     let pulled_dense = blocks.next().ok_or("dense values are missing")?;
