@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes, BytesMut};
-use downpour_proto::frame::{self, Frame, Kind, MAGIC};
+use downpour_core::id::SessionId;
+use downpour_proto::frame::{self, Frame, Kind};
 use downpour_proto::gather::Segments;
 use downpour_proto::{transport, v1};
 use parking_lot::Mutex;
@@ -32,6 +33,7 @@ trait Exchange {
 /// Connects, and carries requests until the connection or the queue ends. Returns why.
 async fn run<E: Exchange>(
     address: &str,
+    session: SessionId,
     requests: &mut mpsc::UnboundedReceiver<E::Request>,
     exchange: &mut E,
 ) -> Status {
@@ -42,7 +44,7 @@ async fn run<E: Exchange>(
     };
     let (mut read, mut write) = stream.split();
     let mut out = Segments::default();
-    out.raw(&MAGIC);
+    out.raw(&frame::hello(session.0));
     let mut received = BytesMut::with_capacity(READ_BYTES);
     loop {
         let outgoing = out.outgoing();
@@ -112,14 +114,15 @@ impl Pulls {
     pub(crate) async fn pull(
         &self,
         address: &str,
+        session: SessionId,
         request: v1::PullRequest,
     ) -> Result<v1::PullReply, Status> {
         let (answer, reply) = oneshot::channel();
-        self.send(address, Call { request, answer });
+        self.send(address, session, Call { request, answer });
         reply.await.unwrap_or_else(|_| Err(Status::unavailable("the connection broke")))
     }
 
-    fn send(&self, address: &str, call: Call) {
+    fn send(&self, address: &str, session: SessionId, call: Call) {
         let mut calls = self.0.lock();
         let call = match &*calls {
             None => call,
@@ -135,7 +138,7 @@ impl Pulls {
         let address = address.to_owned();
         tokio::spawn(async move {
             let mut pulling = Pulling::default();
-            let status = run(&address, &mut queue, &mut pulling).await;
+            let status = run(&address, session, &mut queue, &mut pulling).await;
             queue.close();
             while let Some(call) = queue.recv().await {
                 _ = call.answer.send(Err(status.clone()));
@@ -180,10 +183,11 @@ struct Pushing<F>(F);
 /// Sends requests in order until the connection or the queue ends; `report` gets the replies. Returns why it ended.
 pub(crate) async fn push(
     address: &str,
+    session: SessionId,
     mut requests: mpsc::UnboundedReceiver<v1::PushRequest>,
     report: impl FnMut(v1::PushReply),
 ) -> Status {
-    run(address, &mut requests, &mut Pushing(report)).await
+    run(address, session, &mut requests, &mut Pushing(report)).await
 }
 
 impl<F: FnMut(v1::PushReply)> Exchange for Pushing<F> {

@@ -252,6 +252,7 @@ mod tests {
     use super::*;
     use crate::servers::Transport;
     use crate::state::tests::state;
+    use downpour_core::id::SessionId;
     use downpour_core::init::Init;
     use downpour_core::optimizer::{OptimizerSpec, Sgd};
     use downpour_core::spec::{Shape, TableSpec, Variable, VariableSpec};
@@ -269,7 +270,7 @@ mod tests {
         Puller {
             job: JobId(1),
             watched: Watched::new(state),
-            servers: Servers::new(Transport::Grpc),
+            servers: Servers::new(SessionId(1), Transport::Grpc),
             ended: watch::Sender::new(None),
             deadline: Duration::from_secs(1),
         }

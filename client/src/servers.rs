@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use downpour_core::id::ServerRef;
+use downpour_core::id::{ServerRef, SessionId};
 use downpour_proto::transport::{self, MESSAGE_BYTES_MAX};
 use downpour_proto::v1;
 use downpour_proto::v1::shard_client::ShardClient;
@@ -53,6 +53,7 @@ impl FromStr for Transport {
 /// Made when they are first used, dropped when their server is replaced.
 #[derive(Debug)]
 pub(crate) struct Servers {
+    session: SessionId,
     transport: Transport,
     known: Mutex<HashMap<ServerRef, Server>>,
 }
@@ -67,12 +68,13 @@ pub(crate) enum Server {
 #[derive(Debug)]
 pub(crate) struct Framed {
     address: String,
+    session: SessionId,
     pulls: framed::Pulls,
 }
 
 impl Servers {
-    pub(crate) fn new(transport: Transport) -> Self {
-        Servers { transport, known: Mutex::default() }
+    pub(crate) fn new(session: SessionId, transport: Transport) -> Self {
+        Servers { session, transport, known: Mutex::default() }
     }
 
     /// Size that messages aim at.
@@ -89,8 +91,9 @@ impl Servers {
         }
         let connected = match self.transport {
             Transport::Framed => {
-                let address = address.to_owned();
-                Server::Framed(Arc::new(Framed { address, pulls: framed::Pulls::default() }))
+                let (address, session) = (address.to_owned(), self.session);
+                let pulls = framed::Pulls::default();
+                Server::Framed(Arc::new(Framed { address, session, pulls }))
             }
             Transport::Grpc => Server::Grpc(
                 ShardClient::new(transport::channel(address).ok()?)
@@ -111,7 +114,9 @@ impl Server {
     /// What the server says, or that it cannot be reached.
     pub(crate) async fn pull(&mut self, request: v1::PullRequest) -> Result<v1::PullReply, Status> {
         match self {
-            Server::Framed(server) => server.pulls.pull(&server.address, request).await,
+            Server::Framed(server) => {
+                server.pulls.pull(&server.address, server.session, request).await
+            }
             Server::Grpc(client) => Ok(client.pull(request).await?.into_inner()),
         }
     }
@@ -123,7 +128,9 @@ impl Server {
         mut report: impl FnMut(v1::PushReply),
     ) -> Status {
         match self {
-            Server::Framed(server) => framed::push(&server.address, requests, report).await,
+            Server::Framed(server) => {
+                framed::push(&server.address, server.session, requests, report).await
+            }
             Server::Grpc(mut client) => {
                 let replies = client.push(UnboundedReceiverStream::new(requests)).await;
                 let mut replies = match replies {

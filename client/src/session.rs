@@ -161,7 +161,7 @@ impl Session {
         tasks.spawn(end_with_job(watched.subscribe(), id, ended.clone()));
         let renewals = coordinators.clone().with_deadline(renewal);
         tasks.spawn(renew(renewals, job, id, renewal, progress.clone(), ended.clone()));
-        let servers = Servers::new(options.transport);
+        let servers = Servers::new(id, options.transport);
         let pusher = Pusher::start(
             outbox,
             watched.clone(),
@@ -177,7 +177,7 @@ impl Session {
             puller: Puller {
                 job,
                 watched: watched.clone(),
-                servers: Servers::new(options.transport),
+                servers: Servers::new(id, options.transport),
                 ended: ended.clone(),
                 deadline: options.deadline,
             },

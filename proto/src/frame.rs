@@ -1,6 +1,6 @@
 //! The data plane without HTTP/2: frames on a plain TCP connection, a message layer that does no I/O.
 //!
-//! A connection begins with [`MAGIC`] from the client, which no HTTP/2 connection begins with, so a server tells the two apart on one port. Then
+//! A connection begins with a [`hello`] from the client, which no HTTP/2 connection begins with, so a server tells the two apart on one port. Then
 //! frames follow in both directions: a header of 16 bytes (length of the body, [`Kind`], three zeros, number of the request; little-endian)
 //! and the body, a message of `shard.proto`. Requests of one connection are answered in their order, each under its own number; a server that
 //! cannot read a request any more says why ([`Kind::Failed`]) and closes. Pulls and pushes travel on connections of their own.
@@ -10,8 +10,32 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use crate::Invalid;
 use crate::transport::MESSAGE_BYTES_MAX;
 
-/// What a client sends first. The first byte alone tells it from HTTP/2, whose preface begins with `PRI`.
+/// Begins a [`hello`]. The first byte alone tells it from HTTP/2, whose preface begins with `PRI`.
 pub const MAGIC: [u8; 8] = *b"DOWNPOU1";
+
+/// Bytes of a [`hello`].
+pub const HELLO_BYTES: usize = MAGIC.len() + size_of::<u64>();
+
+/// What a client begins a connection with: [`MAGIC`], and its session, so that a server can serve all connections of a client on one thread. (It
+/// proves nothing: each request names its session.)
+#[must_use]
+pub fn hello(session: u64) -> [u8; HELLO_BYTES] {
+    let mut bytes = [0; HELLO_BYTES];
+    bytes[..MAGIC.len()].copy_from_slice(&MAGIC);
+    bytes[MAGIC.len()..].copy_from_slice(&session.to_le_bytes());
+    bytes
+}
+
+/// The session that a client begins with.
+///
+/// # Errors
+/// It is no hello of this version.
+pub fn read_hello(bytes: [u8; HELLO_BYTES]) -> Result<u64, Invalid> {
+    match bytes.split_first_chunk() {
+        Some((&MAGIC, mut session)) => Ok(session.get_u64_le()),
+        _ => Err(Invalid::new("hello", "is not that of this version")),
+    }
+}
 
 /// Bytes before each body.
 pub const HEADER_BYTES: usize = 16;
@@ -133,6 +157,14 @@ mod tests {
             let mut buffer = BytesMut::from(&bytes[..]);
             while let Ok(Ok(_)) = take(&mut buffer) {}
         }
+    }
+
+    #[test]
+    fn a_hello_is_read_back_and_another_version_is_refused() {
+        let mut bytes = hello(u64::MAX - 1);
+        assert_eq!(read_hello(bytes), Ok(u64::MAX - 1));
+        bytes[7] += 1;
+        assert_eq!(read_hello(bytes).map_err(|invalid| invalid.field), Err("hello"));
     }
 
     #[test]

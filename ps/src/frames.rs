@@ -4,8 +4,8 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes, BytesMut};
-use downpour_proto::frame::{self, Frame, Kind, MAGIC};
+use bytes::{Bytes, BytesMut};
+use downpour_proto::frame::{self, Frame, Kind};
 use downpour_proto::gather::{Gather, Segments};
 use downpour_proto::{Invalid, v1};
 use futures::future::FutureExt;
@@ -51,7 +51,7 @@ struct Reply {
     reply: v1::PushReply,
 }
 
-/// Serves until the client leaves, sends what is no request, or the process stops.
+/// Serves a connection after its hello, until the client leaves, sends what is no request, or the process stops.
 pub(crate) async fn serve(process: Arc<Process>, current: Current, stream: TcpStream) {
     let token = process.shutdown.token();
     let mut connection = Connection {
@@ -70,15 +70,6 @@ pub(crate) async fn serve(process: Arc<Process>, current: Current, stream: TcpSt
 
 impl Connection {
     async fn run(&mut self) -> Result<(), Broken> {
-        while self.received.len() < MAGIC.len() {
-            if self.stream.read_buf(&mut self.received).await? == 0 {
-                return Ok(());
-            }
-        }
-        if self.received[..MAGIC.len()] != MAGIC {
-            return Err(Invalid::new("magic", "is not that of this version").into());
-        }
-        self.received.advance(MAGIC.len());
         loop {
             let missing = self.requests().await?;
             self.flush().await?;

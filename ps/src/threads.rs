@@ -1,21 +1,68 @@
 //! Threads that serve connections of frames, each with a runtime of its own: what arrives on a connection is read, applied and answered on one
 //! thread. Waking a thread on another core costs more than most requests (docs/performance.md).
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use downpour_node::shutdown::Shutdown;
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Handle};
 
-/// Hands connections out in turn.
+/// Hands connections out. All of one session are served by one thread: a worker's push changes the rows that it has just pulled, and finds them
+/// in that core's cache.
 #[derive(Debug)]
 pub(crate) struct DataThreads {
     handles: Vec<Handle>,
-    next: AtomicUsize,
+    homes: Arc<Mutex<Homes>>,
     shutdown: Shutdown,
+}
+
+/// Which thread serves which session.
+#[derive(Debug)]
+struct Homes {
+    /// Thread, and how many connections it serves for the session.
+    sessions: HashMap<u64, (usize, usize)>,
+    /// Sessions of each thread.
+    loads: Vec<usize>,
+}
+
+impl Homes {
+    fn enter(&mut self, session: u64) -> usize {
+        if let Some((thread, connections)) = self.sessions.get_mut(&session) {
+            *connections += 1;
+            return *thread;
+        }
+        let least = (0..self.loads.len()).min_by_key(|&thread| self.loads[thread]);
+        let thread = least.unwrap_or(0);
+        self.loads[thread] += 1;
+        self.sessions.insert(session, (thread, 1));
+        thread
+    }
+
+    fn leave(&mut self, session: u64) {
+        let Some((thread, connections)) = self.sessions.get_mut(&session) else { return };
+        *connections -= 1;
+        if *connections == 0 {
+            self.loads[*thread] -= 1;
+            self.sessions.remove(&session);
+        }
+    }
+}
+
+/// A connection that is counted for its session.
+struct Counted {
+    homes: Arc<Mutex<Homes>>,
+    session: u64,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.homes.lock().leave(self.session);
+    }
 }
 
 impl DataThreads {
@@ -43,23 +90,46 @@ impl DataThreads {
             let named = thread::Builder::new().name(format!("data-{number}"));
             named.spawn(run).context("start a data thread")?;
         }
-        Ok(DataThreads { handles, next: AtomicUsize::new(0), shutdown: shutdown.clone() })
+        let homes = Homes { sessions: HashMap::new(), loads: vec![0; count] };
+        Ok(DataThreads { handles, homes: Arc::new(Mutex::new(homes)), shutdown: shutdown.clone() })
     }
 
-    /// Runs `serve` with the connection on the next thread.
+    /// Runs `serve` with a connection of `session` on the session's thread.
     ///
     /// # Errors
     /// The connection cannot be taken from the thread that accepted it.
     pub(crate) fn spawn<F: Future<Output = ()> + Send + 'static>(
         &self,
+        session: u64,
         stream: TcpStream,
         serve: impl FnOnce(TcpStream) -> F + Send + 'static,
     ) -> std::io::Result<()> {
         let stream = stream.into_std()?;
-        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.handles.len();
-        let _inside = self.handles[turn].enter();
+        let thread = self.homes.lock().enter(session);
+        let counted = Counted { homes: Arc::clone(&self.homes), session };
+        let _inside = self.handles[thread].enter();
         let stream = TcpStream::from_std(stream)?;
-        self.shutdown.spawn("connection", serve(stream));
+        self.shutdown.spawn("connection", async move {
+            let _counted = counted;
+            serve(stream).await;
+        });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_keeps_its_thread_and_new_ones_go_where_there_are_fewest() {
+        let mut homes = Homes { sessions: HashMap::new(), loads: vec![0; 2] };
+        assert_eq!([7, 7, 8, 8, 7].map(|session| homes.enter(session)), [0, 0, 1, 1, 0]);
+        assert_eq!(homes.loads, [1, 1]);
+        (0..3).for_each(|_| homes.leave(7));
+        homes.leave(8);
+        assert_eq!((homes.enter(9), homes.enter(8)), (0, 1));
+        homes.leave(1);
+        assert_eq!(homes.loads, [1, 1]);
     }
 }

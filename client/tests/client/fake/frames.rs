@@ -3,7 +3,7 @@
 use std::io;
 
 use bytes::{Buf, BytesMut};
-use downpour_proto::frame::{self, Frame, Kind, MAGIC};
+use downpour_proto::frame::{self, Frame, HELLO_BYTES, Kind, MAGIC};
 use downpour_proto::gather::{Gather, Segments};
 use downpour_proto::v1::shard_server::Shard;
 use downpour_proto::v1::{Failure, PullRequest, PushRequest};
@@ -44,9 +44,9 @@ async fn serve(mut stream: TcpStream, server: Server) -> io::Result<()> {
         if stream.read_buf(&mut received).await? == 0 {
             return Ok(());
         }
-        if !greeted && received.len() >= MAGIC.len() {
-            assert_eq!(received[..MAGIC.len()], MAGIC);
-            received.advance(MAGIC.len());
+        if !greeted && let Some(hello) = received.first_chunk() {
+            frame::read_hello(*hello).expect("a client says hello");
+            received.advance(HELLO_BYTES);
             greeted = true;
         }
         while greeted && let Ok(Frame { kind, request, body }) = take(&mut received) {
