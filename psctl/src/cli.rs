@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use downpour_client::Coordinators;
 
-use crate::commands::{completions, job, local, node, shard, status, worker};
+use crate::commands::{bench, completions, job, local, node, shard, status, worker};
 use crate::model::Cluster;
 use crate::output::Format;
 
@@ -33,6 +33,7 @@ Examples:
   psctl local -- train --model deepfm --schema s.toml --train t.parquet   train on this machine
   psctl status --coordinators 127.0.0.1:7070,127.0.0.1:7071               a cluster at a glance
   psctl shard list --job ctr -o json                                      every shard, for scripts
+  psctl bench sparse --local                                              how fast is this machine
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 3 a condition that was asked for does not hold.";
 
@@ -78,6 +79,9 @@ enum Command {
     /// Members of jobs
     #[command(subcommand)]
     Worker(worker::Command),
+    /// Measure speed, against a cluster or one that is started for it
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// A script that completes psctl's arguments in a shell
     Completions(completions::Args),
 }
@@ -99,6 +103,7 @@ impl Cli {
         let call = match self.command {
             Command::Local(args) => return local::run(args, format),
             Command::Completions(args) => return completions::run(&args),
+            Command::Bench(command) => return command.run(format),
             call => call,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -109,7 +114,9 @@ impl Cli {
                 Command::Shard(command) => command.run(format).await,
                 Command::Job(command) => command.run(format).await,
                 Command::Worker(command) => command.run(format).await,
-                Command::Local(_) | Command::Completions(_) => unreachable!("they need no cluster"),
+                Command::Local(_) | Command::Completions(_) | Command::Bench(_) => {
+                    unreachable!("they need no runtime")
+                }
             }
         })
     }

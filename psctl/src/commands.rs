@@ -1,5 +1,6 @@
 //! One module for each noun, one file for each verb.
 
+pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod job;
 pub(crate) mod local;

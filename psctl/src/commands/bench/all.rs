@@ -1,0 +1,146 @@
+//! `psctl bench all`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use downpour_bench::{System, dense, sparse};
+use downpour_psctl::local::Interrupt;
+use serde::Serialize;
+
+use super::floor::{self, DENSE_STEPS, Report, Standard, Workload};
+use super::place::Place;
+use super::require_correct;
+use crate::output::{self, Format};
+
+/// Measure the standard workloads beside the floor.
+///
+/// Floor and cluster take their repeats in turns, so that whatever else the machine does meets both.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit status 1 if a value of ours is not what it must be.
+
+Examples:
+  psctl bench all --local
+  psctl bench all --local --quick -o json
+  psctl bench all --local --workload S-16 D --repeats 9")]
+pub(crate) struct Args {
+    /// Start a cluster on this machine for each workload: one coordinator, one server, 64 shards, one copy
+    #[arg(long, required = true)]
+    local: bool,
+    /// Where the binaries are; without it beside psctl
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
+    /// Which workloads
+    #[arg(long, value_enum, value_name = "NAME", num_args = 1.., default_values_t = Workload::ALL)]
+    workload: Vec<Workload>,
+    /// How often all steps are taken; the medians are reported
+    #[arg(long, value_name = "COUNT", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    repeats: u32,
+    /// Three repeats instead, for a first impression
+    #[arg(long, conflicts_with = "repeats")]
+    quick: bool,
+}
+
+const QUICK_REPEATS: u32 = 3;
+
+/// By workload.
+#[derive(Default, Serialize)]
+struct Comparison {
+    floor: BTreeMap<String, Report>,
+    ours: BTreeMap<String, Report>,
+    /// Ours over the floor's: rows per second, bytes per second.
+    share: BTreeMap<String, f64>,
+}
+
+impl Comparison {
+    fn add(&mut self, floor: Report, ours: Report) {
+        let name = match (&floor, &ours) {
+            (Report::Sparse(floor), Report::Sparse(ours)) => {
+                self.share.insert(ours.workload.clone(), ours.rows_s / floor.rows_s);
+                &ours.workload
+            }
+            (Report::Dense(floor), Report::Dense(ours)) => {
+                self.share.insert("D-pull".into(), ours.pull_gb_s / floor.pull_gb_s);
+                self.share.insert("D-push".into(), ours.push_gb_s / floor.push_gb_s);
+                &ours.workload
+            }
+            _ => return,
+        };
+        let name = name.clone();
+        self.floor.insert(name.clone(), floor);
+        self.ours.insert(name, ours);
+    }
+
+    fn table(&self) -> String {
+        let rows = self.share.iter().map(|(name, share)| {
+            let rate = |reports: &BTreeMap<String, Report>| {
+                let (workload, direction) = name.split_once("-p").unwrap_or((name, ""));
+                match reports.get(workload) {
+                    Some(Report::Sparse(report)) => format!("{:.3} M rows/s", report.rows_s / 1e6),
+                    Some(Report::Dense(report)) if direction == "ull" => {
+                        format!("{:.3} GB/s", report.pull_gb_s)
+                    }
+                    Some(Report::Dense(report)) => format!("{:.3} GB/s", report.push_gb_s),
+                    None => String::new(),
+                }
+            };
+            vec![name.clone(), rate(&self.floor), rate(&self.ours), format!("{:.1} %", share * 1e2)]
+        });
+        output::table(&["WORKLOAD", ">FLOOR", ">OURS", ">SHARE"], rows)
+    }
+}
+
+pub(super) fn run(args: &Args, format: Format) -> anyhow::Result<()> {
+    let interrupt = Interrupt::on_signals().context("handle signals")?;
+    let repeats = if args.quick { QUICK_REPEATS } else { args.repeats };
+    let place = Place::local(args.bin_dir.clone());
+    let mut comparison = Comparison::default();
+    for workload in &args.workload {
+        let (floor, ours) = place.with(&interrupt, |cluster| {
+            let workload = workload.standard();
+            let mut floor = floor::start(&workload, &interrupt)?;
+            compare(&workload, repeats, &mut floor, cluster)
+        })?;
+        comparison.add(floor, ours);
+    }
+    match format {
+        Format::Json => output::json(&comparison)?,
+        Format::Table => output::line(&comparison.table())?,
+    }
+    comparison.ours.iter().try_for_each(|(name, report)| match report {
+        Report::Sparse(report) => require_correct(name, report.check_err, report.is_correct()),
+        Report::Dense(report) => require_correct(name, report.check_err, report.is_correct()),
+    })
+}
+
+/// In turns. Floor first.
+fn compare(
+    workload: &Standard,
+    repeats: u32,
+    floor: &mut dyn System,
+    cluster: &mut dyn System,
+) -> anyhow::Result<(Report, Report)> {
+    match workload {
+        Standard::Sparse(workload) => {
+            let mut floor_run = sparse::Run::start("floor", workload.clone(), floor)?;
+            let mut our_run = sparse::Run::start("ours", workload.clone(), cluster)?;
+            for _ in 0..repeats {
+                floor_run.repeat(floor)?;
+                our_run.repeat(cluster)?;
+            }
+            let floor_report = floor_run.finish(floor)?;
+            Ok((Report::Sparse(floor_report), Report::Sparse(our_run.finish(cluster)?)))
+        }
+        Standard::Dense(workload) => {
+            let mut floor_run = dense::Run::start("floor", *workload, floor)?;
+            let mut our_run = dense::Run::start("ours", *workload, cluster)?;
+            for _ in 0..repeats {
+                floor_run.repeat(DENSE_STEPS, floor)?;
+                our_run.repeat(DENSE_STEPS, cluster)?;
+            }
+            let floor_report = floor_run.finish(floor)?;
+            Ok((Report::Dense(floor_report), Report::Dense(our_run.finish(cluster)?)))
+        }
+    }
+}
