@@ -27,6 +27,8 @@ pub enum Peer {
         shards: u32,
         /// Of the job.
         replicas: u32,
+        /// How pulls and pushes travel: `framed` or `grpc`.
+        transport: String,
     },
     /// A server of [`crate::floor`].
     Floor {

@@ -278,7 +278,7 @@ mod tests {
         let spec = Optimizer::Adagrad.spec();
         let (mut weight, mut sum) = ([0.0f32], [0.0f32]);
         for moved in &Optimizer::Adagrad.moves(1000)[1..] {
-            let update = spec.update(&spec.scalars(1));
+            let update = spec.update(&spec.scalars(1, 0));
             update.apply(&mut weight, &mut sum, &GRADIENT.to_le_bytes());
             assert_eq!(f64::from(weight[0]), *moved);
         }

@@ -42,9 +42,10 @@ fn number(report: &Value, field: &str) -> f64 {
 
 #[test]
 fn two_workers_and_two_servers_leave_the_rows_as_they_must_be() {
-    for optimizer in ["sgd", "adagrad"] {
+    for (optimizer, transport) in [("sgd", "framed"), ("adagrad", "grpc")] {
         let report = json(&format!(
-            "-o json bench sparse --local --servers 2 --workers 2 --optimizer {optimizer} {SMALL}"
+            "-o json bench sparse --local --servers 2 --workers 2 --optimizer {optimizer} \
+             --transport {transport} {SMALL}"
         ));
         for rate in ["steps_s", "rows_s", "payload_mb_s", "p50_ms", "p99_ms", "p999_ms"] {
             assert!(number(&report, rate) > 0.0, "{rate}: {report}");

@@ -65,7 +65,7 @@ impl Cluster {
     }
 
     fn join(peer: &Peer, seed: u64, variable: &VariableSpec) -> anyhow::Result<Self> {
-        let Peer::Cluster { coordinators, job, shards, replicas } = peer else {
+        let Peer::Cluster { coordinators, job, shards, replicas, transport } = peer else {
             bail!("not a cluster: {peer:?}");
         };
         let (shards, replicas) = (*shards, *replicas);
@@ -73,7 +73,10 @@ impl Cluster {
         let coordinators = Coordinators::parse(coordinators)?;
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (session, variable) = runtime.block_on(async {
-            let options = SessionOptions::worker(format!("bench-{}", std::process::id()));
+            let options = SessionOptions {
+                transport: transport.parse()?,
+                ..SessionOptions::worker(format!("bench-{}", std::process::id()))
+            };
             let session = Session::open(&coordinators, &Job::Create(spec), options).await?;
             let defined = session.define(std::slice::from_ref(variable)).await?;
             Ok::<_, Error>((session, defined[0].variable.id))

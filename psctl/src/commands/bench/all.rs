@@ -34,6 +34,9 @@ pub(crate) struct Args {
     /// Which workloads
     #[arg(long, value_enum, value_name = "NAME", num_args = 1.., default_values_t = Workload::ALL)]
     workload: Vec<Workload>,
+    /// How pulls and pushes of ours travel
+    #[arg(long, value_name = "NAME", default_value = "framed", value_parser = ["framed", "grpc"])]
+    transport: String,
     /// How often all steps are taken; the medians are reported
     #[arg(long, value_name = "COUNT", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     repeats: u32,
@@ -94,7 +97,7 @@ impl Comparison {
 pub(super) fn run(args: &Args, format: Format) -> anyhow::Result<()> {
     let interrupt = Interrupt::on_signals().context("handle signals")?;
     let repeats = if args.quick { QUICK_REPEATS } else { args.repeats };
-    let place = Place::local(args.bin_dir.clone());
+    let place = Place::local(args.bin_dir.clone(), args.transport.clone());
     let mut comparison = Comparison::default();
     for workload in &args.workload {
         let (floor, ours) = place.with(&interrupt, |cluster| {

@@ -26,6 +26,9 @@ pub(super) struct Place {
     /// Copies of each shard, the primary included
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=3))]
     replicas: u32,
+    /// How pulls and pushes travel
+    #[arg(long, value_name = "NAME", default_value = "framed", value_parser = ["framed", "grpc"])]
+    transport: String,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -41,9 +44,9 @@ struct Which {
 
 impl Place {
     /// One server beside psctl or in `bin_dir`.
-    pub(super) fn local(bin_dir: Option<PathBuf>) -> Self {
+    pub(super) fn local(bin_dir: Option<PathBuf>, transport: String) -> Self {
         let which = Which { local: true, coordinators: None };
-        Self { which, servers: 1, bin_dir, shards: 64, replicas: 1 }
+        Self { which, servers: 1, bin_dir, shards: 64, replicas: 1, transport }
     }
 
     /// Gives a cluster to `measure`, and stops it afterwards if it was started for that.
@@ -61,7 +64,13 @@ impl Place {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let job = format!("bench-{}-{}", since_1970.as_millis(), std::process::id());
         let mut measured = Measured {
-            peer: Peer::Cluster { coordinators, job, shards: self.shards, replicas: self.replicas },
+            peer: Peer::Cluster {
+                coordinators,
+                job,
+                shards: self.shards,
+                replicas: self.replicas,
+                transport: self.transport.clone(),
+            },
             started,
             interrupt: interrupt.clone(),
         };
