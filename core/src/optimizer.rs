@@ -44,10 +44,10 @@ pub use rowwise_adagrad::RowwiseAdagrad;
 pub use schedule::{Course, Schedule};
 pub use sgd::Sgd;
 
-use crate::instruction_set::InstructionSet;
+use crate::instruction_set::{InstructionSet, Work};
 use crate::parameter::{InvalidParameter, require};
 use crate::tensor_bytes::FLOAT_BYTES;
-use row::{Apply, AsItCame, Modified, Row};
+use row::{AsItCame, Modified, Row};
 
 /// What a push does to a variable: plain data, part of the variable's definition.
 ///
@@ -318,23 +318,33 @@ impl Update {
     /// If the lengths do not belong together: who decodes a record checks them against the variable's definition.
     pub fn apply(&self, weights: &mut [f32], state: &mut [f32], gradient: &[u8]) -> u32 {
         assert_eq!(gradient.len(), weights.len() * FLOAT_BYTES, "bytes of the gradient");
-        let row = Row { weights, state, bytes: gradient };
+        self.instructions.run(self, weights, state, gradient)
+    }
+}
+
+impl Work for Update {
+    #[inline(always)]
+    fn run(&self, weights: &mut [f32], state: &mut [f32], bytes: &[u8]) -> u32 {
+        let row = Row { weights, state, bytes };
         match &self.kernel {
-            Kernel::Sgd(kernel) => self.run(kernel, row),
-            Kernel::Momentum(kernel) => self.run(kernel, row),
-            Kernel::Adagrad(kernel) => self.run(kernel, row),
-            Kernel::RowwiseAdagrad(kernel) => self.run(kernel, row),
-            Kernel::RmsProp(kernel) => self.run(kernel, row),
-            Kernel::Adam(kernel) => self.run(kernel, row),
-            Kernel::Ftrl(kernel) => self.run(kernel, row),
+            Kernel::Sgd(kernel) => self.run_kernel(kernel, row),
+            Kernel::Momentum(kernel) => self.run_kernel(kernel, row),
+            Kernel::Adagrad(kernel) => self.run_kernel(kernel, row),
+            Kernel::RowwiseAdagrad(kernel) => self.run_kernel(kernel, row),
+            Kernel::RmsProp(kernel) => self.run_kernel(kernel, row),
+            Kernel::Adam(kernel) => self.run_kernel(kernel, row),
+            Kernel::Ftrl(kernel) => self.run_kernel(kernel, row),
         }
     }
+}
 
+impl Update {
     #[inline(always)]
-    fn run<K: row::Kernel>(&self, kernel: &K, row: Row<'_>) -> u32 {
-        match self.modified {
-            None => self.instructions.run(Apply { kernel, gradient: AsItCame, row }),
-            Some(gradient) => self.instructions.run(Apply { kernel, gradient, row }),
+    fn run_kernel(&self, kernel: &impl row::Kernel, row: Row<'_>) -> u32 {
+        let Some(modified) = self.modified else { return kernel.apply(row, AsItCame) };
+        match modified.of_row(&row) {
+            Some(gradient) => kernel.apply(row, gradient),
+            None => row.weights.len() as u32,
         }
     }
 }

@@ -4,10 +4,7 @@
 //! that to groups of elements that fill a vector register, stores what is finite and counts what is not. Grouping changes no bit:
 //! elements do not see each other.
 
-use std::hint::select_unpredictable;
-
-use crate::instruction_set::Work;
-use crate::tensor_bytes::{FLOAT_BYTES, float, floats};
+use crate::tensor_bytes::{FLOAT_BYTES, NOT_FINITE, beyond_finite, float};
 
 /// An optimizer that treats every element alike, with `SLOTS` slots per parameter.
 pub(super) trait Element<const SLOTS: usize> {
@@ -30,9 +27,6 @@ pub(super) struct Row<'a> {
 
 /// How the gradient that arrived becomes the one that the optimizer sees.
 pub(super) trait Gradient: Copy {
-    /// What there is to work out for a whole row, from its gradient; none when that is not finite.
-    fn of_row(self, bytes: &[u8]) -> Option<Self>;
-
     fn element(self, gradient: f32, weight: f32) -> f32;
 }
 
@@ -41,11 +35,6 @@ pub(super) trait Gradient: Copy {
 pub(super) struct AsItCame;
 
 impl Gradient for AsItCame {
-    #[inline(always)]
-    fn of_row(self, _: &[u8]) -> Option<Self> {
-        Some(self)
-    }
-
     #[inline(always)]
     fn element(self, gradient: f32, _: f32) -> f32 {
         gradient
@@ -62,37 +51,21 @@ pub(super) struct Modified {
     pub(super) scale: f32,
 }
 
-impl Gradient for Modified {
+impl Modified {
+    /// Works out the scale of a row; none when its norm is not finite.
     #[inline(always)]
-    fn of_row(self, bytes: &[u8]) -> Option<Self> {
+    pub(super) fn of_row(self, row: &Row<'_>) -> Option<Self> {
         let Some(norm_max) = self.norm_max else { return Some(self) };
-        let norm = sum_of_squares(bytes, |_, g| g).sqrt();
+        let norm = sum_of_squares(row.weights, row.bytes, AsItCame).sqrt();
         let scale = if norm > norm_max { norm_max / norm } else { 1.0 };
         norm.is_finite().then_some(Self { scale, ..self })
     }
+}
 
+impl Gradient for Modified {
     #[inline(always)]
     fn element(self, gradient: f32, weight: f32) -> f32 {
         gradient * self.scale + self.l2 * weight
-    }
-}
-
-/// One row under one kernel, as something that may be compiled for several instruction sets.
-pub(super) struct Apply<'a, K, G> {
-    pub(super) kernel: &'a K,
-    pub(super) gradient: G,
-    pub(super) row: Row<'a>,
-}
-
-impl<K: Kernel, G: Gradient> Work for Apply<'_, K, G> {
-    type Output = u32;
-
-    #[inline(always)]
-    fn run(self) -> u32 {
-        match self.gradient.of_row(self.row.bytes) {
-            Some(gradient) => self.kernel.apply(self.row, gradient),
-            None => self.row.weights.len() as u32,
-        }
     }
 }
 
@@ -134,53 +107,90 @@ fn groups<const LANES: usize, const SLOTS: usize>(
     while let Some((weights, _)) = weights[at..].split_first_chunk_mut::<LANES>() {
         let bytes = &bytes[at * FLOAT_BYTES..][..LANES * FLOAT_BYTES];
         // Copies: the compiler need not wonder whether weights, slots and gradient overlap.
-        let mut new_weights = *weights;
-        let mut new_slots: [[f32; LANES]; SLOTS] = [[0.0; LANES]; SLOTS];
-        for (new, slot) in new_slots.iter_mut().zip(slots.iter()) {
-            new.copy_from_slice(&slot[at..][..LANES]);
-        }
+        let old = *weights;
+        let old_slots: [[f32; LANES]; SLOTS] =
+            std::array::from_fn(|slot| *chunk_mut(slots[slot], at));
+        let (mut new, mut new_slots) = (old, old_slots);
+        let mut exponents = 0;
         for lane in 0..LANES {
-            let old_weight = new_weights[lane];
-            let old_slots = std::array::from_fn(|slot| new_slots[slot][lane]);
-            let g =
-                gradient.element(float(&bytes[lane * FLOAT_BYTES..][..FLOAT_BYTES]), old_weight);
-            let (weight, next) = optimizer.next(old_weight, old_slots, g);
-            let keep = next.iter().fold(weight.is_finite(), |keep, x| keep & x.is_finite());
-            new_weights[lane] = select_unpredictable(keep, weight, old_weight);
+            let g = float(&bytes[lane * FLOAT_BYTES..][..FLOAT_BYTES]);
+            let g = gradient.element(g, old[lane]);
+            let slots = std::array::from_fn(|slot| old_slots[slot][lane]);
+            let (weight, slots) = optimizer.next(old[lane], slots, g);
+            exponents |= beyond_finite(weight);
+            new[lane] = weight;
             for slot in 0..SLOTS {
-                new_slots[slot][lane] = select_unpredictable(keep, next[slot], old_slots[slot]);
+                exponents |= beyond_finite(slots[slot]);
+                new_slots[slot][lane] = slots[slot];
             }
-            skipped += u32::from(!keep);
         }
-        *weights = new_weights;
-        for (slot, new) in slots.iter_mut().zip(&new_slots) {
-            slot[at..][..LANES].copy_from_slice(new);
+        if exponents & NOT_FINITE == 0 {
+            *weights = new;
+            for slot in 0..SLOTS {
+                *chunk_mut(slots[slot], at) = new_slots[slot];
+            }
+        } else {
+            // Copies again, so that what is nearly always the case needs no memory.
+            let (new, new_slots) = (new, new_slots);
+            let slots = slots.each_mut().map(|slot| &mut slot[at..][..LANES]);
+            skipped += store_finite(weights, slots, &new, &new_slots);
         }
         at += LANES;
     }
     (at, skipped)
 }
 
-const LANES: usize = 8;
-
-/// Sum of the squares of what `element` makes of each position and float of a raw tensor, in one order everywhere: eight lanes,
-/// square `i` added to lane `i mod 8` in rising order of `i`, each lane starting at 0; then `t[j] = lane[j] + lane[j+4]`, and the
-/// sum is `(t[0] + t[2]) + (t[1] + t[3])`.
 #[inline(always)]
-pub(super) fn sum_of_squares(bytes: &[u8], element: impl Fn(usize, f32) -> f32) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    let groups = bytes.chunks_exact(LANES * FLOAT_BYTES);
-    let tail = groups.remainder();
-    let whole = bytes.len() / (LANES * FLOAT_BYTES) * LANES;
-    for (group, start) in groups.zip((0..).step_by(LANES)) {
-        for (lane, bytes) in group.chunks_exact(FLOAT_BYTES).enumerate() {
-            let g = element(start + lane, float(bytes));
-            lanes[lane] += g * g;
+fn chunk_mut<const LANES: usize>(floats: &mut [f32], at: usize) -> &mut [f32; LANES] {
+    floats[at..].first_chunk_mut().expect("slots are as long as weights")
+}
+
+/// Stores the elements whose weight and slots are finite, and counts the others.
+#[cold]
+#[inline(never)]
+fn store_finite<const LANES: usize, const SLOTS: usize>(
+    weights: &mut [f32; LANES],
+    mut slots: [&mut [f32]; SLOTS],
+    new: &[f32; LANES],
+    new_slots: &[[f32; LANES]; SLOTS],
+) -> u32 {
+    let mut skipped = 0;
+    for lane in 0..LANES {
+        if new[lane].is_finite() && new_slots.iter().all(|slot| slot[lane].is_finite()) {
+            weights[lane] = new[lane];
+            slots.iter_mut().zip(new_slots).for_each(|(slot, new)| slot[lane] = new[lane]);
+        } else {
+            skipped += 1;
         }
     }
-    for (lane, g) in floats(tail).enumerate() {
-        let g = element(whole + lane, g);
-        lanes[lane] += g * g;
+    skipped
+}
+
+const LANES: usize = 8;
+
+/// Sum of the squares of a row's gradient as the optimizer sees it, in one order everywhere: eight lanes, square `i` added to lane
+/// `i mod 8` in rising order of `i`, each lane starting at 0; then `t[j] = lane[j] + lane[j+4]`, and the sum is
+/// `(t[0] + t[2]) + (t[1] + t[3])`.
+#[inline(always)]
+pub(super) fn sum_of_squares(weights: &[f32], bytes: &[u8], gradient: impl Gradient) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let mut at = 0;
+    while let Some(weights) = weights[at..].first_chunk::<LANES>() {
+        let bytes = &bytes[at * FLOAT_BYTES..][..LANES * FLOAT_BYTES];
+        for lane in 0..LANES {
+            let g = float(&bytes[lane * FLOAT_BYTES..][..FLOAT_BYTES]);
+            let g = gradient.element(g, weights[lane]);
+            lanes[lane] += g * g;
+        }
+        at += LANES;
+    }
+    // All lanes again, so that their sums stay in registers.
+    for (lane, sum) in lanes.iter_mut().enumerate() {
+        if let Some(&weight) = weights.get(at + lane) {
+            let g = float(&bytes[(at + lane) * FLOAT_BYTES..][..FLOAT_BYTES]);
+            let g = gradient.element(g, weight);
+            *sum += g * g;
+        }
     }
     let [a, b, c, d, e, f, g, h] = lanes;
     ((a + e) + (c + g)) + ((b + f) + (d + h))

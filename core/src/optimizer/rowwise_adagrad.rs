@@ -53,7 +53,7 @@ impl row::Kernel for Kernel {
     fn apply<G: Gradient>(&self, row: Row<'_>, gradient: G) -> u32 {
         let Row { weights, state, bytes } = row;
         let [sum] = state else { panic!("row-wise Adagrad's state is one float") };
-        let squares = sum_of_squares(bytes, |i, g| gradient.element(g, weights[i]));
+        let squares = sum_of_squares(weights, bytes, gradient);
         let new_sum = *sum + squares / weights.len() as f32;
         let rate = self.learning_rate / (new_sum.sqrt() + self.epsilon);
         if !new_sum.is_finite() || !rate.is_finite() {
