@@ -2,7 +2,7 @@
 
     python core/golden/optimizers.py        # with torch 2.11 on the CPU; no other package
 
-Each case starts from `weights` (rows of a table, or one row for a dense tensor) and applies `steps`: at each step the rows that
+`schedules.json` has learning rates of PyTorch's schedulers instead. Each other case starts from `weights` (rows of a table, or one row for a dense tensor) and applies `steps`: at each step the rows that
 are named get a gradient. Every number is the decimal form of an f32, exact.
 """
 
@@ -41,6 +41,49 @@ def by_torch(make, weights, steps, slots, sparse):
             parameter.grad = gradients.clone()
         optimizer.step()
     return parameter.data, [optimizer.state[parameter][slot] for slot in slots]
+
+
+def by_torch_lazily(make, weights, steps, slots, clip=None):
+    """The same with one parameter for each row: torch leaves a parameter without gradient alone, state and all."""
+    rows = [torch.nn.Parameter(row.clone()) for row in weights]
+    optimizer = make(rows)
+    for named, gradients in steps:
+        for index, row in enumerate(rows):
+            row.grad = gradients[named.index(index)].clone() if index in named else None
+            if clip is not None and row.grad is not None:
+                torch.nn.utils.clip_grad_norm_([row], clip)
+        optimizer.step()
+    state = [torch.stack([optimizer.state[row][slot] for row in rows]) for slot in slots]
+    return torch.stack([row.data for row in rows]), state
+
+
+def every_row(weights, steps):
+    """The same with every row in every step: where torch counts steps per parameter, and we per table."""
+    return weights, [(list(range(ROWS)), gradients[:1] + 0.5 * torch.arange(ROWS).reshape(-1, 1)) for _, gradients in steps]
+
+
+def ftrl_by_paper(alpha, beta, l1, l2):
+    """Algorithm 1 of McMahan et al. (2013) in f64, one number at a time. A first weight gives z its first value."""
+
+    def run(weights, steps):
+        def element(row, column):
+            w = float(weights[row][column])
+            n = 0.0
+            z = -(w * (beta / alpha + l2) + (l1 if w > 0 else -l1 if w < 0 else 0.0))
+            for rows, gradients in steps:
+                if row in rows:
+                    g = float(gradients[rows.index(row)][column])
+                    sigma = ((n + g * g) ** 0.5 - n**0.5) / alpha
+                    z += g - sigma * w
+                    n += g * g
+                    sign = 1.0 if z > 0 else -1.0
+                    w = 0.0 if abs(z) <= l1 else -(z - sign * l1) / ((beta + n**0.5) / alpha + l2)
+            return w, z, n
+
+        table = torch.tensor([[element(row, column) for column in range(DIM)] for row in range(len(weights))], dtype=torch.float64)
+        return table[:, :, 0], [table[:, :, 1], table[:, :, 2]]
+
+    return run
 
 
 def rowwise_adagrad(learning_rate, epsilon, initial):
@@ -125,12 +168,99 @@ def adam():
     return cases
 
 
+def momentum():
+    cases = []
+    for name, lr, mu, nesterov in [("heavy ball", 0.05, 0.9, False), ("Nesterov", 0.02, 0.8, True)]:
+        weights, steps = inputs(6)
+        make = lambda p: torch.optim.SGD(p, lr=lr, momentum=mu, nesterov=nesterov)
+        hyper = {"learning_rate": lr, "momentum": mu, "nesterov": nesterov}
+        cases.append(case(name, hyper, weights, steps, by_torch_lazily(make, weights, steps, ["momentum_buffer"])))
+    return cases
+
+
+def rms_prop():
+    cases = []
+    for name, lr, alpha, eps, mu in [("defaults of torch", 0.01, 0.99, 1e-8, 0.0), ("momentum", 0.003, 0.9, 1e-3, 0.9)]:
+        weights, steps = inputs(7)
+        make = lambda p: torch.optim.RMSprop(p, lr=lr, alpha=alpha, eps=eps, momentum=mu)
+        hyper = {"learning_rate": lr, "alpha": alpha, "epsilon": eps, "momentum": mu}
+        slots = ["square_avg"] + (["momentum_buffer"] if mu else [])
+        cases.append(case(name, hyper, weights, steps, by_torch_lazily(make, weights, steps, slots)))
+    return cases
+
+
+def adam_w():
+    cases = []
+    for name, lr, betas, eps, decay in [("defaults of torch", 1e-3, (0.9, 0.999), 1e-8, 1e-2), ("strong decay", 0.02, (0.8, 0.95), 1e-4, 0.5)]:
+        weights, steps = every_row(*inputs(8))
+        make = lambda p: torch.optim.AdamW(p, lr=lr, betas=betas, eps=eps, weight_decay=decay)
+        hyper = {"learning_rate": lr, "beta1": betas[0], "beta2": betas[1], "epsilon": eps, "weight_decay": decay}
+        cases.append(case(name, hyper, weights, steps, by_torch_lazily(make, weights, steps, ["exp_avg", "exp_avg_sq"])))
+    return cases
+
+
+def ftrl():
+    cases = []
+    for name, alpha, beta, l1, l2, start in [
+        ("from zero", 0.1, 1.0, 0.0, 0.0, 0.0),
+        ("from zero, regularised", 0.05, 1.0, 2.0, 0.5, 0.0),
+        ("from other weights, regularised", 0.5, 0.5, 0.25, 0.125, 1.0),
+    ]:
+        weights, steps = inputs(9)
+        weights = weights * start
+        hyper = {"learning_rate": alpha, "beta": beta, "l1": l1, "l2": l2}
+        cases.append(case(name, hyper, weights, steps, ftrl_by_paper(alpha, beta, l1, l2)(weights, steps)))
+    return cases
+
+
+def modified():
+    """Clipping by row, and decay as torch's `weight_decay`. Gradients are large: torch adds 1e-6 to the norm, we do not."""
+    cases = []
+    for name, clip, decay in [("clipped", 20.0, 0.0), ("decay", None, 0.1), ("clipped, decay", 20.0, 0.1)]:
+        for rule, make, slots in [
+            ("sgd", lambda p: torch.optim.SGD(p, lr=0.01, weight_decay=decay), []),
+            ("adagrad", lambda p: torch.optim.Adagrad(p, lr=0.01, eps=1e-10, weight_decay=decay), ["sum"]),
+            ("adam", lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=decay), ["exp_avg", "exp_avg_sq"]),
+        ]:
+            weights, steps = every_row(*inputs(10, 7.0)) if rule == "adam" else inputs(10, 7.0)
+            hyper = {"rule": rule, "learning_rate": 0.01, "clip_row_norm": clip, "l2_decay": decay}
+            cases.append(case(f"{rule}, {name}", hyper, weights, steps, by_torch_lazily(make, weights, steps, slots, clip)))
+    return cases
+
+
+def schedules():
+    """Learning rates at clocks 0, 1, … as torch's schedulers give them."""
+    from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, SequentialLR, StepLR
+
+    cases = []
+    for name, then, make in [
+        ("constant", {}, lambda o: ConstantLR(o, factor=1.0)),
+        ("step", {"every": 7, "factor": 0.3}, lambda o: StepLR(o, step_size=7, gamma=0.3)),
+        ("cosine", {"steps": 25, "floor": 0.001}, lambda o: CosineAnnealingLR(o, T_max=25, eta_min=0.001)),
+    ]:
+        for warm_up in [0, 10]:
+            optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.05)
+            if warm_up:
+                rise = LinearLR(optimizer, start_factor=1 / warm_up, total_iters=warm_up - 1)
+                scheduler = SequentialLR(optimizer, [rise, make(optimizer)], milestones=[warm_up])
+            else:
+                scheduler = make(optimizer)
+            rates = []
+            for _ in range(warm_up + 26):  # as far as the cosine goes down: torch's turns up again
+                rates.append(optimizer.param_groups[0]["lr"])
+                optimizer.step()
+                scheduler.step()
+            cases.append({"name": f"{name}, warm-up {warm_up}", "then": name, **then, "warm_up_steps": warm_up, "learning_rate": 0.05, "expected": rates})
+    return cases
+
+
 def main():
     torch.set_num_threads(1)
     torch.sparse.check_sparse_tensor_invariants.enable()
     target = pathlib.Path(__file__).parent.parent / "testdata" / "optimizer"
-    for name, cases in [("sgd", sgd()), ("adagrad", adagrad()), ("rowwise_adagrad", rowwise()), ("adam", adam())]:
-        source = "written out in golden/optimizers.py" if name == "rowwise_adagrad" else f"PyTorch {torch.__version__.split('+')[0]}"
+    for make in [sgd, momentum, adagrad, rowwise, rms_prop, adam, adam_w, ftrl, modified, schedules]:
+        name, cases = "rowwise_adagrad" if make == rowwise else make.__name__, make()
+        source = "written out in golden/optimizers.py" if make in (rowwise, ftrl) else f"PyTorch {torch.__version__.split('+')[0]}"
         lines = ",\n".join(json.dumps(c) for c in cases)
         (target / f"{name}.json").write_text(f'{{"source": "{source}", "cases": [\n{lines}\n]}}\n')
 

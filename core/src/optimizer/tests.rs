@@ -1,8 +1,9 @@
+mod golden;
+
 use super::*;
 use crate::mix::mix64;
 use crate::tensor_bytes::floats;
 use proptest::prelude::*;
-use serde_json::Value;
 
 fn bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|x| x.to_le_bytes()).collect()
@@ -68,115 +69,6 @@ impl Row {
 
     fn bits(&self) -> (Vec<u32>, Vec<u32>) {
         (bits(&self.weights), bits(&self.state))
-    }
-}
-
-mod golden {
-    use super::*;
-
-    fn numbers(value: &Value) -> Vec<f32> {
-        value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
-    }
-
-    fn rows(value: &Value) -> Vec<Vec<f32>> {
-        value.as_array().unwrap().iter().map(numbers).collect()
-    }
-
-    fn close(actual: &[f32], expected: &[f32], what: &str) {
-        assert_eq!(actual.len(), expected.len(), "{what}");
-        // Sums of 20 steps cancel: small results are compared on the scale of their row.
-        let scale = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
-        for (a, e) in actual.iter().zip(expected) {
-            assert!((a - e).abs() <= 1e-6 * e.abs().max(0.1 * scale), "{what}: {a}, not {e}");
-        }
-    }
-
-    /// Compares each case with PyTorch and returns a hash of our own bits over all of them.
-    fn compare(text: &str, spec: impl Fn(&Value) -> OptimizerSpec) -> u64 {
-        let golden: Value = serde_json::from_str(text).unwrap();
-        let mut hash = 0;
-        for case in golden["cases"].as_array().unwrap() {
-            let spec = spec(case);
-            assert_eq!(spec.validate(), Ok(()));
-            let mut table: Vec<Row> =
-                rows(&case["weights"]).iter().map(|weights| Row::new(spec, weights)).collect();
-            for (step, push) in (1..).zip(case["steps"].as_array().unwrap()) {
-                let gradients = rows(&push["gradients"]);
-                for (row, gradient) in push["rows"].as_array().unwrap().iter().zip(&gradients) {
-                    let row = usize::try_from(row.as_u64().unwrap()).unwrap();
-                    assert_eq!(table[row].push(step, gradient), 0);
-                }
-            }
-            let name = case["name"].as_str().unwrap();
-            let expected = rows(&case["expected_weights"]);
-            for (index, (row, state)) in table.iter().zip(rows(&case["expected_state"])).enumerate()
-            {
-                close(&row.weights, &expected[index], &format!("{name}: weights of row {index}"));
-                for (slot, expected) in row.state.chunks(11).zip(state.chunks(11)) {
-                    close(slot, expected, &format!("{name}: state of row {index}"));
-                }
-                for bits in bits(&row.weights).into_iter().chain(bits(&row.state)) {
-                    hash = mix64(hash ^ u64::from(bits));
-                }
-            }
-        }
-        hash
-    }
-
-    fn number(case: &Value, field: &str) -> f64 {
-        case[field].as_f64().unwrap()
-    }
-
-    fn float(case: &Value, field: &str) -> f32 {
-        number(case, field) as f32
-    }
-
-    // The numbers below pin our own bits. They change only with the arithmetic, and then no replica, log or checkpoint digest of
-    // an older version agrees with the new one.
-
-    #[test]
-    fn sgd_equals_torch() {
-        let hash = compare(include_str!("../../testdata/optimizer/sgd.json"), |case| {
-            OptimizerSpec::Sgd(Sgd { learning_rate: float(case, "learning_rate") })
-        });
-        assert_eq!(hash, 0xa1fa_614b_607d_3173, "{hash:#x}");
-    }
-
-    #[test]
-    fn adagrad_equals_torch() {
-        let hash = compare(include_str!("../../testdata/optimizer/adagrad.json"), |case| {
-            OptimizerSpec::Adagrad(Adagrad {
-                learning_rate: float(case, "learning_rate"),
-                epsilon: float(case, "epsilon"),
-                initial_accumulator: float(case, "initial_accumulator"),
-            })
-        });
-        assert_eq!(hash, 0x5354_3839_9e24_0073, "{hash:#x}");
-    }
-
-    #[test]
-    fn rowwise_adagrad_equals_its_definition_in_torch() {
-        let hash = compare(include_str!("../../testdata/optimizer/rowwise_adagrad.json"), |case| {
-            OptimizerSpec::RowwiseAdagrad(RowwiseAdagrad {
-                learning_rate: float(case, "learning_rate"),
-                epsilon: float(case, "epsilon"),
-                initial_accumulator: float(case, "initial_accumulator"),
-            })
-        });
-        assert_eq!(hash, 0xd1ab_ddb5_2e22_aafd, "{hash:#x}");
-    }
-
-    #[test]
-    fn adam_equals_torch() {
-        let hash = compare(include_str!("../../testdata/optimizer/adam.json"), |case| {
-            OptimizerSpec::Adam(Adam {
-                learning_rate: float(case, "learning_rate"),
-                beta1: number(case, "beta1"),
-                beta2: number(case, "beta2"),
-                epsilon: float(case, "epsilon"),
-            })
-        });
-        assert_eq!(hash, 0x9ee6_45e8_6444_0dc1, "{hash:#x}");
     }
 }
 
@@ -321,6 +213,46 @@ fn an_element_that_would_overflow_keeps_its_weight_and_state() {
             assert_ne!(state[0], start[0], "{spec:?}");
         }
     }
+}
+
+#[test]
+fn a_schedule_ends_at_its_floor_and_never_leaves_it() {
+    let base = 0.5;
+    let at =
+        |warm_up_steps, then, clock| Schedule { warm_up_steps, then }.learning_rate(base, clock);
+    let cosine = Course::Cosine { steps: 100, floor: 0.01 };
+    assert_eq!([at(10, cosine, 110), at(10, cosine, u64::MAX)], [0.01, 0.01]);
+    assert_eq!(at(0, Course::Step { every: 1, factor: 0.5 }, u64::MAX), 0.0);
+    assert_eq!(at(u64::MAX, Course::Constant, u64::MAX - 1), base);
+    assert_eq!([at(4, cosine, 0), at(4, cosine, 3), at(4, cosine, 4)], [base / 4.0, base, base]);
+}
+
+#[test]
+fn an_ftrl_row_starts_from_its_first_weights_and_forgets_what_l1_outweighs() {
+    let spec: OptimizerSpec = Ftrl { learning_rate: 0.1, beta: 1.0, l1: 0.5, l2: 0.25 }.into();
+    let first = [0.3, -0.02, 0.0, 0.0];
+    let mut row = Row::new(spec, &first);
+    row.push(1, &[0.0; 4]);
+    for (weight, first) in row.weights.iter().zip(first) {
+        assert!((weight - first).abs() < 1e-6, "{weight}, not {first}");
+    }
+    row.push(2, &[1e-3, -1e-3, 0.4, 0.6]);
+    assert_eq!(row.weights[2], 0.0, "less evidence than l1");
+    assert!(row.weights[3] < 0.0, "more evidence than l1");
+    assert!(row.weights[0] < 0.3 && row.weights[1] > -0.02);
+}
+
+#[test]
+fn clipping_keeps_the_direction_and_short_gradients() {
+    let sgd: OptimizerSpec = Sgd { learning_rate: 1.0 }.into();
+    let spec = OptimizerSpec { clip_row_norm: Some(5.0), ..sgd };
+    let mut row = Row::new(spec, &[0.0; 2]);
+    assert_eq!(row.push(1, &[-6.0, -8.0]), 0);
+    assert_eq!(row.weights, [3.0, 4.0]);
+    assert_eq!(row.push(2, &[3.0, 4.0]), 0, "as long as is allowed");
+    assert_eq!(row.weights, [0.0, 0.0]);
+    assert_eq!(row.push(3, &[1e30, 1.0]), 2, "its norm is not a finite number");
+    assert_eq!(row.weights, [0.0, 0.0]);
 }
 
 #[test]
