@@ -1,6 +1,7 @@
 //! Dense variables: tensors of a VarStore bound to variables of the job.
 
 use downpour_core::id::VariableId;
+use downpour_core::optimizer::OptimizerSpec;
 use tch::{Kind, Tensor};
 
 use crate::{Error, Result};
@@ -10,7 +11,8 @@ use crate::{Error, Result};
 pub(crate) struct DenseVariable {
     pub(crate) name: String,
     pub(crate) id: VariableId,
-    pub(crate) learning_rate: f32,
+    /// Where this process trains it.
+    pub(crate) optimizer: Option<OptimizerSpec>,
     /// Shares its memory with the VarStore.
     pub(crate) tensor: Tensor,
 }

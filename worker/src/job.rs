@@ -14,6 +14,7 @@ use tch::nn::VarStore;
 
 use crate::dense::{DenseVariable, floats, variable_name};
 use crate::features::Layout;
+use crate::optimizer::Optimizers;
 use crate::rows::Leaf;
 use crate::{
     Cluster, Error, EvaluateBuilder, Features, Report, Result, Source, Step, Table, TableHandle,
@@ -160,8 +161,8 @@ struct Inner {
 #[derive(Default)]
 struct Bound {
     dense: Vec<DenseVariable>,
-    /// Highest learning rate of the tables.
-    table_learning_rate: f32,
+    /// Of the tables.
+    optimizers: Vec<OptimizerSpec>,
     /// Of the last training, for [`Job::evaluate`].
     layout: Option<Arc<Layout>>,
 }
@@ -170,13 +171,15 @@ impl Job {
     /// Defines a table, or checks that the job's table of this name is the same.
     pub fn table(&self, name: &str, table: Table) -> Result<TableHandle> {
         let spec = table.spec(name);
-        let (dim, learning_rate) = (dim_of(&spec), learning_rate(&spec.optimizer));
+        let (dim, optimizer) = (dim_of(&spec), spec.optimizer);
         let defined = self.cluster().block_on(self.session().define(&[spec]))??;
         let [defined] = defined.as_slice() else {
             return Err(Error::usage("the cluster answered for another number of variables"));
         };
         let mut bound = self.bound();
-        bound.table_learning_rate = bound.table_learning_rate.max(learning_rate);
+        if !bound.optimizers.contains(&optimizer) {
+            bound.optimizers.push(optimizer);
+        }
         Ok(TableHandle::new(name, dim, defined.variable.id))
     }
 
@@ -206,7 +209,7 @@ impl Job {
         let first: Vec<Vec<f32>> =
             tensors.iter().map(|(_, tensor)| floats(tensor)).collect::<Result<_>>()?;
         let values = self.cluster().block_on(self.agree_on_first_values(&specs, &first))??;
-        self.bind(tensors, values, learning_rate(&optimizer))
+        self.bind(tensors, values, Some(optimizer))
     }
 
     /// A table that the job has, whatever its optimizer.
@@ -245,18 +248,18 @@ impl Job {
             }
         }
         let values = self.cluster().block_on(self.pull_dense(&ids))??;
-        self.bind(tensors, values, 0.0)
+        self.bind(tensors, values, None)
     }
 
     fn bind(
         &self,
         tensors: Vec<(String, tch::Tensor)>,
         values: Vec<(VariableId, Vec<f32>)>,
-        learning_rate: f32,
+        optimizer: Option<OptimizerSpec>,
     ) -> Result<()> {
         let mut bound = self.bound();
         for ((name, tensor), (id, values)) in tensors.into_iter().zip(values) {
-            let variable = DenseVariable { name, id, learning_rate, tensor };
+            let variable = DenseVariable { name, id, optimizer, tensor };
             variable.write(&values)?;
             bound.dense.retain(|other| other.id != id);
             bound.dense.push(variable);
@@ -387,11 +390,10 @@ impl Job {
         self.bound().layout = Some(layout.clone());
     }
 
-    /// The highest of the tables, and of the dense variables.
-    pub(crate) fn learning_rates(&self) -> (f32, f32) {
+    pub(crate) fn optimizers(&self) -> Optimizers {
         let bound = self.bound();
-        let dense = bound.dense.iter().map(|variable| variable.learning_rate);
-        (bound.table_learning_rate, dense.fold(0.0, f32::max))
+        let dense = bound.dense.iter().filter_map(|variable| variable.optimizer).collect();
+        Optimizers { tables: bound.optimizers.clone(), dense }
     }
 
     fn bound(&self) -> MutexGuard<'_, Bound> {
@@ -433,10 +435,6 @@ fn dim_of(spec: &VariableSpec) -> u32 {
         Shape::Table(table) => table.dim,
         Shape::Dense(_) => 0,
     }
-}
-
-fn learning_rate(optimizer: &OptimizerSpec) -> f32 {
-    optimizer.learning_rate(0)
 }
 
 fn host_name() -> String {

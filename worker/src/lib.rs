@@ -73,7 +73,7 @@ mod train;
 
 pub use cluster::Cluster;
 pub use downpour_core::init::Init;
-pub use downpour_core::optimizer::OptimizerSpec;
+pub use downpour_core::optimizer::{Course, OptimizerSpec, Schedule};
 pub use downpour_data::{Dataset, Encoded, FileSpec, Pool, Schema};
 pub use error::{Error, NonFinite, Result};
 pub use evaluate::{EvaluateBuilder, Report, Scores};
@@ -81,7 +81,7 @@ pub use every::Every;
 pub use features::Features;
 pub use grads::{Gradient, Grads};
 pub use job::{Job, JobBuilder};
-pub use optimizer::{Adagrad, Adam, RowwiseAdagrad, Sgd};
+pub use optimizer::{Adagrad, Adam, AdamW, Ftrl, Momentum, RmsProp, RowwiseAdagrad, Sgd};
 pub use source::{Parquet, Paths, Source};
 pub use step::Step;
 pub use table::{Table, TableHandle};

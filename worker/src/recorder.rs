@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::every::Every;
 use crate::metrics::Mean;
+use crate::optimizer::Optimizers;
 use crate::pipeline::Finished;
 use crate::{Error, NonFinite, Result};
 
@@ -71,7 +72,7 @@ struct Line {
 pub(crate) struct Recorder {
     file: Option<(PathBuf, File)>,
     every: Every,
-    learning_rates: (f32, f32),
+    optimizers: Optimizers,
     started: Instant,
     window: Window,
     clock: u64,
@@ -114,11 +115,11 @@ impl Window {
 }
 
 impl Recorder {
-    /// Writes to `metrics.jsonl` in `folder`, or nowhere. `learning_rates`: the highest of the tables, and of the dense variables.
+    /// Writes to `metrics.jsonl` in `folder`, or nowhere. Learning rates are those of `optimizers`.
     pub(crate) fn new(
         folder: Option<&Path>,
         every: Every,
-        learning_rates: (f32, f32),
+        optimizers: Optimizers,
         planned_samples: Option<u64>,
     ) -> Result<Self> {
         let file = folder.map(|folder| {
@@ -128,13 +129,7 @@ impl Recorder {
                 .map_err(|error| Error::write(&path, error))
                 .map(|file| (path, file))
         });
-        Ok(Self {
-            file: file.transpose()?,
-            every,
-            learning_rates,
-            planned_samples,
-            ..Self::silent()
-        })
+        Ok(Self { file: file.transpose()?, every, optimizers, planned_samples, ..Self::silent() })
     }
 
     /// Writes nothing.
@@ -142,7 +137,7 @@ impl Recorder {
         Self {
             file: None,
             every: Every::Steps(u64::MAX),
-            learning_rates: (0.0, 0.0),
+            optimizers: Optimizers::default(),
             started: Instant::now(),
             window: Window::new(0),
             clock: 0,
@@ -195,14 +190,15 @@ impl Recorder {
         }
         let samples_per_s = window.samples as f64 / passed.as_secs_f64().max(1e-9);
         let share = |count: u64| count as f64 / window.gradients.count.max(1) as f64;
+        let [lr_table, lr_dense] = self.optimizers.learning_rates(self.clock.saturating_sub(1));
         let line = Line {
             clock: self.clock,
             samples: window.samples,
             total_samples: self.total_samples,
             planned_samples: self.planned_samples,
             loss: window.loss.value(),
-            lr_table: self.learning_rates.0,
-            lr_dense: self.learning_rates.1,
+            lr_table,
+            lr_dense,
             gradient_norm_tables: window.norms[0].value(),
             gradient_norm_dense: window.norms[1].value(),
             zero_share: share(window.gradients.zeros),

@@ -134,7 +134,7 @@ impl TrainBuilder {
         let recorder = Recorder::new(
             self.out.as_deref(),
             self.log_every,
-            self.job.learning_rates(),
+            self.job.optimizers(),
             self.planned_samples()?,
         )?;
         let context = Context {

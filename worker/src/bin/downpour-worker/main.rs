@@ -1,6 +1,7 @@
 //! Trains and evaluates ready-made models on a cluster: a schema file, data files and flags, no code.
 
 mod evaluate;
+mod optimizers;
 mod options;
 mod setup;
 mod train;

@@ -6,8 +6,9 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, anyhow};
 use clap::{Args, ValueEnum};
-use downpour::{Adagrad, Adam, OptimizerSpec, RowwiseAdagrad, Sgd};
 use serde::{Deserialize, Serialize};
+
+use crate::optimizers::{LrSchedule, Optimizer};
 
 /// What is left out has the default that the help names.
 #[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
@@ -16,7 +17,7 @@ pub(crate) struct Options {
     /// TOML file with any of these options, written with underscores: `lr_dense = 0.001`
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
-    config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
 
     /// host:port of the coordinators, with commas between
     #[arg(long, value_name = "LIST", help_heading = "Cluster")]
@@ -77,7 +78,41 @@ pub(crate) struct Options {
     /// Sum of squares that Adagrad starts with [default: 0]
     #[arg(long, value_name = "SUM", help_heading = "Optimizers")]
     pub(crate) initial_accumulator: Option<f32>,
-    /// Scale gradients down to this norm [default: none]
+    /// Of momentum and nesterov [default: 0.9], of rms-prop [default: 0]
+    #[arg(long, value_name = "SHARE", help_heading = "Optimizers")]
+    pub(crate) momentum: Option<f32>,
+    /// Decay of the rows that a step pushes [default: 0.01 for adam-w, else 0]. Decoupled with adam-w, λ2 of ftrl, else added to
+    /// the gradient
+    #[arg(long, value_name = "DECAY", help_heading = "Optimizers")]
+    pub(crate) decay_table: Option<f32>,
+    /// The same of the dense weights
+    #[arg(long, value_name = "DECAY", help_heading = "Optimizers")]
+    pub(crate) decay_dense: Option<f32>,
+    /// β of ftrl [default: 1]
+    #[arg(long, value_name = "BETA", help_heading = "Optimizers")]
+    pub(crate) ftrl_beta: Option<f32>,
+    /// λ1 of ftrl: the evidence below which a weight is 0 [default: 0]
+    #[arg(long, value_name = "EVIDENCE", help_heading = "Optimizers")]
+    pub(crate) ftrl_l1: Option<f32>,
+    /// Steps over which learning rates rise to theirs [default: 0]
+    #[arg(long, value_name = "STEPS", help_heading = "Optimizers")]
+    pub(crate) warm_up: Option<u64>,
+    /// What learning rates do after the warm-up [default: constant]
+    #[arg(long, value_name = "NAME", help_heading = "Optimizers")]
+    pub(crate) lr_schedule: Option<LrSchedule>,
+    /// Steps between two changes (step), or until the floor (cosine)
+    #[arg(long, value_name = "STEPS", help_heading = "Optimizers")]
+    pub(crate) lr_steps: Option<u64>,
+    /// What `step` multiplies learning rates by [default: 0.1]
+    #[arg(long, value_name = "FACTOR", help_heading = "Optimizers")]
+    pub(crate) lr_factor: Option<f64>,
+    /// Share of the learning rates that `cosine` ends at [default: 0]
+    #[arg(long, value_name = "SHARE", help_heading = "Optimizers")]
+    pub(crate) lr_floor: Option<f64>,
+    /// Servers scale the gradient of a table's row down to this norm [default: none]
+    #[arg(long, value_name = "NORM", help_heading = "Optimizers")]
+    pub(crate) clip_row_norm: Option<f32>,
+    /// Scale the gradients of a step down to this norm, all of them together [default: none]
     #[arg(long, value_name = "NORM", help_heading = "Optimizers")]
     pub(crate) clip_norm: Option<f64>,
 
@@ -138,15 +173,6 @@ pub(crate) struct Options {
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Optimizer {
-    Sgd,
-    Adagrad,
-    RowwiseAdagrad,
-    Adam,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
 pub(crate) enum Objective {
     Binary,
     Regression,
@@ -174,28 +200,6 @@ impl Options {
             }
         }
         Ok(serde_json::from_value(merged)?)
-    }
-
-    pub(crate) fn table_optimizer(&self) -> OptimizerSpec {
-        let optimizer = self.optimizer_table.unwrap_or(Optimizer::Adagrad);
-        self.optimizer(optimizer, self.lr_table.unwrap_or(0.05))
-    }
-
-    pub(crate) fn dense_optimizer(&self) -> OptimizerSpec {
-        let optimizer = self.optimizer_dense.unwrap_or(Optimizer::Adam);
-        self.optimizer(optimizer, self.lr_dense.unwrap_or(1e-3))
-    }
-
-    fn optimizer(&self, optimizer: Optimizer, rate: f32) -> OptimizerSpec {
-        let initial = self.initial_accumulator.unwrap_or(0.0);
-        match optimizer {
-            Optimizer::Sgd => Sgd::lr(rate).into(),
-            Optimizer::Adagrad => Adagrad::lr(rate).initial_accumulator(initial).into(),
-            Optimizer::RowwiseAdagrad => {
-                RowwiseAdagrad::lr(rate).initial_accumulator(initial).into()
-            }
-            Optimizer::Adam => Adam::lr(rate).into(),
-        }
     }
 
     pub(crate) fn seed(&self) -> u64 {

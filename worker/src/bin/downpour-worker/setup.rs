@@ -68,7 +68,7 @@ impl Setup {
             None => Learner::Ranks(Box::new(factorisation(&schema, &tables, options)?)),
         };
         match purpose {
-            Purpose::Train => job.dense(DENSE, &vars, options.dense_optimizer())?,
+            Purpose::Train => job.dense(DENSE, &vars, options.dense_optimizer()?)?,
             Purpose::Evaluate => job.existing_dense(DENSE, &vars)?,
         }
         Ok(Self { job, schema, tables, device, learner })
@@ -142,10 +142,10 @@ fn tables(
     kind: Kind,
     options: &Options,
     purpose: Purpose,
-) -> Result<BTreeMap<String, TableHandle>> {
+) -> anyhow::Result<BTreeMap<String, TableHandle>> {
     if purpose == Purpose::Train {
         let init = Init::Normal { mean: 0.0, std: options.init_std.unwrap_or(0.01) };
-        return kind.tables(job, schema, options.table_optimizer(), init);
+        return Ok(kind.tables(job, schema, options.table_optimizer()?, init)?);
     }
     let found = schema.tables()?.into_iter().map(|(name, dim)| {
         let table = job.existing_table(name)?;
@@ -159,7 +159,7 @@ fn tables(
         }
         Ok((name.to_owned(), table))
     });
-    found.collect()
+    Ok(found.collect::<Result<_>>()?)
 }
 
 fn factorisation(
