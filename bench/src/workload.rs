@@ -225,7 +225,7 @@ impl Dense {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use sha2::{Digest as _, Sha256};
 
     use super::*;
@@ -247,10 +247,13 @@ mod tests {
         for (worker, wanted) in [(0, "74673d0d14eea279"), (1, "7617ba565c8b95a1")] {
             let ids = Sparse::standard(16, 2).ids(worker).expect("generated");
             let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-            let digest = Sha256::digest(&bytes);
-            let digest: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-            assert_eq!(digest, wanted, "worker {worker}");
+            assert_eq!(digest(&bytes), wanted, "worker {worker}");
         }
+    }
+
+    /// The first 16 digits of SHA-256.
+    pub(crate) fn digest(bytes: &[u8]) -> String {
+        Sha256::digest(bytes)[..8].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     #[test]

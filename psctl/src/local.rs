@@ -170,10 +170,7 @@ impl LocalCluster {
     }
 
     fn program(&self, name: String, binary: &str, args: Vec<String>) -> Result<Program, Error> {
-        let path = self.bin_dir.join(binary);
-        if !path.is_file() {
-            return Err(Error::NoBinary { binary: binary.to_owned(), dir: self.bin_dir.clone() });
-        }
+        let path = self::binary(binary, Some(&self.bin_dir))?;
         let log = self.log_dir().join(format!("{name}.log"));
         Ok(Program { name, path, args, log })
     }
@@ -274,6 +271,13 @@ pub fn stop_all<'a>(
     let left = || end.saturating_duration_since(Instant::now());
     let ended = processes.iter_mut().map(|process| process.wait_stopped(left()));
     asked.into_iter().chain(ended).filter_map(Result::err).collect()
+}
+
+/// A binary of this project: in `dir`, or beside this executable.
+pub fn binary(name: &str, dir: Option<&Path>) -> Result<PathBuf, Error> {
+    let dir = dir.map_or_else(beside_this_executable, |dir| Ok(dir.to_owned()))?;
+    let path = dir.join(name);
+    if path.is_file() { Ok(path) } else { Err(Error::NoBinary { binary: name.to_owned(), dir }) }
 }
 
 /// The executable's directory; for a test, which cargo puts into `deps`, the one above.

@@ -1,6 +1,7 @@
 //! `psctl bench` with the real binaries, beside psctl: `cargo build --bins` makes them.
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -77,6 +78,29 @@ fn the_floor_serves_one_worker_without_losing_anything() {
     assert!(number(&reports[0], "check_err") < 1e-4, "{reports}");
 }
 
+/// A stand-in of the worker speaks the lines that `downpour_bench::train` describes.
+#[test]
+fn a_training_is_timed_from_the_first_start_to_the_last_end() {
+    let bin = tempfile::tempdir().expect("directory");
+    let psctl = Path::new(env!("CARGO_BIN_EXE_psctl"));
+    for name in ["downpour-coordinator", "downpour-ps"] {
+        symlink(psctl.with_file_name(name), bin.path().join(name)).expect("link");
+    }
+    let worker = bin.path().join("downpour-worker");
+    let script = r#"#!/bin/sh
+        [ "$1 $6 $7 $9" = "bench-click --data $7 $9" ] && [ "$8" = --worker ] && [ -f "$7/e_emb_init.f32" ] || exit 9
+        echo '{"ready":true}'; read go
+        echo "{\"start_s\":1$9,\"end_s\":2$9,\"samples\":110,\"wait_s\":2}"
+        [ "$9" = 1 ] || { read go; echo '{"auc":0.75,"logloss":0.5}'; }
+"#;
+    std::fs::write(&worker, script).expect("write");
+    std::fs::set_permissions(&worker, PermissionsExt::from_mode(0o755)).expect("executable");
+    let line = "-o json bench train --local --batches 22 --repeats 1 --bin-dir";
+    let report = json(&format!("{line} {}", bin.path().display()));
+    assert_eq!((number(&report, "samples_s"), number(&report, "wait_share")), (20.0, 0.2));
+    assert_eq!((number(&report, "auc"), number(&report, "logloss")), (0.75, 0.5));
+}
+
 #[test]
 fn your_own_ids_must_be_rows() {
     let dir = tempfile::tempdir().expect("directory");
@@ -114,12 +138,16 @@ fn an_option_that_makes_no_sense_is_named() {
         ("bench sparse --local --workers 2 --ids one", "--ids"),
         ("bench sparse --local --optimizer magic", "--optimizer"),
         ("bench dense --local --mb 0", "--mb"),
+        ("bench train --local --tables 25", "--tables"),
+        ("bench train --local --bin-dir /dev", "--bin-dir"),
+        ("bench table --bin-dir /dev", "--bin-dir"),
         ("bench floor S-17", "S-17"),
         ("bench all --local --quick --repeats 2", "--repeats"),
     ] {
         let output = run(line);
         let error = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "`{line}`: {error}");
+        let status = if line.contains("/dev") { 1 } else { 2 };
+        assert_eq!(output.status.code(), Some(status), "`{line}`: {error}");
         assert!(error.contains(option), "`{line}`: {error}");
     }
 }

@@ -10,6 +10,8 @@ Usage: cargo xtask <command>
 
   demo [-o text|json]           fetch, build, start a cluster on this machine and train DeepFM on it
   train <arguments>             fetch, build, and pass the arguments to `psctl local`
+  bench [--quick] [--train] [-o text|json]
+                                build for release and measure speed beside the floor; --train trains too
   test [--only STEP]... [--list]
                                 everything that CI checks; changes nothing in the repository
   libtorch                      fetch LibTorch into .cache/libtorch (an exported LIBTORCH is respected)
@@ -22,9 +24,18 @@ pub(crate) enum Command {
     ListSteps,
     Demo { output: Output },
     Train { args: Vec<OsString> },
+    Bench(Bench),
 }
 
-/// The form of the demo's report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bench {
+    pub(crate) quick: bool,
+    /// Which needs the worker, and so LibTorch.
+    pub(crate) train: bool,
+    pub(crate) output: Output,
+}
+
+/// The form of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Output {
     Text,
@@ -46,6 +57,7 @@ pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Command> {
         Some("libtorch") => none(rest).map(|()| Command::Libtorch),
         Some("test") => test(rest),
         Some("demo") => demo(rest),
+        Some("bench") => bench(rest),
         _ => Err(format!("unknown command `{}`", name.display())),
     }
 }
@@ -73,23 +85,47 @@ fn test(rest: Vec<String>) -> Result<Command> {
 }
 
 fn demo(rest: Vec<String>) -> Result<Command> {
-    let mut output = Output::Text;
+    let mut form = Output::Text;
     let mut rest = rest.into_iter();
     while let Some(arg) = rest.next() {
-        let form = match arg.as_str() {
-            "-o" | "--output" => rest.next().ok_or("--output wants text or json")?,
-            _ => match arg.strip_prefix("--output=") {
-                Some(form) => form.to_owned(),
+        match output(&arg, &mut rest)? {
+            Some(given) => form = given,
+            None => return none(vec![arg]).map(|()| Command::Help),
+        }
+    }
+    Ok(Command::Demo { output: form })
+}
+
+fn bench(rest: Vec<String>) -> Result<Command> {
+    let mut bench = Bench { quick: false, train: false, output: Output::Text };
+    let mut rest = rest.into_iter();
+    while let Some(arg) = rest.next() {
+        match arg.as_str() {
+            "--quick" => bench.quick = true,
+            "--train" => bench.train = true,
+            _ => match output(&arg, &mut rest)? {
+                Some(given) => bench.output = given,
                 None => return none(vec![arg]).map(|()| Command::Help),
             },
-        };
-        output = match form.as_str() {
-            "text" => Output::Text,
-            "json" => Output::Json,
-            _ => return Err(format!("--output is text or json, not `{form}`")),
-        };
+        }
     }
-    Ok(Command::Demo { output })
+    Ok(Command::Bench(bench))
+}
+
+/// What `-o`, `--output` or `--output=` says; `None` if `arg` is neither.
+fn output(arg: &str, rest: &mut impl Iterator<Item = String>) -> Result<Option<Output>> {
+    let form = match arg {
+        "-o" | "--output" => rest.next().ok_or("--output wants text or json")?,
+        _ => match arg.strip_prefix("--output=") {
+            Some(form) => form.to_owned(),
+            None => return Ok(None),
+        },
+    };
+    match form.as_str() {
+        "text" => Ok(Some(Output::Text)),
+        "json" => Ok(Some(Output::Json)),
+        _ => Err(format!("--output is text or json, not `{form}`")),
+    }
 }
 
 #[cfg(test)]
@@ -135,6 +171,18 @@ mod tests {
     }
 
     #[test]
+    fn bench_takes_its_options_in_any_order() {
+        let bench = |quick, train, output| Bench { quick, train, output };
+        for (line, wanted) in [
+            ("bench", bench(false, false, Output::Text)),
+            ("bench -o json --quick", bench(true, false, Output::Json)),
+            ("bench --train --output=json", bench(false, true, Output::Json)),
+        ] {
+            assert!(matches!(parse_words(line), Ok(Command::Bench(found)) if found == wanted));
+        }
+    }
+
+    #[test]
     fn what_is_not_understood_is_named() {
         for (line, name) in [
             ("", "command is missing"),
@@ -145,6 +193,8 @@ mod tests {
             ("test --list more", "more"),
             ("demo -o", "--output"),
             ("demo -o yaml", "yaml"),
+            ("bench --slow", "--slow"),
+            ("bench -o", "--output"),
             ("libtorch now", "now"),
         ] {
             let error = parse_words(line).err().unwrap_or_else(|| panic!("accepted `{line}`"));

@@ -1,15 +1,17 @@
-//! `demo` and `train`: builds the programs, then becomes `psctl local`, which starts a cluster on
-//! this machine, trains on it and stops it.
+//! `demo`, `train` and `bench`: builds the programs, then becomes `psctl`, which starts a cluster on this machine, works on
+//! it and stops it.
 
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;
 
-use crate::args::Output;
+use crate::args::{Bench, Output};
 use crate::{Result, libtorch, process};
 
 /// The programs of a cluster; `psctl local` finds the others beside itself.
-const PACKAGES: [&str; 4] = ["downpour-coordinator", "downpour-ps", "downpour", "downpour-psctl"];
+const PACKAGES: [&str; 3] = ["downpour-coordinator", "downpour-ps", "downpour-psctl"];
+/// Needs LibTorch.
+const WORKER: &str = "downpour";
 
 /// What `cargo xtask demo` runs, from the root of the repository. The numbers are those of docs/quality.md.
 const DEMO: &str = "local --coordinators 3 --servers 2 --workers 2 --replicas 2 -- \
@@ -26,7 +28,7 @@ pub(crate) fn demo(root: &Path, output: Output) -> Result<()> {
          \x20 disk      3 GB at most, in .cache/ and target/\n\
          \x20 time      on 2 cores 6 min to compile and 15 s to train; the next time only to train"
     );
-    let mut psctl = built(root)?;
+    let mut psctl = built(root, "demo", true)?;
     if output == Output::Json {
         psctl.args(["-o", "json"]);
     }
@@ -34,15 +36,30 @@ pub(crate) fn demo(root: &Path, output: Output) -> Result<()> {
 }
 
 pub(crate) fn train(root: &Path, args: &[OsString]) -> Result<()> {
-    process::exec(built(root)?.arg("local").args(args))
+    process::exec(built(root, "demo", true)?.arg("local").args(args))
+}
+
+/// Release binaries, since figures are quoted.
+pub(crate) fn bench(root: &Path, bench: Bench) -> Result<()> {
+    let mut psctl = built(root, "release", bench.train)?;
+    if bench.output == Output::Json {
+        psctl.args(["-o", "json"]);
+    }
+    psctl.args(["bench", "all", "--local"]);
+    psctl.args(bench.quick.then_some("--quick")).args(bench.train.then_some("--train"));
+    process::exec(&mut psctl)
 }
 
 /// A `psctl` that is up to date, and so are the programs it will start.
-fn built(root: &Path) -> Result<Command> {
-    libtorch::ensure(root)?;
-    eprintln!("Building {}", PACKAGES.join(", "));
-    let packages = PACKAGES.iter().flat_map(|package| ["--package", package]);
+fn built(root: &Path, profile: &str, with_worker: bool) -> Result<Command> {
+    let mut packages = PACKAGES.to_vec();
+    if with_worker {
+        libtorch::ensure(root)?;
+        packages.push(WORKER);
+    }
+    eprintln!("Building {}", packages.join(", "));
+    let packages = packages.iter().flat_map(|package| ["--package", package]);
     let mut build = process::cargo(root);
-    process::run(build.args(["build", "--locked", "--bins", "--profile", "demo"]).args(packages))?;
-    Ok(process::command(root, process::binaries("demo")?.join("psctl")))
+    process::run(build.args(["build", "--locked", "--bins", "--profile", profile]).args(packages))?;
+    Ok(process::command(root, process::binaries(profile)?.join("psctl")))
 }

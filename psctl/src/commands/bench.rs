@@ -7,6 +7,8 @@ mod dense;
 mod floor;
 mod place;
 mod sparse;
+mod table;
+mod train;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -14,6 +16,10 @@ pub(crate) enum Command {
     Sparse(sparse::Args),
     /// One large tensor: pull all, push all
     Dense(dense::Args),
+    /// The table of a server alone, without a network
+    Table(table::Args),
+    /// A training of a click model by two workers
+    Train(train::Args),
     /// Bare sockets and a flat array: the ceiling
     Floor(floor::Args),
     /// The standard workloads beside the floor, in turns
@@ -35,6 +41,8 @@ impl Command {
         match self {
             Self::Sparse(args) => sparse::run(args, format),
             Self::Dense(args) => dense::run(&args, format),
+            Self::Table(args) => table::run(&args, format),
+            Self::Train(args) => train::run(&args, format),
             Self::Floor(args) => floor::run(&args, format),
             Self::All(args) => all::run(&args, format),
             Self::Child => match downpour_bench::child_main() {

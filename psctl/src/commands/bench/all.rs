@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::floor::{self, DENSE_STEPS, Report, Standard, Workload};
 use super::place::Place;
-use super::require_correct;
+use super::{require_correct, train};
 use crate::output::{self, Format};
 
 /// Measure the standard workloads beside the floor.
@@ -34,18 +34,23 @@ pub(crate) struct Args {
     /// Which workloads
     #[arg(long, value_enum, value_name = "NAME", num_args = 1.., default_values_t = Workload::ALL)]
     workload: Vec<Workload>,
+    /// Train too: workload E, which needs downpour-worker and has no floor
+    #[arg(long)]
+    train: bool,
     /// How pulls and pushes of ours travel
     #[arg(long, value_name = "NAME", default_value = "framed", value_parser = ["framed", "grpc"])]
     transport: String,
     /// How often all steps are taken; the medians are reported
     #[arg(long, value_name = "COUNT", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     repeats: u32,
-    /// Three repeats instead, for a first impression
+    /// Three repeats instead, and one training, for a first impression
     #[arg(long, conflicts_with = "repeats")]
     quick: bool,
 }
 
 const QUICK_REPEATS: u32 = 3;
+/// Of trainings.
+const PASSES: u32 = 3;
 
 /// By workload.
 #[derive(Default, Serialize)]
@@ -85,7 +90,7 @@ impl Comparison {
                         format!("{:.3} GB/s", report.pull_gb_s)
                     }
                     Some(Report::Dense(report)) => format!("{:.3} GB/s", report.push_gb_s),
-                    None => String::new(),
+                    Some(Report::Train(_)) | None => String::new(),
                 }
             };
             vec![name.clone(), rate(&self.floor), rate(&self.ours), format!("{:.1} %", share * 1e2)]
@@ -107,13 +112,25 @@ pub(super) fn run(args: &Args, format: Format) -> anyhow::Result<()> {
         })?;
         comparison.add(floor, ours);
     }
+    if args.train {
+        let passes = if args.quick { 1 } else { PASSES };
+        let report = train::measure(&place, &train::Model::default(), None, passes, &interrupt)?;
+        comparison.ours.insert(report.workload.clone(), Report::Train(report));
+    }
     match format {
         Format::Json => output::json(&comparison)?,
-        Format::Table => output::line(&comparison.table())?,
+        Format::Table => {
+            output::line(&comparison.table())?;
+            if let Some(Report::Train(report)) = comparison.ours.get("E") {
+                output::line("")?;
+                output::properties(format, report, train::properties)?;
+            }
+        }
     }
     comparison.ours.iter().try_for_each(|(name, report)| match report {
         Report::Sparse(report) => require_correct(name, report.check_err, report.is_correct()),
         Report::Dense(report) => require_correct(name, report.check_err, report.is_correct()),
+        Report::Train(_) => Ok(()),
     })
 }
 

@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use downpour_bench::protocol::FloorServer;
 use downpour_bench::workload::{Dense, Sparse};
-use downpour_bench::{dense, floor, sparse};
+use downpour_bench::{dense, floor, sparse, train};
 use downpour_core::spec::BLOCK_FLOATS_DEFAULT;
 use downpour_psctl::local::Interrupt;
 use serde::Serialize;
@@ -86,12 +86,13 @@ pub(super) fn start(workload: &Standard, interrupt: &Interrupt) -> anyhow::Resul
     floor::Server::start(holds, move || not_interrupted(&interrupt))
 }
 
-/// What either kind of workload reports.
+/// What the kinds of workload report.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
 pub(super) enum Report {
     Sparse(sparse::Report),
     Dense(dense::Report),
+    Train(train::Report),
 }
 
 pub(super) fn run(args: &Args, format: Format) -> anyhow::Result<()> {
@@ -121,6 +122,7 @@ pub(super) fn run(args: &Args, format: Format) -> anyhow::Result<()> {
         output::properties(format, report, |report| match report {
             Report::Sparse(report) => super::sparse::properties(report),
             Report::Dense(report) => super::dense::properties(report),
+            Report::Train(report) => super::train::properties(report),
         })?;
         output::line("")?;
     }

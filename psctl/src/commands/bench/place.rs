@@ -1,6 +1,6 @@
 //! Which cluster is measured.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use downpour_bench::System;
@@ -86,6 +86,11 @@ impl Place {
             cluster.stop(STOP_DEADLINE).iter().for_each(|error| eprintln!("psctl: {error}"));
         }
         result
+    }
+
+    /// Where binaries are, if not beside psctl.
+    pub(super) fn bin_dir(&self) -> Option<&Path> {
+        self.bin_dir.as_deref()
     }
 
     fn start(&self, interrupt: &Interrupt) -> Result<LocalCluster, Error> {
