@@ -10,6 +10,8 @@ use downpour_core::mix::mix64;
 pub struct SortedSet {
     /// All 0 between calls, which means free: the key 0 is kept apart.
     slots: Vec<u64>,
+    /// Room for the keys while they are read out; what is in it means nothing between calls.
+    found: Vec<u64>,
 }
 
 impl SortedSet {
@@ -26,43 +28,51 @@ impl SortedSet {
         if self.slots.len() < needed {
             self.slots.resize(needed, 0);
         }
-        let mut zero = false;
+        if self.found.len() < all.len() + 2 {
+            self.found.resize(all.len() + 2, 0);
+        }
+        let (mut zero, mut end) = (false, homes);
         for key in all {
             if key == 0 {
                 zero = true;
             } else {
-                insert(&mut self.slots, (key >> shift) as usize, key);
+                let home = (key >> shift) as usize;
+                end = end.max(home + 1 + insert(&mut self.slots[home..], key));
             }
         }
-        keys.clear();
-        keys.resize(needed, 0);
         let mut count = usize::from(zero);
-        for slot in &mut self.slots[..needed] {
+        for slot in &mut self.slots[..end] {
             // Written in any case, so that there is no branch to mispredict; the next one overwrites a free slot's.
-            keys[count] = *slot;
+            self.found[count] = *slot;
             count += usize::from(*slot != 0);
             *slot = 0;
         }
-        keys.truncate(count);
+        if zero {
+            self.found[0] = 0;
+        }
+        keys.clear();
+        keys.extend_from_slice(&self.found[..count]);
     }
 }
 
-/// Keeps: a key lies at or after its home, no slot between is free, and keys rise with their slots.
+/// Keeps: a key lies at or after its home, the first of `slots`, no slot between is free, and keys rise with their slots. Returns the last slot that it
+/// looked at.
 #[inline]
-fn insert(slots: &mut [u64], home: usize, mut key: u64) {
-    for slot in &mut slots[home..] {
+fn insert(slots: &mut [u64], mut key: u64) -> usize {
+    for (at, slot) in slots.iter_mut().enumerate() {
         if *slot == key {
-            return;
+            return at;
         }
         if *slot == 0 {
             *slot = key;
-            return;
+            return at;
         }
         if *slot > key {
             // From here on everything moves by one; the next free slot ends it. A larger key is never equal to a later one.
             std::mem::swap(slot, &mut key);
         }
     }
+    unreachable!("the table has a free slot behind every key")
 }
 
 /// Unique ids in the order of their first appearance, which is enough for the floor.
