@@ -10,11 +10,12 @@
 //! The decisions are in [`shard`] and [`state`], which know no clock, no network and no async. *Where* a shard lives is the coordinator's to say:
 //! nothing here chooses a primary.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![warn(missing_docs)]
 
 mod accept;
 mod arena;
+mod bench_table;
 mod bounded;
 mod config;
 mod coordinators;
@@ -23,6 +24,7 @@ mod frames;
 mod hosted;
 #[cfg(test)]
 mod hostile;
+mod index;
 mod keeper;
 mod lease;
 mod life;
@@ -31,6 +33,7 @@ mod log;
 mod membership;
 mod metrics;
 mod pace;
+mod pool;
 mod promote;
 mod pull;
 mod push;
@@ -44,5 +47,6 @@ pub mod state;
 mod table;
 mod threads;
 
+pub use bench_table::main as bench_table;
 pub use config::Config;
 pub use server::run;
