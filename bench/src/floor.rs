@@ -42,7 +42,7 @@ impl Server {
         holds: FloorServer,
         check: impl FnMut() -> anyhow::Result<()> + 'static,
     ) -> anyhow::Result<Self> {
-        anyhow::ensure!(holds.dim.is_multiple_of(2), "--dim: the floor wants an even number");
+        anyhow::ensure!(holds.dim.is_multiple_of(4), "--dim: the floor wants a multiple of 4");
         let mut starting = Starting(Box::new(check));
         let (child, address) = Child::in_role("floor", &Role::Floor(holds), &mut starting)?;
         Ok(Self { child, address: address.unwrap_or_default(), check: starting.0 })

@@ -65,7 +65,7 @@ pub enum Role {
 pub struct FloorServer {
     /// Rows of the table.
     pub rows: u32,
-    /// Floats of a row: an even number.
+    /// Floats of a row: a multiple of 4.
     pub dim: u32,
     /// Of the dense tensor.
     pub dense_floats: usize,

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::{Context as _, ensure};
 
-use super::table::Table;
+use super::table::{QUAD, Table};
 use super::{PULL_DENSE, PULL_ROWS, PUSH_DENSE, PUSH_ROWS};
 use crate::protocol::{Answer, FloorServer, Inbox, say};
 use crate::workload::LEARNING_RATE;
@@ -45,7 +45,7 @@ fn connection(mut stream: TcpStream, parameters: &Parameters) -> anyhow::Result<
     stream.set_nodelay(true)?;
     let Parameters { table, dense } = parameters;
     let mut ids: Vec<u64> = Vec::new();
-    let mut words: Vec<u64> = Vec::new();
+    let mut quads: Vec<[f32; QUAD]> = Vec::new();
     let mut chunk = vec![0.0f32; CHUNK_FLOATS];
     loop {
         let mut header = [0u32; 2];
@@ -54,14 +54,14 @@ fn connection(mut stream: TcpStream, parameters: &Parameters) -> anyhow::Result<
         match operation {
             PULL_ROWS | PUSH_ROWS => {
                 ids.resize(count, 0);
-                words.resize(count * table.row_words(), 0);
+                quads.resize(count * table.row_quads(), [0.0; QUAD]);
                 stream.read_exact(bytemuck::cast_slice_mut(&mut ids))?;
                 if operation == PULL_ROWS {
-                    table.pull(&ids, &mut words);
-                    stream.write_all(bytemuck::cast_slice(&words))?;
+                    table.pull(&ids, &mut quads);
+                    stream.write_all(bytemuck::cast_slice(&quads))?;
                 } else {
-                    stream.read_exact(bytemuck::cast_slice_mut(&mut words))?;
-                    table.push(&ids, &words);
+                    stream.read_exact(bytemuck::cast_slice_mut(&mut quads))?;
+                    table.push(&ids, &quads);
                     stream.write_all(&[1])?;
                 }
             }
