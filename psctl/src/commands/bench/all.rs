@@ -81,19 +81,25 @@ impl Comparison {
     }
 
     fn table(&self) -> String {
-        let rows = self.share.iter().map(|(name, share)| {
-            let rate = |reports: &BTreeMap<String, Report>| {
-                let (workload, direction) = name.split_once("-p").unwrap_or((name, ""));
-                match reports.get(workload) {
-                    Some(Report::Sparse(report)) => format!("{:.3} M rows/s", report.rows_s / 1e6),
-                    Some(Report::Dense(report)) if direction == "ull" => {
-                        format!("{:.3} GB/s", report.pull_gb_s)
-                    }
-                    Some(Report::Dense(report)) => format!("{:.3} GB/s", report.push_gb_s),
-                    Some(Report::Train(_)) | None => String::new(),
-                }
+        let pairs =
+            self.floor.iter().filter_map(|(name, floor)| Some((name, floor, self.ours.get(name)?)));
+        let rows = pairs.flat_map(|(name, floor, ours)| {
+            let row = |name: String, floor: f64, ours: f64, unit: &str| {
+                let rates = [floor, ours].map(|rate| format!("{rate:.3} {unit}"));
+                let share = self.share.get(&name).map(|share| format!("{:.1} %", share * 1e2));
+                let [floor, ours] = rates;
+                vec![name, floor, ours, share.unwrap_or_default()]
             };
-            vec![name.clone(), rate(&self.floor), rate(&self.ours), format!("{:.1} %", share * 1e2)]
+            match (floor, ours) {
+                (Report::Sparse(floor), Report::Sparse(ours)) => {
+                    vec![row(name.clone(), floor.rows_s / 1e6, ours.rows_s / 1e6, "M rows/s")]
+                }
+                (Report::Dense(floor), Report::Dense(ours)) => vec![
+                    row(format!("{name}-pull"), floor.pull_gb_s, ours.pull_gb_s, "GB/s"),
+                    row(format!("{name}-push"), floor.push_gb_s, ours.push_gb_s, "GB/s"),
+                ],
+                _ => Vec::new(),
+            }
         });
         output::table(&["WORKLOAD", ">FLOOR", ">OURS", ">SHARE"], rows)
     }
