@@ -80,7 +80,7 @@ pub enum Error {
     },
     /// A shard refused its part of a push for good; see [`crate::PushOutcome::applied`].
     #[error(
-        "shard {shard} refused the gradients of variable {}: {:?}",
+        "shard {shard} refused the gradients of variable {}: {}",
         refusal.variable,
         refusal.reason
     )]

@@ -53,17 +53,29 @@ pub struct DenseTensor<'a> {
 pub struct PushOutcome {
     /// The LSN that each shard gave (for a part that had been applied before: one at or after it).
     pub lsns: BTreeMap<ShardId, Lsn>,
-    /// Shards that refused their part for good, and why. The others applied theirs.
+    /// Shards that refused their part for good, and why: whole, or [in part](Refusal::partial). The others applied theirs.
     pub refusals: Vec<(ShardId, Refusal)>,
 }
 
 impl PushOutcome {
-    /// An error when a shard refused its part.
+    /// An error when a shard refused its part, or some of it.
     ///
     /// # Errors
     /// [`Error::PushRefused`] with the first refusal.
     pub fn applied(self) -> Result<Self, Error> {
         match self.refusals.first() {
+            Some(&(shard, refusal)) => Err(Error::PushRefused { shard, refusal }),
+            None => Ok(self),
+        }
+    }
+
+    /// An error when a shard refused its part as a whole. That a server has no memory for new keys is none: they stay in
+    /// [`refusals`](Self::refusals), all known keys were trained, and training may go on.
+    ///
+    /// # Errors
+    /// [`Error::PushRefused`] with the first of these refusals.
+    pub fn applied_to_known_keys(self) -> Result<Self, Error> {
+        match self.refusals.iter().find(|(_, refusal)| !refusal.partial()) {
             Some(&(shard, refusal)) => Err(Error::PushRefused { shard, refusal }),
             None => Ok(self),
         }

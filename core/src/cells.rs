@@ -3,6 +3,7 @@
 //! The cells are replicated state: they change only when a record is applied, so a retry after a failover is still recognised.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
 
 use crate::id::{Lsn, SessionId, VariableId};
 
@@ -13,7 +14,7 @@ pub const OUTCOME_WINDOW: u64 = 1024;
 /// not logged yet. Without a bound, made-up numbers of sessions would fill the memory.
 pub const CELLS_MAX: usize = 65_536;
 
-/// Why a push was consumed without being applied.
+/// Why a push was consumed without being applied, or not whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusalReason {
     /// A gradient is infinite or not a number.
@@ -22,6 +23,21 @@ pub enum RefusalReason {
     UnknownVariable,
     /// The update does not fit the variable's definition.
     WrongShape,
+    /// The server has no memory for keys that it does not know. Everything else of the push was applied.
+    MemoryLimit,
+}
+
+impl fmt::Display for RefusalReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotFinite => "a gradient is infinite or not a number",
+            Self::UnknownVariable => "the job has no such variable",
+            Self::WrongShape => "the update does not fit the variable's definition",
+            Self::MemoryLimit => {
+                "new keys were refused: the server is at its memory limit (known keys were trained)"
+            }
+        })
+    }
 }
 
 /// A permanent refusal: the number is consumed and the reason recorded.
@@ -31,6 +47,14 @@ pub struct Refusal {
     pub reason: RefusalReason,
     /// The first variable it is about.
     pub variable: VariableId,
+}
+
+impl Refusal {
+    /// Whether the rest of the push was applied.
+    #[must_use]
+    pub fn partial(&self) -> bool {
+        self.reason == RefusalReason::MemoryLimit
+    }
 }
 
 /// What a primary does with a push of this session and number.

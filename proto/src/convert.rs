@@ -437,6 +437,7 @@ impl From<Refusal> for v1::Refusal {
             RefusalReason::NotFinite => v1::RefusalReason::NotFinite,
             RefusalReason::UnknownVariable => v1::RefusalReason::UnknownVariable,
             RefusalReason::WrongShape => v1::RefusalReason::WrongShape,
+            RefusalReason::MemoryLimit => v1::RefusalReason::MemoryLimit,
         };
         v1::Refusal { reason: reason.into(), variable: refusal.variable.0 }
     }
@@ -450,6 +451,7 @@ impl TryFrom<v1::Refusal> for Refusal {
             v1::RefusalReason::NotFinite => RefusalReason::NotFinite,
             v1::RefusalReason::UnknownVariable => RefusalReason::UnknownVariable,
             v1::RefusalReason::WrongShape => RefusalReason::WrongShape,
+            v1::RefusalReason::MemoryLimit => RefusalReason::MemoryLimit,
             v1::RefusalReason::Unspecified => {
                 return Err(Invalid::new("refusal.reason", "is not given"));
             }

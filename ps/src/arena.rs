@@ -42,6 +42,11 @@ impl Arena {
         self.width
     }
 
+    /// Bytes of a row with its header.
+    pub(crate) fn row_bytes(&self) -> usize {
+        (HEADER_WORDS + self.width) * WORD_BYTES
+    }
+
     /// Rows so far.
     pub(crate) fn len(&self) -> usize {
         self.len

@@ -4,6 +4,9 @@ use clap::Args;
 use downpour_node::config::{Common, Options, Problem, check_host_port};
 use serde::{Deserialize, Serialize};
 
+/// A server without rows needs some tens of MiB.
+const MEMORY_LIMIT_MIN: u64 = 128 << 20;
+
 const DATA_THREADS_MAX: usize = 1024;
 
 /// A parameter server: holds shards, applies pushes, answers pulls
@@ -34,6 +37,9 @@ pub struct Config {
     /// Threads that serve connections of frames (pulls and pushes of our own clients); 0: as many as there are cores
     #[arg(long, value_name = "COUNT")]
     pub data_threads: usize,
+    /// Bytes that the process may have resident; near them keys without a row are refused, and training on the others goes on. 0: no limit
+    #[arg(long, value_name = "BYTES")]
+    pub memory_limit: u64,
     /// What every server has
     #[command(flatten)]
     #[serde(flatten)]
@@ -51,6 +57,7 @@ impl Default for Config {
             shard_log_bytes_max: 32 << 20,
             push_requests_max: 64,
             data_threads: 0,
+            memory_limit: 0,
             common: Common::default(),
         }
     }
@@ -86,6 +93,10 @@ impl Options for Config {
         if self.data_threads > DATA_THREADS_MAX {
             let problem = format!("must be at most {DATA_THREADS_MAX}");
             problems.push(Problem::new("data_threads", problem));
+        }
+        if (1..MEMORY_LIMIT_MIN).contains(&self.memory_limit) {
+            let problem = format!("must be at least {MEMORY_LIMIT_MIN}, or 0 for no limit");
+            problems.push(Problem::new("memory_limit", problem));
         }
         let zeros = positive.iter().filter(|(_, value)| *value == 0);
         problems.extend(zeros.map(|(field, _)| Problem::new(field, "must not be 0")));

@@ -23,6 +23,7 @@ use crate::hosted::ShardKey;
 use crate::lease::BootTime;
 use crate::life::{Life, Process};
 use crate::membership::Current;
+use crate::memory::Memory;
 use crate::metrics::ServerMetrics;
 use crate::shard::tests::fixture::{COUNTS, DENSE, EMBEDDING, route, server, view};
 use crate::{pull, push, replica};
@@ -33,6 +34,7 @@ pub(crate) fn serving() -> (Arc<Life>, Current) {
         config: Config::default(),
         coordinators: Coordinators::new(vec!["127.0.0.1:1".into()]).expect("an address"),
         metrics: ServerMetrics::new(&Registry::new()),
+        memory: Memory::unlimited(),
         shutdown: Shutdown::new(),
     };
     let life = Life::new(server(1), Arc::new(process));

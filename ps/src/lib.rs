@@ -31,6 +31,7 @@ mod life;
 mod link;
 mod log;
 mod membership;
+mod memory;
 mod metrics;
 mod pace;
 mod pool;

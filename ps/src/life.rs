@@ -26,9 +26,11 @@ use crate::coordinators::Coordinators;
 use crate::hosted::{Hosted, ShardKey};
 use crate::lease::{BootTime, Lease};
 use crate::link::Link;
+use crate::memory::Memory;
 use crate::metrics::ServerMetrics;
 use crate::promote;
 use crate::shard::{Declined, Redirect, Role, Shard};
+use crate::state::WithoutRoom;
 
 /// What the lives of one process share.
 #[derive(Debug)]
@@ -36,6 +38,7 @@ pub(crate) struct Process {
     pub(crate) config: Config,
     pub(crate) coordinators: Coordinators,
     pub(crate) metrics: ServerMetrics,
+    pub(crate) memory: Memory,
     pub(crate) shutdown: Shutdown,
 }
 
@@ -96,7 +99,8 @@ impl Life {
 
     /// Whether the records that are kept leave no room for more.
     pub(crate) fn log_is_full(&self) -> bool {
-        self.log_bytes.load(Ordering::Relaxed) >= self.process.config.log_bytes_max
+        let kept = self.log_bytes.load(Ordering::Relaxed);
+        kept >= self.process.config.log_bytes_max || (kept > 0 && self.process.memory.is_full())
     }
 
     /// What a request gets for a shard that is not here.
@@ -226,6 +230,9 @@ impl Life {
         let epoch = shard.epoch();
         drop(shard);
         self.process.metrics.not_stored_elements.inc_by(effects.not_stored);
+        if let Some(without_room) = effects.without_room {
+            self.count_refused(hosted.key, without_room);
+        }
         for member in members {
             self.link(member).mark(hosted.key);
         }
@@ -243,6 +250,18 @@ impl Life {
             self.drop_replica(hosted.key, epoch);
         }
         result
+    }
+
+    fn count_refused(&self, key: ShardKey, without_room: WithoutRoom) {
+        let (variable, example) = without_room.first;
+        let view = self.jobs.read().get(&key.job).cloned();
+        let variable = view.as_ref().and_then(|view| view.variables.get(variable.0 as usize - 1));
+        let name = variable.map_or("", |variable| variable.spec.name.as_str());
+        self.process.metrics.refused_keys.inc_by(without_room.keys);
+        let job = key.job;
+        self.process
+            .memory
+            .refused(without_room.keys, || format!("{example} of {name:?} of job {job}"));
     }
 
     fn drop_replica(self: &Arc<Self>, key: ShardKey, epoch: Epoch) {

@@ -12,6 +12,7 @@ pub(crate) struct ServerMetrics {
     pub(crate) pushed_bytes: IntCounter,
     pub(crate) parts: IntCounterVec,
     pub(crate) not_stored_elements: IntCounter,
+    pub(crate) refused_keys: IntCounter,
     pub(crate) promotions: IntCounter,
     pub(crate) removed_members: IntCounter,
     pub(crate) primaries: IntGauge,
@@ -48,6 +49,10 @@ impl ServerMetrics {
             not_stored_elements: counter(
                 "downpour_ps_not_stored_elements_total",
                 "Elements left as they were because their new values would not be finite",
+            ),
+            refused_keys: counter(
+                "downpour_ps_refused_keys_total",
+                "New keys that were refused because of the memory limit",
             ),
             promotions: counter(
                 "downpour_ps_promotions_total",
@@ -104,6 +109,7 @@ mod tests {
             "downpour_ps_push_parts_total",
             "downpour_ps_push_seconds",
             "downpour_ps_pushed_bytes_total",
+            "downpour_ps_refused_keys_total",
             "downpour_ps_removed_members_total",
             "downpour_ps_rows",
             "downpour_ps_unacknowledged_bytes",

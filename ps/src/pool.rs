@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -152,6 +153,13 @@ pub(crate) fn prefetch<T>(place: *const T) {
     let _ = place;
 }
 
+/// Bytes that all chunks and large slabs of the process have now.
+pub(crate) fn mapped_bytes() -> u64 {
+    MAPPED.load(Ordering::Relaxed)
+}
+
+static MAPPED: AtomicU64 = AtomicU64::new(0);
+
 #[derive(Clone, Copy, Debug)]
 enum Class {
     Page,
@@ -255,6 +263,7 @@ impl Mapping {
             let layout = std::alloc::Layout::from_size_align(bytes, CHUNK_BYTES);
             std::alloc::handle_alloc_error(layout.expect("chunks are a valid layout"));
         };
+        MAPPED.fetch_add(bytes as u64, Ordering::Relaxed);
         Mapping { start, bytes }
     }
 
@@ -271,6 +280,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        MAPPED.fetch_sub(self.bytes as u64, Ordering::Relaxed);
         // SAFETY: `new` got exactly this from `map`, and its users are gone.
         unsafe { sys::unmap(self.start, self.bytes) };
     }

@@ -145,8 +145,10 @@ impl Header {
             updates: updates.collect::<Result<_, _>>()?,
         };
         let lease = life.lease.holds();
-        let pushed = life
-            .with(&hosted, |shard| shard.push(Epoch(part.epoch), self.view_version, push, lease));
+        let room = life.process.memory.room();
+        let pushed = life.with(&hosted, |shard| {
+            shard.push(Epoch(part.epoch), self.view_version, push, lease, room)
+        });
         Ok(match pushed {
             Pushed::Logged(ticket) => PartState::Waits(Arc::clone(life), hosted, ticket),
             Pushed::Declined(declined) => PartState::Over(push_declined(declined)),

@@ -40,7 +40,7 @@ pub struct Push {
     pub sequence: u64,
     /// Steps that the session had finished.
     pub clock: u64,
-    /// Given: nothing changes but the session's cell.
+    /// Given: nothing changes but the session's cell; or, if it is partial, what was admitted is in `updates`.
     pub refusal: Option<Refusal>,
     /// Rising by variable.
     pub updates: Vec<Update>,
@@ -252,14 +252,15 @@ impl TryFrom<v1::PushRecord> for Push {
         if !updates.is_sorted_by(|a, b| a.variable < b.variable) {
             return Err(Invalid::new("record.push.updates", "do not strictly increase"));
         }
-        if push.refusal.is_some() && !updates.is_empty() {
+        let refusal = push.refusal.map(Refusal::try_from).transpose()?;
+        if refusal.is_some_and(|refusal| !refusal.partial()) && !updates.is_empty() {
             return Err(Invalid::new("record.push.updates", "are given although it was refused"));
         }
         Ok(Push {
             session: SessionId(push.session),
             sequence: push.sequence,
             clock: push.clock,
-            refusal: push.refusal.map(Refusal::try_from).transpose()?,
+            refusal,
             updates,
         })
     }

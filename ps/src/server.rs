@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::coordinators::Coordinators;
 use crate::life::Process;
 use crate::membership::{self, Current};
+use crate::memory::Memory;
 use crate::metrics::ServerMetrics;
 use crate::threads::DataThreads;
 use crate::{replica, service};
@@ -45,7 +46,14 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
     let coordinators = Coordinators::new(config.coordinators.clone())?;
     let metrics = ServerMetrics::new(&node.registry);
     let shutdown = node.shutdown.clone();
-    let process = Arc::new(Process { config, coordinators, metrics, shutdown });
+    let memory = Memory::new(config.memory_limit, config.data_threads())?;
+    let process = Arc::new(Process { config, coordinators, metrics, memory, shutdown });
+    if process.memory.is_limited() {
+        let (process, token) = (Arc::clone(&process), node.shutdown.token());
+        node.shutdown.spawn("memory", async move {
+            token.run_until_cancelled(process.memory.watch()).await;
+        });
+    }
     let current: Current = Arc::new(ArcSwapOption::empty());
 
     let seen = Arc::clone(&current);

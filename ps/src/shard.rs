@@ -26,7 +26,7 @@ pub use replication::{Ack, Batch, FetchRefused, Incoming, Room};
 
 use crate::log::Log;
 use crate::record::{Body, Push, Record};
-use crate::state::{Identity, ShardState, extends};
+use crate::state::{Identity, ShardState, WithoutRoom, extends};
 
 /// One replica of one shard.
 ///
@@ -79,6 +79,8 @@ pub struct Effects {
     pub serving: bool,
     /// Elements that were left as they were because their new values would not be finite.
     pub not_stored: u64,
+    /// New keys that were refused.
+    pub without_room: Option<WithoutRoom>,
 }
 
 /// Who a request should have gone to.
@@ -281,8 +283,15 @@ impl Shard {
         (std::mem::replace(&mut self.state, empty), std::mem::take(&mut self.log))
     }
 
-    /// A push, in the order of its stream. `lease`: this server holds its lease now.
-    pub fn push(&mut self, epoch: Epoch, view_version: u64, push: Push, lease: bool) -> Pushed {
+    /// A push, in the order of its stream. `lease`: this server holds its lease now. `room`: bytes that new rows may take.
+    pub fn push(
+        &mut self,
+        epoch: Epoch,
+        view_version: u64,
+        push: Push,
+        lease: bool,
+        room: u64,
+    ) -> Pushed {
         let alone = match self.serving(epoch, lease) {
             Ok(set) => set.is_empty(),
             Err(declined) => return Pushed::Declined(declined),
@@ -307,7 +316,8 @@ impl Shard {
         if !alone && self.log.bytes() >= self.log_bytes_max {
             return Pushed::Declined(Declined::Retry(RetryReason::Overloaded));
         }
-        let push = self.state.resolve(push);
+        let (push, without_room) = self.state.resolve(push, room);
+        self.effects.without_room = without_room;
         let refusal = push.refusal;
         let lsn = self.append(Body::Push(push));
         Pushed::Logged(Ticket { epoch, lsn, repeated: false, refusal })

@@ -2,14 +2,14 @@
 //!
 //! A primary [resolves](ShardState::resolve) a push into a closed record; primary and backups alike [apply](ShardState::apply) it.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use downpour_core::cells::{ClosedSessions, Refusal, RefusalReason, SessionCells, Verdict};
 use downpour_core::id::{Lsn, ShardId, VariableId};
 use downpour_core::lineage::Lineage;
 use downpour_core::mix::{mix64, salt};
 use downpour_core::spec::{Shape, Variable};
-use downpour_core::tensor_bytes::all_finite;
-use downpour_proto::tensor::Keys;
+use downpour_core::tensor_bytes::{FLOAT_BYTES, all_finite};
+use downpour_proto::tensor::{KEY_BYTES, Keys};
 use thiserror::Error;
 
 use crate::dense::{Dense, Place};
@@ -59,6 +59,15 @@ enum Parameters {
 pub struct Applied {
     /// Elements left as they were because they would not be finite.
     pub not_stored: u64,
+}
+
+/// New keys of a push that found no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WithoutRoom {
+    /// How many.
+    pub keys: u64,
+    /// The first of them, with its table.
+    pub first: (VariableId, u64),
 }
 
 /// A record that does not belong here. Nothing was changed; a backup that meets one cannot follow its primary any more.
@@ -165,21 +174,58 @@ impl ShardState {
         self.variables.iter().map(bytes).sum()
     }
 
-    /// Decides everything about a push: refused as a whole, or which learning rate, step count and powers each update has. Reads only.
+    /// Decides everything about a push: refused as a whole, or which learning rate, step count and powers each update has, and which new keys fit into
+    /// `room`, the bytes that new rows may take. Reads only.
     #[must_use]
-    pub fn resolve(&self, mut push: Push) -> Push {
+    pub fn resolve(&self, mut push: Push, room: u64) -> (Push, Option<WithoutRoom>) {
         let clock = self.clock.max(push.clock);
         for update in &mut push.updates {
             if let Err(reason) = self.check(update, Finite::Required) {
                 let refusal = Refusal { reason, variable: update.variable };
-                return Push { refusal: Some(refusal), updates: Vec::new(), ..push };
+                return (Push { refusal: Some(refusal), updates: Vec::new(), ..push }, None);
             }
             if let Some(variable) = self.variable(update.variable) {
                 update.step = variable.steps + 1;
                 update.scalars = variable.variable.spec.optimizer.scalars(update.step, clock);
             }
         }
-        push
+        let without_room = self.admit(&mut push, room);
+        (push, without_room)
+    }
+
+    /// Takes the new keys that do not fit into `room` out of a push, and has it say so.
+    fn admit(&self, push: &mut Push, mut room: u64) -> Option<WithoutRoom> {
+        let most = |update: &Update| match (self.table(update.variable), &update.change) {
+            (Some(table), Change::Rows { keys, .. }) => {
+                Keys::trusted(keys).len() as u64 * table.row_cost()
+            }
+            _ => 0,
+        };
+        if push.updates.iter().map(most).sum::<u64>() <= room {
+            return None;
+        }
+        let mut without_room: Option<WithoutRoom> = None;
+        push.updates.retain_mut(|update| {
+            let variable = update.variable;
+            let (Some(table), Change::Rows { keys, gradients }) =
+                (self.table(variable), &mut update.change)
+            else {
+                return true;
+            };
+            let refused = table.without_room(Keys::trusted(keys), &mut room);
+            let Some(&first) = refused.first() else { return true };
+            let first = Keys::trusted(keys).iter().nth(first).unwrap_or_default();
+            let sum = without_room.get_or_insert(WithoutRoom { keys: 0, first: (variable, first) });
+            sum.keys += refused.len() as u64;
+            *keys = without(keys, KEY_BYTES, &refused);
+            *gradients = without(gradients, table.dim() * FLOAT_BYTES, &refused);
+            !keys.is_empty()
+        });
+        push.refusal = without_room.map(|WithoutRoom { first: (variable, _), .. }| Refusal {
+            reason: RefusalReason::MemoryLimit,
+            variable,
+        });
+        without_room
     }
 
     /// Applies the next record of the log.
@@ -285,6 +331,13 @@ impl ShardState {
         self.variables.get((id.0 as usize).checked_sub(1)?)
     }
 
+    fn table(&self, id: VariableId) -> Option<&Table> {
+        match &self.variable(id)?.parameters {
+            Parameters::Table(table) => Some(table),
+            Parameters::Dense(_) => None,
+        }
+    }
+
     fn variable_mut(&mut self, id: VariableId) -> Option<&mut VariableState> {
         self.variables.get_mut((id.0 as usize).checked_sub(1)?)
     }
@@ -334,7 +387,7 @@ impl ShardState {
             let Some(variable) = self.variable_mut(update.variable) else { continue };
             applied.not_stored += variable.apply(update, lsn);
         }
-        if push.refusal.is_none() {
+        if push.refusal.is_none_or(|refusal| refusal.partial()) {
             self.clock = self.clock.max(push.clock);
         }
         self.cells.record(push.session, push.sequence, lsn, push.refusal);
@@ -363,6 +416,18 @@ impl ShardState {
 pub fn extends(new: &ClosedSessions, old: &ClosedSessions) -> bool {
     let opens_again = |session| old.contains(session);
     new.high_water >= old.high_water && !new.open.iter().any(|&session| opens_again(session))
+}
+
+/// Items of `width` bytes without those at `places`, which rise.
+fn without(items: &[u8], width: usize, places: &[usize]) -> Bytes {
+    let mut rest = Vec::with_capacity(items.len() - places.len() * width);
+    let mut start = 0;
+    for place in places {
+        rest.extend_from_slice(&items[start..place * width]);
+        start = (place + 1) * width;
+    }
+    rest.extend_from_slice(&items[start..]);
+    rest.into()
 }
 
 /// Whether a check reads every float.
@@ -452,7 +517,7 @@ mod tests {
         let body = Some(v1::update::Body::Rows(update));
         let update = Update::unresolved(v1::Update { variable: 1, body }).expect("a body");
         let push = Push { session, sequence, clock, refusal: None, updates: vec![update] };
-        let push = state.resolve(push);
+        let (push, _) = state.resolve(push, u64::MAX);
         let learning_rate = push.updates.first().map(|update| update.scalars.learning_rate);
         log(state, Body::Push(push));
         learning_rate

@@ -22,6 +22,9 @@ use crate::index::{Index, NONE};
 /// Keys by which each stage of a lookup is ahead of the next.
 const GROUP: usize = 16;
 
+/// Bytes of a row in the index, at most (measured by its tests).
+const INDEX_ROW_BYTES: u64 = 8;
+
 /// The rows of one table on one shard.
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -122,6 +125,26 @@ impl Table {
         skipped
     }
 
+    /// Bytes that a new row costs, its place in the index included.
+    pub(crate) fn row_cost(&self) -> u64 {
+        self.arena.row_bytes() as u64 + INDEX_ROW_BYTES
+    }
+
+    /// Places in `keys` of those that have no row and for which `room`, in bytes, is too small. Takes what the others cost from `room`.
+    pub(crate) fn without_room(&self, keys: Keys<'_>, room: &mut u64) -> Vec<usize> {
+        let cost = self.row_cost();
+        let mut refused = Vec::new();
+        for (place, key) in keys.iter().enumerate() {
+            if self.find(key).is_none() {
+                match room.checked_sub(cost) {
+                    Some(left) => *room = left,
+                    None => refused.push(place),
+                }
+            }
+        }
+        refused
+    }
+
     /// Hands the canonical encoding to `sink`: by rising key, header and floats of each row.
     pub(crate) fn encode(&self, sink: &mut impl FnMut(u64)) {
         let mut rows: Vec<(u64, u32)> =
@@ -140,7 +163,11 @@ impl Table {
         if lookup.row != NONE && self.arena.key(lookup.row) == lookup.key {
             return Some(lookup.row);
         }
-        self.index.find(lookup.hash, |row| self.arena.key(row) == lookup.key)
+        self.find(lookup.key)
+    }
+
+    fn find(&self, key: u64) -> Option<u32> {
+        self.index.find(self.hash(key), |row| self.arena.key(row) == key)
     }
 
     fn create(&mut self, lookup: &Lookup) -> u32 {

@@ -1,5 +1,7 @@
 //! Servers over real gRPC, under a coordinator that does what the test says.
 
+#[path = "servers/memory.rs"]
+mod memory;
 mod support;
 
 use std::time::Duration;

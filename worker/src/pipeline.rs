@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use downpour_client::{
     DenseCache, DenseTensor, PushBatch, PushOutcome, RowGradients, Session, TableRows,
 };
+use downpour_core::cells::Refusal;
 use downpour_core::id::VariableId;
 use tokio::sync::{mpsc, oneshot};
 
@@ -34,6 +35,8 @@ pub(crate) struct Loaded {
 pub(crate) struct Finished {
     /// How many records were applied between its pull and itself: the mean over the shards that it touched.
     pub(crate) staleness: f64,
+    /// A server had no memory for some of its new keys.
+    pub(crate) refused: Option<Refusal>,
 }
 
 /// What a step asks for, in the order of the caller's calls.
@@ -95,7 +98,8 @@ impl Traffic {
                 Some(Command::Push(push)) => {
                     let pulled = open.pop_front().unwrap_or_default();
                     let outcome = self.push(&push).await?;
-                    finished.push(Finished { staleness: staleness(&pulled, &outcome) });
+                    let refused = outcome.refusals.first().map(|(_, refusal)| *refusal);
+                    finished.push(Finished { staleness: staleness(&pulled, &outcome), refused });
                 }
                 Some(Command::Lookup { table, keys, reply }) => {
                     // Nobody waits for the reply any more when the step was dropped meanwhile.
@@ -136,7 +140,7 @@ impl Traffic {
             dense: dense.collect(),
             values: Vec::new(),
         };
-        Ok(self.session.push(&batch).await?.await?.applied()?)
+        Ok(self.session.push(&batch).await?.await?.applied_to_known_keys()?)
     }
 }
 

@@ -62,6 +62,7 @@ struct Line {
     zero_share: f64,
     not_finite_share: f64,
     skipped_steps: u64,
+    partly_refused_pushes: u64,
     staleness: Option<f64>,
     samples_per_s: f64,
     wall_s: f64,
@@ -97,6 +98,7 @@ struct Window {
     gradients: GradientStats,
     staleness: Mean,
     skipped: u64,
+    partly_refused: u64,
 }
 
 impl Window {
@@ -110,6 +112,7 @@ impl Window {
             gradients: GradientStats::default(),
             staleness: Mean::default(),
             skipped: 0,
+            partly_refused: 0,
         }
     }
 }
@@ -168,7 +171,15 @@ impl Recorder {
 
     /// Pushes that were acknowledged.
     pub(crate) fn finished(&mut self, finished: &[Finished]) {
-        finished.iter().for_each(|push| self.window.staleness.add(push.staleness, 1.0));
+        for push in finished {
+            self.window.staleness.add(push.staleness, 1.0);
+            let Some(refusal) = push.refused else { continue };
+            // Once in every line, not once in every step.
+            if self.window.partly_refused == 0 {
+                tracing::warn!(clock = self.clock, variable = %refusal.variable, "{}", refusal.reason);
+            }
+            self.window.partly_refused += 1;
+        }
     }
 
     /// A step that was left out because of a number that is not finite.
@@ -204,6 +215,7 @@ impl Recorder {
             zero_share: share(window.gradients.zeros),
             not_finite_share: share(window.gradients.not_finite),
             skipped_steps: window.skipped,
+            partly_refused_pushes: window.partly_refused,
             staleness: window.staleness.value(),
             samples_per_s,
             wall_s: self.started.elapsed().as_secs_f64(),

@@ -16,6 +16,7 @@ use super::report::{Measured, Rate};
 use super::stores::{Boxes, Indexed, Inline, Rules, Store, Winner};
 use super::{Args, Ids, Variant};
 use crate::arena::Arena;
+use crate::memory::resident_bytes;
 
 /// As many as a job has where nothing else is said.
 pub(super) const SHARDS: usize = 64;
@@ -250,10 +251,4 @@ fn gradients(count: usize) -> Vec<u8> {
 fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
-
-fn resident_bytes() -> anyhow::Result<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").context("read /proc/self/statm")?;
-    let pages = statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
-    Ok(pages.context("resident pages in /proc/self/statm")? * rustix::param::page_size() as u64)
 }

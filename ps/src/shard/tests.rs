@@ -54,6 +54,33 @@ fn a_gap_is_refused_and_names_the_expected_number() {
 }
 
 #[test]
+fn without_room_new_keys_are_left_out_on_every_member_and_known_keys_are_trained() {
+    let [mut primary, mut backup] = cluster();
+    push(&mut primary, counting(1, &[5, 9]));
+    let room = |shard: &mut Shard, push, room| shard.push(Epoch(1), 1, push, true, room);
+    // Room for one of the four new keys; the table before it has none of them to refuse.
+    let embedding = rows(EMBEDDING, 3, &[5], 0.5);
+    let both = vec![rows(COUNTS, 1, &[1, 5, 7, 9, 11], 1.0), embedding];
+    let cost = 16 + 4 + 8;
+    let pushed = ticket(room(&mut primary, push_of(SESSION, 2, both), cost));
+    let refusal = Refusal { reason: RefusalReason::MemoryLimit, variable: COUNTS };
+    assert_eq!(pushed.refusal, Some(refusal));
+    let told = primary.take_effects().without_room;
+    assert_eq!(told, Some(WithoutRoom { keys: 3, first: (COUNTS, 7) }));
+    let none = ticket(room(&mut primary, counting(3, &[12]), 0));
+    assert_eq!(none.refusal, Some(refusal), "a push of which nothing is left is consumed too");
+    let known = ticket(room(&mut primary, counting(4, &[1, 5]), 0));
+    assert_eq!(known.refusal, None);
+    let counts = |shard: &Shard| [1, 5, 7, 9, 11, 12].map(|key| count(shard, key));
+    assert_eq!(counts(&primary), [2.0, 3.0, 0.0, 2.0, 0.0, 0.0]);
+    replicate(&mut primary, &mut backup);
+    assert_eq!(encoded(&primary), encoded(&backup));
+    let repeat = ticket(push(&mut primary, counting(2, &[7])));
+    assert_eq!((repeat.repeated, repeat.refusal), (true, Some(refusal)));
+    assert_eq!(primary.state().rows(), 3, "and nothing was made for the others");
+}
+
+#[test]
 fn a_refused_push_consumes_its_number_on_every_member() {
     let [mut primary, mut backup] = cluster();
     let nan = push_of(SESSION, 1, vec![rows(COUNTS, 1, &[5], f32::NAN)]);
@@ -136,7 +163,7 @@ fn a_push_is_not_acknowledged_by_fewer_members_than_min_in_sync_nor_is_its_repea
 fn a_primary_that_is_alone_neither_applies_nor_acknowledges_nor_answers_pulls_without_a_lease() {
     let [mut primary] = cluster();
     let epoch = primary.epoch();
-    let declined = primary.push(epoch, 1, counting(1, &[5]), false);
+    let declined = primary.push(epoch, 1, counting(1, &[5]), false, u64::MAX);
     assert_eq!(declined, retry(RetryReason::NoLease));
     let pushed = ticket(push(&mut primary, counting(1, &[5])));
     let without = Declined::Retry(RetryReason::NoLease);
@@ -148,7 +175,7 @@ fn a_primary_that_is_alone_neither_applies_nor_acknowledges_nor_answers_pulls_wi
 #[test]
 fn a_primary_with_a_backup_needs_no_lease() {
     let [mut primary, mut backup] = cluster();
-    let pushed = ticket(primary.push(Epoch(1), 1, counting(1, &[5]), false));
+    let pushed = ticket(primary.push(Epoch(1), 1, counting(1, &[5]), false, u64::MAX));
     replicate(&mut primary, &mut backup);
     assert_eq!(primary.settle(&pushed, false), Settled::Acknowledged);
 }
@@ -221,9 +248,9 @@ fn a_closed_session_is_refused_for_ever_also_by_the_next_primary() {
 #[test]
 fn a_request_of_a_newer_view_or_epoch_waits_until_the_server_heard_of_it() {
     let [mut primary] = cluster();
-    let ahead = primary.push(Epoch(1), 2, counting(1, &[5]), true);
+    let ahead = primary.push(Epoch(1), 2, counting(1, &[5]), true, u64::MAX);
     assert_eq!(ahead, retry(RetryReason::NotReady));
-    let ahead = primary.push(Epoch(2), 1, counting(1, &[5]), true);
+    let ahead = primary.push(Epoch(2), 1, counting(1, &[5]), true, u64::MAX);
     assert_eq!(ahead, retry(RetryReason::NotReady));
     assert!(matches!(push(&mut primary, counting(1, &[5])), Pushed::Logged(_)));
 }
@@ -286,7 +313,7 @@ fn a_fenced_primary_sends_its_clients_to_the_candidate() {
     let pushed = ticket(push(&mut primary, counting(1, &[5])));
     primary.fence(Epoch(2), server(2));
     assert_eq!(primary.settle(&pushed, true), Settled::Declined(redirect(2, 2)));
-    let late = primary.push(Epoch(1), 1, counting(2, &[5]), true);
+    let late = primary.push(Epoch(1), 1, counting(2, &[5]), true, u64::MAX);
     assert_eq!(late, Pushed::Declined(redirect(2, 2)));
 }
 
@@ -400,7 +427,7 @@ fn a_request_of_an_older_epoch_is_redirected_also_by_the_same_server_in_a_newer_
     primary.on_view(view(1, route(3, 2, 1, &[1])));
     let declined = redirect(3, 1);
     assert_eq!(primary.settle(&pushed, true), Settled::Declined(declined));
-    let late = primary.push(Epoch(1), 1, counting(2, &[5]), true);
+    let late = primary.push(Epoch(1), 1, counting(2, &[5]), true, u64::MAX);
     assert_eq!(late, Pushed::Declined(declined));
     assert_eq!(primary.read(Epoch(1), true).err(), Some(declined));
 }

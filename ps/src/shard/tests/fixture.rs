@@ -169,7 +169,7 @@ pub(crate) fn counting(sequence: u64, keys: &[u64]) -> Push {
 
 /// A push that names the epoch the replica is in, under a lease.
 pub(crate) fn push(shard: &mut Shard, push: Push) -> Pushed {
-    shard.push(shard.epoch(), 1, push, true)
+    shard.push(shard.epoch(), 1, push, true, u64::MAX)
 }
 
 pub(crate) fn ticket(pushed: Pushed) -> Ticket {
