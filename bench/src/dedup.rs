@@ -4,15 +4,21 @@ use downpour_core::mix::mix64;
 
 /// Unique keys in rising order, as the client wants them: `mix64` of each id.
 ///
-/// A hash table whose hash is the key's upper bits and whose chains are kept sorted, so that reading the table from one end to the other
-/// gives the keys in order and nothing is sorted afterwards. The price: keys that are not spread evenly make long chains; `mix64` spreads.
+/// Two passes of a radix sort order the keys by their upper [`SORTED_BITS`]; of evenly spread keys that leaves nearly none out of place, and they are put
+/// right while equal ones are dropped. No step has a branch that data decides (a hash set mispredicts one for every other key). The price: keys that are
+/// not spread evenly are put right one by one; `mix64` spreads.
 #[derive(Debug, Default)]
 pub struct SortedSet {
-    /// All 0 between calls, which means free: the key 0 is kept apart.
-    slots: Vec<u64>,
-    /// Room for the keys while they are read out; what is in it means nothing between calls.
-    found: Vec<u64>,
+    /// Keys in the order of the first pass, then of the second.
+    passes: [Vec<u64>; 2],
 }
+
+/// Bits that one pass sorts by.
+const PASS_BITS: u32 = 11;
+/// Bits that are sorted by.
+const SORTED_BITS: u32 = 2 * PASS_BITS;
+
+type Counts = [u32; 1 << PASS_BITS];
 
 impl SortedSet {
     /// Replaces `keys` by the unique keys of `ids`.
@@ -21,58 +27,56 @@ impl SortedSet {
     }
 
     fn collect(&mut self, all: impl ExactSizeIterator<Item = u64>, keys: &mut Vec<u64>) {
-        let homes = all.len().next_power_of_two().max(2);
-        let shift = u64::BITS - homes.trailing_zeros();
-        // The chain of the last home may need a slot for each key, and ends with a free one.
-        let needed = homes + all.len() + 1;
-        if self.slots.len() < needed {
-            self.slots.resize(needed, 0);
+        let [first, second] = &mut self.passes;
+        second.clear();
+        second.extend(all);
+        first.resize(second.len(), 0);
+        let (lower, upper) = (u64::BITS - SORTED_BITS, u64::BITS - PASS_BITS);
+        let mut counts: [Counts; 2] = [[0; 1 << PASS_BITS]; 2];
+        for &key in &*second {
+            counts[0][digit(key, lower)] += 1;
+            counts[1][digit(key, upper)] += 1;
         }
-        if self.found.len() < all.len() + 2 {
-            self.found.resize(all.len() + 2, 0);
-        }
-        let (mut zero, mut end) = (false, homes);
-        for key in all {
-            if key == 0 {
-                zero = true;
-            } else {
-                let home = (key >> shift) as usize;
-                end = end.max(home + 1 + insert(&mut self.slots[home..], key));
+        scatter(second, first, &mut counts[0], lower);
+        scatter(first, second, &mut counts[1], upper);
+        // Unique keys are gathered where the first pass was.
+        let mut count = 0;
+        let mut last = None;
+        for &key in &*second {
+            if last > Some(key) {
+                if let Err(at) = first[..count].binary_search(&key) {
+                    first[at..=count].rotate_right(1);
+                    first[at] = key;
+                    count += 1;
+                }
+                continue;
             }
-        }
-        let mut count = usize::from(zero);
-        for slot in &mut self.slots[..end] {
-            // Written in any case, so that there is no branch to mispredict; the next one overwrites a free slot's.
-            self.found[count] = *slot;
-            count += usize::from(*slot != 0);
-            *slot = 0;
-        }
-        if zero {
-            self.found[0] = 0;
+            // Written in any case, so that there is no branch to mispredict; the next one overwrites one that is not new.
+            first[count] = key;
+            count += usize::from(last != Some(key));
+            last = Some(key);
         }
         keys.clear();
-        keys.extend_from_slice(&self.found[..count]);
+        keys.extend_from_slice(&first[..count]);
     }
 }
 
-/// Keeps: a key lies at or after its home, the first of `slots`, no slot between is free, and keys rise with their slots. Returns the last slot that it
-/// looked at.
 #[inline]
-fn insert(slots: &mut [u64], mut key: u64) -> usize {
-    for (at, slot) in slots.iter_mut().enumerate() {
-        if *slot == key {
-            return at;
-        }
-        if *slot == 0 {
-            *slot = key;
-            return at;
-        }
-        if *slot > key {
-            // From here on everything moves by one; the next free slot ends it. A larger key is never equal to a later one.
-            std::mem::swap(slot, &mut key);
-        }
+fn digit(key: u64, shift: u32) -> usize {
+    (key >> shift) as usize % (1 << PASS_BITS)
+}
+
+/// Orders `from` by a digit into `to`; equal digits keep their order. `counts` holds how often each digit occurs.
+fn scatter(from: &[u64], to: &mut [u64], counts: &mut Counts, shift: u32) {
+    let mut start = 0;
+    for count in counts.iter_mut() {
+        start += std::mem::replace(count, start);
     }
-    unreachable!("the table has a free slot behind every key")
+    for &key in from {
+        let cursor = &mut counts[digit(key, shift)];
+        to[*cursor as usize] = key;
+        *cursor += 1;
+    }
 }
 
 /// Unique ids in the order of their first appearance, which is enough for the floor.
