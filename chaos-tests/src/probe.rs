@@ -32,7 +32,7 @@ pub fn counting_table(name: &str) -> VariableSpec {
     VariableSpec {
         name: name.into(),
         optimizer: OptimizerSpec::Sgd(Sgd { learning_rate: 1.0 }),
-        shape: Shape::Table(TableSpec { dim: 1, init: Init::Zeros, group: name.into() }),
+        shape: Shape::Table(TableSpec::new(1, Init::Zeros, name)),
     }
 }
 

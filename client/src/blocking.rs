@@ -130,7 +130,7 @@ impl Job {
         init: Init,
         optimizer: OptimizerSpec,
     ) -> Result<Table, Error> {
-        let shape = Shape::Table(TableSpec { dim, init, group: name.into() });
+        let shape = Shape::Table(TableSpec::new(dim, init, name));
         let spec = VariableSpec { name: name.into(), optimizer, shape };
         let variable = self.define(&spec)?.variable.id;
         Ok(Table { job: self.clone(), variable, dim: dim as usize })

@@ -43,6 +43,12 @@ impl DenseLayout {
         })
     }
 
+    /// Blocks of one shard, rising.
+    pub(crate) fn blocks_on(&self, shard: ShardId) -> &[u32] {
+        let at = self.shards.binary_search_by_key(&shard, |(shard, _)| *shard);
+        at.map_or(&[], |at| &self.shards[at].1)
+    }
+
     /// Where block `block` lies in the flat tensor.
     pub(crate) fn range(&self, block: u32) -> std::ops::Range<usize> {
         let start = block as usize * self.block_floats;

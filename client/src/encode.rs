@@ -1,9 +1,11 @@
 //! A push batch cut into the parts of its shards: keys and gradients are copied once, from the caller's slices into outgoing bytes.
 
-use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
 use downpour_core::id::{ShardId, VariableId};
+use downpour_core::row_format::RowFormat;
 use downpour_core::spec::Shape;
 use downpour_core::tensor_bytes::FLOAT_BYTES;
 use downpour_core::view::JobView;
@@ -12,7 +14,7 @@ use downpour_proto::transport::MESSAGE_BYTES_MAX;
 use downpour_proto::v1::{self, update::Body};
 
 use crate::Error;
-use crate::dense::Layouts;
+use crate::dense::{DenseLayout, Layouts};
 use crate::outbox::OutPart;
 use crate::partition::Partition;
 use crate::push::{DenseTensor, PushBatch, RowGradients};
@@ -21,21 +23,6 @@ use crate::push::{DenseTensor, PushBatch, RowGradients};
 const PART_BYTES: usize = 64;
 /// Room for what a message holds beside one part.
 const PART_BYTES_MAX: usize = MESSAGE_BYTES_MAX - (1 << 16);
-
-enum Source<'a> {
-    Rows(RowGradients<'a>),
-    Gradients(DenseTensor<'a>),
-    Values(DenseTensor<'a>),
-}
-
-impl Source<'_> {
-    fn variable(&self) -> VariableId {
-        match self {
-            Source::Rows(rows) => rows.variable,
-            Source::Gradients(dense) | Source::Values(dense) => dense.variable,
-        }
-    }
-}
 
 /// About how many bytes the parts of a batch will have.
 pub(crate) fn size(batch: &PushBatch<'_>) -> usize {
@@ -47,46 +34,190 @@ pub(crate) fn size(batch: &PushBatch<'_>) -> usize {
     rows.chain(dense.map(|dense| dense.floats.len() * FLOAT_BYTES + PART_BYTES)).sum()
 }
 
-/// The parts, by shard, cut off `out`: kept between pushes, it takes its memory back once they are acknowledged, and touching fresh memory
-/// costs more than the copy. Checks the batch against the job's variables.
-pub(crate) fn encode(
-    batch: &PushBatch<'_>,
-    view: &JobView,
-    layouts: &Layouts,
-    out: &mut BytesMut,
-) -> Result<Vec<OutPart>, Error> {
-    let rows = batch.rows.iter().map(|&rows| Source::Rows(rows));
-    let gradients = batch.dense.iter().map(|&dense| Source::Gradients(dense));
-    let values = batch.values.iter().map(|&dense| Source::Values(dense));
-    let mut sources: Vec<Source<'_>> = rows.chain(gradients).chain(values).collect();
-    sources.sort_unstable_by_key(Source::variable);
-    if let Some(pair) = sources.windows(2).find(|pair| pair[0].variable() == pair[1].variable()) {
-        let problem = format!("variable {} appears twice in one push", pair[0].variable());
-        return Err(Error::invalid("variable", problem));
+/// A batch that fits the job's variables. Its parts are made one after the other, so that the first are on their way while the others are made.
+#[derive(Debug)]
+pub(crate) struct Encoder<'a> {
+    /// Rising by variable.
+    sources: Vec<Source<'a>>,
+    shards: u32,
+}
+
+#[derive(Debug)]
+struct Source<'a> {
+    variable: VariableId,
+    what: What<'a>,
+}
+
+#[derive(Debug)]
+enum What<'a> {
+    Rows { rows: RowGradients<'a>, columns: Columns, partition: Partition },
+    Gradients { floats: &'a [f32], layout: Arc<DenseLayout> },
+    Values { floats: &'a [f32], layout: Arc<DenseLayout> },
+}
+
+impl<'a> Encoder<'a> {
+    /// Checks the whole batch.
+    ///
+    /// # Errors
+    /// Names what does not fit.
+    pub(crate) fn new(
+        batch: &PushBatch<'a>,
+        view: &JobView,
+        layouts: &Layouts,
+    ) -> Result<Self, Error> {
+        let layout = |dense: &DenseTensor<'a>| {
+            let layout = layouts.get(view, dense.variable)?;
+            check_floats("dense", dense.floats.len(), layout.floats)?;
+            Ok::<_, Error>(layout)
+        };
+        let mut sources =
+            Vec::with_capacity(batch.rows.len() + batch.dense.len() + batch.values.len());
+        for &rows in &batch.rows {
+            let columns = table(view, rows.variable)?;
+            check_floats("gradients", rows.gradients.len(), rows.keys.len() * columns.dim)?;
+            let partition = Partition::new(rows.keys, columns.salt, view.spec.shards)?;
+            let what = What::Rows { rows, columns, partition };
+            sources.push(Source { variable: rows.variable, what });
+        }
+        for dense in &batch.dense {
+            let what = What::Gradients { floats: dense.floats, layout: layout(dense)? };
+            sources.push(Source { variable: dense.variable, what });
+        }
+        for dense in &batch.values {
+            let what = What::Values { floats: dense.floats, layout: layout(dense)? };
+            sources.push(Source { variable: dense.variable, what });
+        }
+        sources.sort_unstable_by_key(|source| source.variable);
+        if let Some(pair) = sources.windows(2).find(|pair| pair[0].variable == pair[1].variable) {
+            let problem = format!("variable {} appears twice in one push", pair[0].variable);
+            return Err(Error::invalid("variable", problem));
+        }
+        let encoder = Encoder { sources, shards: view.spec.shards };
+        for shard in (0..encoder.shards).map(ShardId) {
+            check_part(shard, encoder.bytes(shard))?;
+        }
+        Ok(encoder)
     }
-    out.clear();
-    out.reserve(size(batch));
-    let mut parts = BTreeMap::new();
-    for source in sources {
-        match source {
-            Source::Rows(rows) => encode_rows(&rows, view, &mut parts, out)?,
-            Source::Gradients(dense) => {
-                encode_dense(&dense, view, layouts, &mut parts, out, Body::Gradients)?;
+
+    /// The parts of the next shards of `left`, at most about `bytes`, cut off `out`.
+    pub(crate) fn parts(
+        &self,
+        left: &mut Range<u32>,
+        bytes: usize,
+        out: &mut BytesMut,
+    ) -> Vec<OutPart> {
+        let (mut parts, mut sum) = (Vec::new(), 0);
+        while let Some(shard) = left.next().map(ShardId) {
+            let part_bytes = self.bytes(shard);
+            if part_bytes > 0 {
+                let updates = self.sources.iter().filter_map(|source| source.update(shard, out));
+                let updates = updates.collect();
+                parts.push(OutPart { shard, updates, bytes: part_bytes });
             }
-            Source::Values(dense) => {
-                encode_dense(&dense, view, layouts, &mut parts, out, Body::Values)?;
+            sum += part_bytes;
+            let next = if Range::is_empty(left) { 0 } else { self.bytes(ShardId(left.start)) };
+            if sum > 0 && sum + next > bytes {
+                break;
+            }
+        }
+        parts
+    }
+
+    /// All shards of the job.
+    pub(crate) fn shards(&self) -> Range<u32> {
+        0..self.shards
+    }
+
+    /// Bytes of a shard's part; 0 where there is none.
+    fn bytes(&self, shard: ShardId) -> usize {
+        let updates = self.sources.iter().map(|source| source.bytes(shard));
+        let sum: usize = updates.filter(|&bytes| bytes > 0).map(|bytes| bytes + PART_BYTES).sum();
+        if sum == 0 { 0 } else { sum + PART_BYTES }
+    }
+}
+
+impl Source<'_> {
+    /// Bytes of its tensors for a shard.
+    fn bytes(&self, shard: ShardId) -> usize {
+        match &self.what {
+            What::Rows { columns, partition, .. } => {
+                let row_bytes = KEY_BYTES + columns.format.row_bytes(columns.dim);
+                partition.on(shard).len() * row_bytes
+            }
+            What::Gradients { layout, .. } | What::Values { layout, .. } => {
+                layout.floats_of(layout.blocks_on(shard)) * FLOAT_BYTES
             }
         }
     }
-    Ok(parts.into_values().collect())
+
+    fn update(&self, shard: ShardId, out: &mut BytesMut) -> Option<v1::Update> {
+        let body = match &self.what {
+            What::Rows { rows, columns, partition } => {
+                let positions = partition.on(shard);
+                if positions.is_empty() {
+                    return None;
+                }
+                for &position in positions {
+                    out.put_u64_le(rows.keys[position as usize]);
+                }
+                let keys = out.split().freeze();
+                put_rows(out, columns.format, rows.gradients, columns.dim, positions);
+                Body::Rows(v1::RowGradients { keys, gradients: out.split().freeze() })
+            }
+            What::Gradients { floats, layout } => {
+                Body::Gradients(dense_blocks(floats, layout, shard, out)?)
+            }
+            What::Values { floats, layout } => {
+                Body::Values(dense_blocks(floats, layout, shard, out)?)
+            }
+        };
+        Some(v1::Update { variable: self.variable.0, body: Some(body) })
+    }
 }
 
-/// Dimension and salt of a table; names what is wrong otherwise.
-pub(crate) fn table(view: &JobView, id: VariableId) -> Result<(usize, u64), Error> {
+fn dense_blocks(
+    floats: &[f32],
+    layout: &DenseLayout,
+    shard: ShardId,
+    out: &mut BytesMut,
+) -> Option<v1::DenseBlocks> {
+    let blocks = layout.blocks_on(shard);
+    for &block in blocks {
+        put_floats(out, &floats[layout.range(block)]);
+    }
+    let values = out.split().freeze();
+    (!blocks.is_empty()).then(|| v1::DenseBlocks { blocks: blocks.to_vec(), values })
+}
+
+fn check_part(shard: ShardId, bytes: usize) -> Result<(), Error> {
+    if bytes > PART_BYTES_MAX {
+        let problem = format!(
+            "{bytes} bytes for shard {shard}, at most {PART_BYTES_MAX} fit into a message: push less at once or give the job more shards"
+        );
+        return Err(Error::invalid("gradients", problem));
+    }
+    Ok(())
+}
+
+/// What is to be known of a table to move its rows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Columns {
+    pub(crate) dim: usize,
+    /// Of its group.
+    pub(crate) salt: u64,
+    pub(crate) format: RowFormat,
+}
+
+/// A table of the job; names what is wrong otherwise.
+pub(crate) fn table(view: &JobView, id: VariableId) -> Result<Columns, Error> {
     let variable = view.variable(id);
     let variable = variable.ok_or_else(|| unknown(id))?;
     match &variable.spec.shape {
-        Shape::Table(table) => Ok((table.dim as usize, variable.spec.routing_salt())),
+        Shape::Table(table) => Ok(Columns {
+            dim: table.dim as usize,
+            salt: variable.spec.routing_salt(),
+            format: table.row_format,
+        }),
         Shape::Dense(_) => {
             let problem = format!("{:?} is dense, not a table", variable.spec.name);
             Err(Error::invalid("variable", problem))
@@ -106,72 +237,6 @@ pub(crate) fn check_floats(field: &'static str, has: usize, needs: usize) -> Res
     Err(Error::invalid(field, format!("has {has} floats, {needs} are needed")))
 }
 
-fn encode_rows(
-    rows: &RowGradients<'_>,
-    view: &JobView,
-    parts: &mut BTreeMap<ShardId, OutPart>,
-    out: &mut BytesMut,
-) -> Result<(), Error> {
-    let (dim, salt) = table(view, rows.variable)?;
-    check_floats("gradients", rows.gradients.len(), rows.keys.len() * dim)?;
-    let partition = Partition::new(rows.keys, salt, view.spec.shards)?;
-    for (shard, positions) in partition.shards() {
-        for &position in positions {
-            out.put_u64_le(rows.keys[position as usize]);
-        }
-        let keys = out.split().freeze();
-        put_rows(out, rows.gradients, dim, positions);
-        let gradients = out.split().freeze();
-        let bytes = keys.len() + gradients.len();
-        let body = Body::Rows(v1::RowGradients { keys, gradients });
-        add(parts, shard, rows.variable, body, bytes)?;
-    }
-    Ok(())
-}
-
-fn encode_dense(
-    dense: &DenseTensor<'_>,
-    view: &JobView,
-    layouts: &Layouts,
-    parts: &mut BTreeMap<ShardId, OutPart>,
-    out: &mut BytesMut,
-    body: impl Fn(v1::DenseBlocks) -> Body,
-) -> Result<(), Error> {
-    let layout = layouts.get(view, dense.variable)?;
-    check_floats("dense", dense.floats.len(), layout.floats)?;
-    for (shard, blocks) in &layout.shards {
-        for &block in blocks {
-            put_floats(out, &dense.floats[layout.range(block)]);
-        }
-        let values = out.split().freeze();
-        let bytes = values.len();
-        let blocks = v1::DenseBlocks { blocks: blocks.clone(), values };
-        add(parts, *shard, dense.variable, body(blocks), bytes)?;
-    }
-    Ok(())
-}
-
-fn add(
-    parts: &mut BTreeMap<ShardId, OutPart>,
-    shard: ShardId,
-    variable: VariableId,
-    body: Body,
-    bytes: usize,
-) -> Result<(), Error> {
-    let empty = || OutPart { shard, updates: Vec::new(), bytes: PART_BYTES };
-    let part = parts.entry(shard).or_insert_with(empty);
-    part.bytes += bytes + PART_BYTES;
-    if part.bytes > PART_BYTES_MAX {
-        let problem = format!(
-            "{} bytes for shard {shard}, at most {PART_BYTES_MAX} fit into a message: push less at once or give the job more shards",
-            part.bytes
-        );
-        return Err(Error::invalid("gradients", problem));
-    }
-    part.updates.push(v1::Update { variable: variable.0, body: Some(body) });
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,7 +253,7 @@ mod tests {
 
     /// Variable 1 is a table of 2 floats a row, variable 2 a tensor of 50 floats in blocks of 8, variable 3 as 1.
     fn job() -> JobView {
-        let table = || Shape::Table(TableSpec { dim: 2, init: Init::Zeros, group: "t".into() });
+        let table = || Shape::Table(TableSpec::new(2, Init::Zeros, "t"));
         let dense = Shape::Dense(DenseSpec { shape: vec![50], block_floats: 8 });
         let shapes = [("one", table()), ("net", dense), ("two", table())];
         let optimizer = OptimizerSpec::Sgd(Sgd { learning_rate: 1.0 });
@@ -202,7 +267,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_gradient_arrives_once_on_its_shard(
-            keys: std::collections::BTreeSet<u64>, first_values: bool,
+            keys: std::collections::BTreeSet<u64>, first_values: bool, group_bytes in 0usize..1000,
         ) {
             let job = job();
             let keys: Vec<u64> = keys.into_iter().collect();
@@ -214,7 +279,11 @@ mod tests {
             if first_values {
                 std::mem::swap(&mut batch.dense, &mut batch.values);
             }
-            let parts = encode(&batch, &job, &Layouts::default(), &mut BytesMut::new()).unwrap();
+            let encoder = Encoder::new(&batch, &job, &Layouts::default()).unwrap();
+            let (mut left, mut out, mut parts) = (encoder.shards(), BytesMut::new(), Vec::new());
+            while !left.is_empty() {
+                parts.extend(encoder.parts(&mut left, group_bytes, &mut out));
+            }
             let mut rows = Vec::new();
             let mut blocks = 0;
             for part in parts {
@@ -257,10 +326,8 @@ mod tests {
 
     #[test]
     fn a_part_that_does_not_fit_into_a_message_is_refused_with_advice() {
-        let mut parts = BTreeMap::new();
-        let rows = || Body::Rows(v1::RowGradients::default());
-        assert!(add(&mut parts, ShardId(0), VariableId(1), rows(), PART_BYTES_MAX / 2).is_ok());
-        let error = add(&mut parts, ShardId(0), VariableId(2), rows(), PART_BYTES_MAX / 2);
-        assert!(error.unwrap_err().to_string().contains("more shards"));
+        assert!(check_part(ShardId(0), PART_BYTES_MAX).is_ok());
+        let error = check_part(ShardId(0), PART_BYTES_MAX + 1).unwrap_err();
+        assert!(error.to_string().contains("more shards"));
     }
 }

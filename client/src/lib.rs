@@ -31,7 +31,7 @@
 //! let spec = JobSpec { name: "ctr".into(), shards: 64, replicas: 2, min_in_sync: 1, seed: 1 };
 //! let session = Session::open(&coordinators, &Job::Create(spec), SessionOptions::worker("me")).await?;
 //!
-//! let table = TableSpec { dim: 2, init: Init::Zeros, group: "item".into() };
+//! let table = TableSpec::new(2, Init::Zeros, "item");
 //! let optimizer = OptimizerSpec::Sgd(Sgd { learning_rate: 0.1 });
 //! let item = VariableSpec { name: "item".into(), optimizer, shape: Shape::Table(table) };
 //! let variable = session.define(&[item]).await?[0].variable.id;

@@ -263,7 +263,7 @@ mod tests {
     /// One table with rows of one float on two shards.
     fn puller() -> Puller {
         let mut state = state();
-        let shape = Shape::Table(TableSpec { dim: 1, init: Init::Zeros, group: "t".into() });
+        let shape = Shape::Table(TableSpec::new(1, Init::Zeros, "t"));
         let optimizer = OptimizerSpec::Sgd(Sgd { learning_rate: 1.0 });
         let spec = VariableSpec { name: "t".into(), optimizer, shape };
         state.view.variables.push(Variable { id: TABLE, spec });

@@ -88,7 +88,10 @@ impl PushOutcome {
 /// one's numbers) or when the session ends.
 #[derive(Debug)]
 pub struct PushTicket {
-    outcome: oneshot::Receiver<Result<PushOutcome, Error>>,
+    /// Of the push's pieces, each for some of its shards.
+    pending: Vec<oneshot::Receiver<Result<PushOutcome, Error>>>,
+    /// Of the pieces that have theirs.
+    outcome: PushOutcome,
     within: Duration,
     deadline: Pin<Box<Sleep>>,
     trouble: Arc<Mutex<String>>,
@@ -96,22 +99,54 @@ pub struct PushTicket {
 
 impl PushTicket {
     pub(crate) fn new(
-        outcome: oneshot::Receiver<Result<PushOutcome, Error>>,
+        pending: Vec<oneshot::Receiver<Result<PushOutcome, Error>>>,
         within: Duration,
         trouble: Arc<Mutex<String>>,
     ) -> Self {
-        PushTicket { outcome, within, deadline: Box::pin(sleep(within)), trouble }
+        let (outcome, deadline) = (PushOutcome::default(), Box::pin(sleep(within)));
+        PushTicket { pending, outcome, within, deadline, trouble }
     }
 
     /// The outcome if it is there; `None` means to ask again later. After an outcome: [`Error::Unknown`].
     pub fn try_outcome(&mut self) -> Option<Result<PushOutcome, Error>> {
-        match self.outcome.try_recv() {
-            Ok(outcome) => Some(outcome),
-            Err(oneshot::error::TryRecvError::Closed) => Some(Err(ended())),
-            Err(oneshot::error::TryRecvError::Empty) => {
-                (Instant::now() >= self.deadline.deadline()).then(|| Err(self.late()))
+        let gathered = self.gather(|pending| match pending.try_recv() {
+            Ok(outcome) => Poll::Ready(outcome),
+            Err(oneshot::error::TryRecvError::Closed) => Poll::Ready(Err(ended())),
+            Err(oneshot::error::TryRecvError::Empty) => Poll::Pending,
+        });
+        match gathered {
+            Poll::Ready(outcome) => Some(outcome),
+            Poll::Pending => (Instant::now() >= self.deadline.deadline()).then(|| Err(self.late())),
+        }
+    }
+
+    /// Takes the outcomes that are there over, and gives the whole once all are.
+    fn gather(
+        &mut self,
+        mut poll: impl FnMut(
+            &mut oneshot::Receiver<Result<PushOutcome, Error>>,
+        ) -> Poll<Result<PushOutcome, Error>>,
+    ) -> Poll<Result<PushOutcome, Error>> {
+        if self.pending.is_empty() {
+            return Poll::Ready(Err(ended()));
+        }
+        while let Some(pending) = self.pending.last_mut() {
+            match poll(pending) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(outcome)) => {
+                    self.outcome.lsns.extend(outcome.lsns);
+                    self.outcome.refusals.extend(outcome.refusals);
+                    self.pending.pop();
+                }
+                Poll::Ready(Err(error)) => {
+                    self.pending.clear();
+                    return Poll::Ready(Err(error));
+                }
             }
         }
+        let mut outcome = std::mem::take(&mut self.outcome);
+        outcome.refusals.sort_unstable_by_key(|(shard, _)| *shard);
+        Poll::Ready(Ok(outcome))
     }
 
     fn late(&self) -> Error {
@@ -125,8 +160,11 @@ impl Future for PushTicket {
     type Output = Result<PushOutcome, Error>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Poll::Ready(outcome) = Pin::new(&mut self.outcome).poll(context) {
-            return Poll::Ready(outcome.unwrap_or_else(|_| Err(ended())));
+        let gathered = self.gather(|pending| {
+            Pin::new(pending).poll(context).map(|outcome| outcome.unwrap_or_else(|_| Err(ended())))
+        });
+        if gathered.is_ready() {
+            return gathered;
         }
         self.deadline.as_mut().poll(context).map(|()| Err(self.late()))
     }

@@ -31,15 +31,18 @@ pub(crate) enum Input {
     Flush(oneshot::Sender<Result<(), Error>>),
 }
 
-/// A push whose parts are encoded.
+/// A push, or what one holds for some of its shards, encoded.
 pub(crate) struct Accepted {
     pub(crate) clock: u64,
     pub(crate) view_version: u64,
     pub(crate) parts: Vec<OutPart>,
     pub(crate) outcome: oneshot::Sender<Result<PushOutcome, Error>>,
-    /// Its share of the bytes in flight, given back with the outcome.
-    pub(crate) share: OwnedSemaphorePermit,
+    /// The caller's share of the bytes in flight, given back with the last outcome.
+    pub(crate) share: Arc<OwnedSemaphorePermit>,
 }
+
+/// Who waits for an outcome, and the share that is held until then.
+type Waiting = (oneshot::Sender<Result<PushOutcome, Error>>, Arc<OwnedSemaphorePermit>);
 
 /// What links report.
 struct LinkEvent {
@@ -64,7 +67,7 @@ pub(crate) struct Pusher {
     trouble: Arc<Mutex<String>>,
     servers: Servers,
     started: Instant,
-    waiting: BTreeMap<PushId, (oneshot::Sender<Result<PushOutcome, Error>>, OwnedSemaphorePermit)>,
+    waiting: BTreeMap<PushId, Waiting>,
     flushes: Vec<(PushId, oneshot::Sender<Result<(), Error>>)>,
     links: BTreeMap<LinkId, OpenLink>,
     /// Unbounded: what is in flight is bounded by the shares of the pushes.

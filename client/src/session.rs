@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::dense::{DenseCache, Layouts};
+use crate::encode::Encoder;
 use crate::outbox::Outbox;
 use crate::pull::{Pulled, Puller, TableRows};
 use crate::push::{PushBatch, PushTicket};
@@ -308,6 +309,8 @@ impl Session {
     /// Takes the gradients over and returns a ticket for the outcome. Waits while more than `in_flight_bytes_max` are unacknowledged. Exactly
     /// once: each shard applies its part once and in order, whatever fails in between.
     ///
+    /// Dropping the future before it is done may leave the push sent to some shards only.
+    ///
     /// # Errors
     /// The batch does not fit the variables, or the session is over. Nothing was sent then.
     pub async fn push(&self, batch: &PushBatch<'_>) -> Result<PushTicket, Error> {
@@ -323,16 +326,35 @@ impl Session {
             share = inner.in_flight.clone().acquire_many_owned(bytes) => share,
         };
         let over = |_| Error::SessionClosed(inner.id);
-        let share = share.map_err(over)?;
+        let share = Arc::new(share.map_err(over)?);
         let state = self.state();
-        let parts = encode::encode(batch, &state.view, &inner.layouts, &mut inner.outgoing.lock())?;
-        let (outcome, ticket) = oneshot::channel();
-        let (clock, view_version) = (batch.clock, state.view.version);
-        let accepted = Accepted { clock, view_version, parts, outcome, share };
-        if inner.pusher.send(Input::Push(accepted)).await.is_err() {
-            return Err(self.ended().unwrap_or(Error::SessionClosed(inner.id)));
+        let encoder = Encoder::new(batch, &state.view, &inner.layouts)?;
+        inner.outgoing.lock().reserve(encode::size(batch));
+        let (mut left, mut outcomes) = (encoder.shards(), Vec::new());
+        // A shard's part is whole in one of them, so the outbox takes each as a push of its own.
+        loop {
+            let message_bytes = inner.options.transport.message_bytes();
+            let parts = encoder.parts(&mut left, message_bytes, &mut inner.outgoing.lock());
+            let (outcome, pending) = oneshot::channel();
+            let (clock, view_version) = (batch.clock, state.view.version);
+            let share = Arc::clone(&share);
+            let accepted = Accepted { clock, view_version, parts, outcome, share };
+            let refused = inner.pusher.send(Input::Push(accepted)).await.is_err();
+            if refused && outcomes.is_empty() {
+                return Err(self.ended().unwrap_or(Error::SessionClosed(inner.id)));
+            }
+            // Where the session ended meanwhile, the sender is gone and the outcome unknown.
+            outcomes.push(pending);
+            if left.is_empty() || refused {
+                return Ok(PushTicket::new(
+                    outcomes,
+                    inner.options.deadline,
+                    inner.trouble.clone(),
+                ));
+            }
+            // What is encoded goes out now, and servers apply it while the rest is encoded.
+            tokio::task::yield_now().await;
         }
-        Ok(PushTicket::new(ticket, inner.options.deadline, inner.trouble.clone()))
     }
 
     /// Waits until every push accepted so far has its outcome (that of each is in its ticket).

@@ -135,6 +135,9 @@ pub(crate) fn variable_difference(
         (Shape::Table(a), Shape::Table(b)) if a.group != b.group => {
             differ("group", &a.group, &b.group)
         }
+        (Shape::Table(a), Shape::Table(b)) if a.row_format != b.row_format => {
+            differ("row_format", &a.row_format.name(), &b.row_format.name())
+        }
         (Shape::Dense(a), Shape::Dense(b)) if a.shape != b.shape => {
             differ("shape", &a.shape, &b.shape)
         }

@@ -20,6 +20,7 @@ pub mod optimizer;
 pub mod parameter;
 pub mod placement;
 pub mod routing;
+pub mod row_format;
 pub mod spec;
 pub mod tensor_bytes;
 pub mod view;

@@ -8,6 +8,7 @@ use crate::mix::salt;
 use crate::optimizer::{OptimizerSpec, Rule};
 use crate::parameter::InvalidParameter;
 use crate::routing::shard_of;
+use crate::row_format::RowFormat;
 
 /// Most characters of a name.
 pub const NAME_BYTES_MAX: usize = 200;
@@ -117,6 +118,22 @@ pub struct TableSpec {
     pub init: Init,
     /// Tables of one group place equal keys on one shard.
     pub group: String,
+    /// How its rows and their gradients travel.
+    pub row_format: RowFormat,
+}
+
+impl TableSpec {
+    /// A table whose rows travel as they are.
+    #[must_use]
+    pub fn new(dim: u32, init: Init, group: impl Into<String>) -> Self {
+        TableSpec { dim, init, group: group.into(), row_format: RowFormat::F32 }
+    }
+
+    /// Bytes of a row on the wire.
+    #[must_use]
+    pub fn row_bytes(&self) -> usize {
+        self.row_format.row_bytes(self.dim as usize)
+    }
 }
 
 /// A dense tensor.

@@ -12,6 +12,7 @@ use downpour_core::optimizer::{
     Schedule, Sgd,
 };
 use downpour_core::routing::ShardRoute;
+use downpour_core::row_format::RowFormat;
 use downpour_core::spec::{
     DenseSpec, InvalidSpec, JobSpec, Shape, TableSpec, Variable, VariableSpec, check_name,
 };
@@ -24,6 +25,15 @@ const IN_SYNC_MAX: usize = 16;
 
 fn given<T>(field: &'static str, value: Option<T>) -> Result<T, Invalid> {
     value.ok_or_else(|| Invalid::new(field, "is not given"))
+}
+
+impl From<RowFormat> for v1::RowFormat {
+    fn from(format: RowFormat) -> Self {
+        match format {
+            RowFormat::F32 => v1::RowFormat::F32,
+            RowFormat::Bf16 => v1::RowFormat::Bf16,
+        }
+    }
 }
 
 impl From<InvalidSpec> for Invalid {
@@ -235,6 +245,7 @@ impl From<&VariableSpec> for v1::VariableSpec {
                 dim: table.dim,
                 init: Some((&table.init).into()),
                 group: table.group.clone(),
+                row_format: v1::RowFormat::from(table.row_format).into(),
             }),
             Shape::Dense(dense) => Wire::Dense(v1::DenseSpec {
                 shape: dense.shape.clone(),
@@ -258,6 +269,14 @@ impl TryFrom<v1::VariableSpec> for VariableSpec {
             Wire::Table(table) => Shape::Table(TableSpec {
                 dim: table.dim,
                 init: given("table.init", table.init)?.try_into()?,
+                row_format: match table.row_format() {
+                    v1::RowFormat::F32 if table.row_format == 0 => RowFormat::F32,
+                    v1::RowFormat::Bf16 => RowFormat::Bf16,
+                    v1::RowFormat::F32 => {
+                        let problem = format!("is {}, which nothing has", table.row_format);
+                        return Err(Invalid::new("table.row_format", problem));
+                    }
+                },
                 group: if table.group.is_empty() { spec.name.clone() } else { table.group },
             }),
             Wire::Dense(dense) => {
@@ -487,6 +506,7 @@ mod tests {
                 dim: 8,
                 init: Init::Normal { mean: 0.0, std: 0.01 },
                 group: "people".into(),
+                row_format: RowFormat::Bf16,
             }),
         };
         let dense = VariableSpec {

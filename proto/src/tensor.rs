@@ -1,6 +1,7 @@
 //! Raw tensors on the wire: little-endian, unpadded, read where they arrived at whatever alignment.
 
 use bytes::{BufMut, BytesMut};
+use downpour_core::row_format::{RowFormat, from_bf16, to_bf16};
 use downpour_core::tensor_bytes::{FLOAT_BYTES, floats};
 
 use crate::Invalid;
@@ -96,22 +97,64 @@ pub fn get_floats(field: &'static str, bytes: &[u8], out: &mut [f32]) -> Result<
     Ok(())
 }
 
+/// Appends floats to an outgoing buffer in a table's row format.
+fn put_row_floats(out: &mut BytesMut, format: RowFormat, values: &[f32]) {
+    match format {
+        RowFormat::F32 => put_floats(out, values),
+        RowFormat::Bf16 => {
+            out.reserve(values.len() * format.float_bytes());
+            values.iter().for_each(|&value| out.put_u16_le(to_bf16(value)));
+        }
+    }
+}
+
+/// Reads floats in a table's row format; `bytes` holds as many as `out`.
+fn get_row_floats(bytes: &[u8], format: RowFormat, out: &mut [f32]) {
+    match format {
+        RowFormat::F32 => out.iter_mut().zip(floats(bytes)).for_each(|(out, float)| *out = float),
+        RowFormat::Bf16 => {
+            let (words, _) = bytes.as_chunks();
+            let float = |word: &[u8; 2]| from_bf16(u16::from_le_bytes(*word));
+            out.iter_mut().zip(words).for_each(|(out, word)| *out = float(word));
+        }
+    }
+}
+
+/// Appends raw f32 as [`RowFormat::Bf16`].
+pub fn put_narrowed(out: &mut BytesMut, bytes: &[u8]) {
+    out.reserve(bytes.len() / 2);
+    floats(bytes).for_each(|value| out.put_u16_le(to_bf16(value)));
+}
+
+/// The f32 of floats in [`RowFormat::Bf16`], raw.
+#[must_use]
+pub fn widened(bytes: &[u8]) -> Vec<u8> {
+    let (words, _) = bytes.as_chunks();
+    words.iter().flat_map(|&word| from_bf16(u16::from_le_bytes(word)).to_le_bytes()).collect()
+}
+
 /// Appends the rows at `positions` of a matrix with `dim` columns to an outgoing buffer.
 ///
 /// # Panics
 /// If a position is past the last row.
-pub fn put_rows(out: &mut BytesMut, matrix: &[f32], dim: usize, positions: &[u32]) {
-    out.reserve(positions.len() * dim * FLOAT_BYTES);
+pub fn put_rows(
+    out: &mut BytesMut,
+    format: RowFormat,
+    matrix: &[f32],
+    dim: usize,
+    positions: &[u32],
+) {
+    out.reserve(positions.len() * format.row_bytes(dim));
     // Copies of a length that the compiler knows need no call, which for a short row takes longer than the copy.
-    match (matrix.as_chunks::<16>(), dim) {
-        ((rows, []), 16) if cfg!(target_endian = "little") => {
+    match (matrix.as_chunks::<16>(), dim, format) {
+        ((rows, []), 16, RowFormat::F32) if cfg!(target_endian = "little") => {
             for &position in positions {
                 out.put_slice(bytemuck::bytes_of(&rows[position as usize]));
             }
         }
         _ => {
             for &position in positions {
-                put_floats(out, &matrix[position as usize * dim..][..dim]);
+                put_row_floats(out, format, &matrix[position as usize * dim..][..dim]);
             }
         }
     }
@@ -127,24 +170,25 @@ pub fn put_rows(out: &mut BytesMut, matrix: &[f32], dim: usize, positions: &[u32
 pub fn get_rows(
     field: &'static str,
     bytes: &[u8],
+    format: RowFormat,
     dim: usize,
     positions: &[u32],
     matrix: &mut [f32],
 ) -> Result<(), Invalid> {
-    let row_bytes = dim * FLOAT_BYTES;
+    let row_bytes = format.row_bytes(dim);
     if bytes.len() != positions.len() * row_bytes {
         let problem = format!("holds {} bytes for {} rows", bytes.len(), positions.len());
         return Err(Invalid::new(field, problem));
     }
-    match (bytes.as_chunks::<64>(), matrix.as_chunks_mut::<16>(), dim) {
-        ((from, []), (rows, []), 16) if cfg!(target_endian = "little") => {
+    match (bytes.as_chunks::<64>(), matrix.as_chunks_mut::<16>(), dim, format) {
+        ((from, []), (rows, []), 16, RowFormat::F32) if cfg!(target_endian = "little") => {
             for (row, &position) in from.iter().zip(positions) {
                 bytemuck::bytes_of_mut(&mut rows[position as usize]).copy_from_slice(row);
             }
         }
         _ => {
             for (row, &position) in bytes.chunks_exact(row_bytes).zip(positions) {
-                get_floats(field, row, &mut matrix[position as usize * dim..][..dim])?;
+                get_row_floats(row, format, &mut matrix[position as usize * dim..][..dim]);
             }
         }
     }
@@ -188,19 +232,29 @@ mod tests {
     #[test]
     fn rows_go_out_in_the_order_of_their_positions_and_come_back_to_their_places() {
         for dim in [1, 3, 16, 17, 32, 64] {
-            let matrix: Vec<f32> = (0..5 * dim).map(|at| at as f32).collect();
+            let matrix: Vec<f32> = (0..5 * dim).map(|at| (at % 200) as f32).collect();
             let mut out = BytesMut::new();
-            put_rows(&mut out, &matrix, dim, &[4, 0, 2]);
+            put_rows(&mut out, RowFormat::F32, &matrix, dim, &[4, 0, 2]);
             let rows = [4, 0, 2].into_iter().flat_map(|row| &matrix[row * dim..][..dim]);
             assert!(floats(&out).eq(rows.copied()), "{dim}");
             let mut back = vec![-1.0; 5 * dim];
-            get_rows("rows", &out, dim, &[4, 0, 2], &mut back).unwrap();
+            get_rows("rows", &out, RowFormat::F32, dim, &[4, 0, 2], &mut back).unwrap();
             for row in 0..5 {
-                let wanted = if row % 2 == 0 { (row * dim) as f32 } else { -1.0 };
+                let wanted = if row % 2 == 0 { (row * dim % 200) as f32 } else { -1.0 };
                 assert_eq!(back[row * dim], wanted, "{dim}");
             }
-            let short = get_rows("rows", &out[1..], dim, &[4, 0, 2], &mut back).unwrap_err();
-            assert_eq!(short.field, "rows");
+            let short = get_rows("rows", &out[1..], RowFormat::F32, dim, &[4, 0, 2], &mut back);
+            assert_eq!(short.unwrap_err().field, "rows");
+            // Small whole numbers are bfloat16.
+            let (mut half, mut same) = (BytesMut::new(), vec![-1.0; 5 * dim]);
+            put_rows(&mut half, RowFormat::Bf16, &matrix, dim, &[4, 0, 2]);
+            assert_eq!(half.len() * 2, out.len());
+            assert!(floats(&widened(&half)).eq(floats(&out)));
+            let mut narrowed = BytesMut::new();
+            put_narrowed(&mut narrowed, &out);
+            assert_eq!(narrowed, half);
+            get_rows("rows", &half, RowFormat::Bf16, dim, &[4, 0, 2], &mut same).unwrap();
+            assert_eq!(same, back);
         }
     }
 

@@ -47,7 +47,8 @@ pub fn update(update: &v1::Update) -> Result<(), Invalid> {
     match &update.body {
         Some(v1::update::Body::Rows(rows)) => {
             let keys = Keys::new("updates.rows.keys", &rows.keys)?;
-            elements("updates.rows.gradients", &rows.gradients, keys.len())
+            // What a float is only the table's definition tells: at least two bytes.
+            elements("updates.rows.gradients", &rows.gradients, 2, keys.len())
         }
         Some(v1::update::Body::Gradients(dense)) => blocks("updates.gradients", dense),
         Some(v1::update::Body::Values(dense)) => blocks("updates.values", dense),
@@ -82,15 +83,20 @@ pub fn pull_request(request: &v1::PullRequest) -> Result<(), Invalid> {
 
 fn blocks(field: &'static str, dense: &v1::DenseBlocks) -> Result<(), Invalid> {
     increasing(field, dense.blocks.iter().copied())?;
-    elements(field, &dense.values, dense.blocks.len())
+    elements(field, &dense.values, FLOAT_BYTES, dense.blocks.len())
 }
 
 /// `count` things of one or more whole floats each (none when there is nothing).
-fn elements(field: &'static str, bytes: &[u8], count: usize) -> Result<(), Invalid> {
-    if !bytes.len().is_multiple_of(FLOAT_BYTES) {
-        return Err(Invalid::new(field, "must hold whole floats of 4 bytes"));
+fn elements(
+    field: &'static str,
+    bytes: &[u8],
+    float_bytes: usize,
+    count: usize,
+) -> Result<(), Invalid> {
+    if !bytes.len().is_multiple_of(float_bytes) {
+        return Err(Invalid::new(field, format!("must hold whole floats of {float_bytes} bytes")));
     }
-    if bytes.len() / FLOAT_BYTES < count || (count == 0 && !bytes.is_empty()) {
+    if bytes.len() / float_bytes < count || (count == 0 && !bytes.is_empty()) {
         return Err(Invalid::new(
             field,
             format!("holds {} bytes for {count} elements", bytes.len()),
@@ -171,7 +177,7 @@ mod tests {
         assert_eq!(refused(|push| rows(push).keys = vec![0; 16].into()), "updates.rows.keys");
         assert_eq!(refused(|push| rows(push).keys = vec![0; 9].into()), "updates.rows.keys");
         assert_eq!(
-            refused(|push| rows(push).gradients = vec![0; 4].into()),
+            refused(|push| rows(push).gradients = vec![0; 2].into()),
             "updates.rows.gradients"
         );
     }

@@ -7,9 +7,10 @@ use downpour_core::cells::{ClosedSessions, Refusal, RefusalReason, SessionCells,
 use downpour_core::id::{Lsn, ShardId, VariableId};
 use downpour_core::lineage::Lineage;
 use downpour_core::mix::{mix64, salt};
+use downpour_core::row_format::{RowFormat, all_finite_bf16};
 use downpour_core::spec::{Shape, Variable};
-use downpour_core::tensor_bytes::{FLOAT_BYTES, all_finite};
-use downpour_proto::tensor::{KEY_BYTES, Keys};
+use downpour_core::tensor_bytes::all_finite;
+use downpour_proto::tensor::{KEY_BYTES, Keys, put_narrowed, widened};
 use thiserror::Error;
 
 use crate::dense::{Dense, Place};
@@ -217,8 +218,10 @@ impl ShardState {
             let first = Keys::trusted(keys).iter().nth(first).unwrap_or_default();
             let sum = without_room.get_or_insert(WithoutRoom { keys: 0, first: (variable, first) });
             sum.keys += refused.len() as u64;
+            // As many as there are keys: their bytes were checked against the table's row format.
+            let row_bytes = gradients.len() / (keys.len() / KEY_BYTES);
             *keys = without(keys, KEY_BYTES, &refused);
-            *gradients = without(gradients, table.dim() * FLOAT_BYTES, &refused);
+            *gradients = without(gradients, row_bytes, &refused);
             !keys.is_empty()
         });
         push.refusal = without_room.map(|WithoutRoom { first: (variable, _), .. }| Refusal {
@@ -259,7 +262,14 @@ impl ShardState {
         let variable = self.variable(id).ok_or(CannotPull::Unknown(id))?;
         match &variable.parameters {
             Parameters::Table(table) if keys.iter().all(|key| variable.place.has(key)) => {
-                table.pull(keys, out);
+                match variable.row_format() {
+                    RowFormat::F32 => table.pull(keys, out),
+                    RowFormat::Bf16 => {
+                        let mut wide = BytesMut::new();
+                        table.pull(keys, &mut wide);
+                        put_narrowed(out, &wide);
+                    }
+                }
                 Ok(())
             }
             _ => Err(CannotPull::Misfit(id)),
@@ -286,8 +296,9 @@ impl ShardState {
     /// # Errors
     /// The variable is not defined, or is no table.
     pub fn row_bytes(&self, id: VariableId) -> Result<usize, CannotPull> {
-        match &self.variable(id).ok_or(CannotPull::Unknown(id))?.parameters {
-            Parameters::Table(table) => Ok(table.dim() * size_of::<f32>()),
+        let variable = self.variable(id).ok_or(CannotPull::Unknown(id))?;
+        match &variable.parameters {
+            Parameters::Table(table) => Ok(variable.row_format().row_bytes(table.dim())),
             Parameters::Dense(_) => Err(CannotPull::Misfit(id)),
         }
     }
@@ -352,10 +363,12 @@ impl ShardState {
 
     fn check(&self, update: &Update, finite: Finite) -> Result<(), RefusalReason> {
         let variable = self.variable(update.variable).ok_or(RefusalReason::UnknownVariable)?;
+        let format = variable.row_format();
         let (fits, floats) = match (&variable.parameters, &update.change) {
             (Parameters::Table(table), Change::Rows { keys, gradients }) => {
                 let here = || Keys::trusted(keys).iter().all(|key| variable.place.has(key));
-                (table::fits(keys, gradients, table.dim()) && here(), gradients)
+                let row_bytes = format.row_bytes(table.dim());
+                (table::fits(keys, gradients, row_bytes) && here(), gradients)
             }
             (Parameters::Dense(dense), Change::Gradients(blocks)) => {
                 let fits = dense.fits(&blocks.numbers, &blocks.floats);
@@ -369,6 +382,10 @@ impl ShardState {
         if !fits {
             return Err(RefusalReason::WrongShape);
         }
+        let all_finite = match format {
+            RowFormat::F32 => all_finite,
+            RowFormat::Bf16 => all_finite_bf16,
+        };
         if finite == Finite::Required && !all_finite(floats) {
             return Err(RefusalReason::NotFinite);
         }
@@ -459,12 +476,25 @@ impl VariableState {
         VariableState { variable: variable.clone(), place, steps: 0, parameters }
     }
 
+    /// How the floats of its updates travel.
+    fn row_format(&self) -> RowFormat {
+        match &self.variable.spec.shape {
+            Shape::Table(table) => table.row_format,
+            Shape::Dense(_) => RowFormat::F32,
+        }
+    }
+
     /// Applies an update that was checked.
     fn apply(&mut self, update: &Update, lsn: Lsn) -> u64 {
         let scalars = &update.scalars;
+        let format = self.row_format();
         let skipped = match (&mut self.parameters, &update.change) {
             (Parameters::Table(table), Change::Rows { keys, gradients }) => {
-                table.push(Keys::trusted(keys), gradients, scalars, lsn)
+                let keys = Keys::trusted(keys);
+                match format {
+                    RowFormat::F32 => table.push(keys, gradients, scalars, lsn),
+                    RowFormat::Bf16 => table.push(keys, &widened(gradients), scalars, lsn),
+                }
             }
             (Parameters::Dense(dense), Change::Gradients(blocks)) => {
                 dense.push(&blocks.numbers, &blocks.floats, scalars, lsn)
@@ -484,7 +514,7 @@ impl VariableState {
 mod tests {
     use downpour_core::id::{Epoch, SessionId};
     use downpour_core::init::Init;
-    use downpour_core::optimizer::{Course, OptimizerSpec, Schedule, Sgd};
+    use downpour_core::optimizer::{Course, OptimizerSpec, Schedule, Sgd, StepScalars};
     use downpour_core::spec::{TableSpec, VariableSpec};
     use downpour_proto::v1;
 
@@ -494,7 +524,7 @@ mod tests {
     fn halving() -> ShardState {
         let schedule = Schedule { warm_up_steps: 0, then: Course::Step { every: 10, factor: 0.5 } };
         let optimizer = OptimizerSpec { schedule, ..Sgd { learning_rate: 1.0 }.into() };
-        let table = TableSpec { dim: 1, init: Init::Zeros, group: "t".into() };
+        let table = TableSpec::new(1, Init::Zeros, "t");
         let spec = VariableSpec { name: "t".into(), optimizer, shape: Shape::Table(table) };
         let mut state = ShardState::new(Identity { shard: ShardId(0), shards: 1, seed: 1 });
         log(&mut state, Body::Define(Variable { id: VariableId(1), spec }));
@@ -540,5 +570,44 @@ mod tests {
         push(&mut near, 1, 0, 1.0);
         push(&mut far, 1, 5, 1.0);
         assert_ne!(near.digest(), far.digest());
+    }
+
+    #[test]
+    fn rows_of_a_bf16_table_travel_in_two_bytes_a_float_and_are_kept_in_four() {
+        let table =
+            TableSpec { row_format: RowFormat::Bf16, ..TableSpec::new(2, Init::Zeros, "t") };
+        let optimizer = Sgd { learning_rate: -1.0 }.into();
+        let spec = VariableSpec { name: "t".into(), optimizer, shape: Shape::Table(table) };
+        let mut state = ShardState::new(Identity { shard: ShardId(0), shards: 1, seed: 1 });
+        let id = VariableId(1);
+        log(&mut state, Body::Define(Variable { id, spec }));
+        let push = |sequence, gradients: Vec<u8>| {
+            let keys = 5u64.to_le_bytes().to_vec().into();
+            let change = Change::Rows { keys, gradients: gradients.into() };
+            let scalars = StepScalars { learning_rate: 0.0, beta1_power: 0.0, beta2_power: 0.0 };
+            let update = Update { variable: id, change, step: 0, scalars };
+            let session = SessionId(1);
+            Push { session, sequence, clock: 0, refusal: None, updates: vec![update] }
+        };
+        // 1 and 2⁻⁹: their sum has more digits than a bfloat16.
+        for (sequence, bits) in [(1, 0x3F80u16), (2, 0x3B00)] {
+            let gradients = [bits, bits].into_iter().flat_map(u16::to_le_bytes).collect();
+            let (resolved, _) = state.resolve(push(sequence, gradients), u64::MAX);
+            assert_eq!(resolved.refusal, None);
+            log(&mut state, Body::Push(resolved));
+        }
+        let mut words = Vec::new();
+        state.encode(&mut |word| words.push(word));
+        assert_eq!(words.last(), Some(&u64::from((1.0f32 + 1.0 / 512.0).to_bits())));
+        let mut rows = BytesMut::new();
+        state.pull_rows(id, Keys::trusted(&5u64.to_le_bytes()), &mut rows).expect("a table");
+        assert_eq!((&rows[..], state.row_bytes(id)), (&[0x80, 0x3F, 0x80, 0x3F][..], Ok(4)));
+
+        let refused = |gradients| {
+            let (resolved, _) = state.resolve(push(3, gradients), u64::MAX);
+            resolved.refusal.map(|why| why.reason)
+        };
+        assert_eq!(refused(vec![0; 8]), Some(RefusalReason::WrongShape), "rows of f32");
+        assert_eq!(refused(vec![0, 0, 0x80, 0x7F]), Some(RefusalReason::NotFinite));
     }
 }

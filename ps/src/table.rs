@@ -265,10 +265,10 @@ fn put_u64(words: &mut [u32], value: u64) {
     words[1] = (value >> 32) as u32;
 }
 
-/// How a raw tensor of keys and one of floats belong together.
-pub(crate) fn fits(keys: &[u8], floats: &[u8], dim: usize) -> bool {
-    let rows = keys.len() / KEY_BYTES;
-    rows.checked_mul(dim * FLOAT_BYTES) == Some(floats.len())
+/// How a raw tensor of keys and one of rows belong together.
+pub(crate) fn fits(keys: &[u8], rows: &[u8], row_bytes: usize) -> bool {
+    let count = keys.len() / KEY_BYTES;
+    count.checked_mul(row_bytes) == Some(rows.len())
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ fn create_job(script: &Script, servers: &[&str]) {
         seed: 1,
     };
     let table = v1::TableSpec {
+        row_format: 0,
         dim: 1,
         init: Some(v1::Init { kind: Some(v1::init::Kind::Constant(0.0)) }),
         group: "counts".into(),

@@ -74,6 +74,7 @@ mod train;
 pub use cluster::Cluster;
 pub use downpour_core::init::Init;
 pub use downpour_core::optimizer::{Course, OptimizerSpec, Schedule};
+pub use downpour_core::row_format::RowFormat;
 pub use downpour_data::{Dataset, Encoded, FileSpec, Pool, Schema};
 pub use error::{Error, NonFinite, Result};
 pub use evaluate::{EvaluateBuilder, Report, Scores};

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use downpour_core::init::Init;
 use downpour_core::optimizer::OptimizerSpec;
+use downpour_core::row_format::RowFormat;
 use downpour_core::spec::{Shape, TableSpec, VariableSpec};
 use downpour_data::Salt;
 
@@ -16,6 +17,7 @@ pub struct Table {
     optimizer: OptimizerSpec,
     init: Init,
     group: Option<String>,
+    row_format: RowFormat,
 }
 
 impl Table {
@@ -27,6 +29,7 @@ impl Table {
             optimizer: Adagrad::lr(0.05).into(),
             init: Init::Normal { mean: 0.0, std: 0.01 },
             group: None,
+            row_format: RowFormat::F32,
         }
     }
 
@@ -51,11 +54,20 @@ impl Table {
         self
     }
 
+    /// How rows and their gradients travel: [`RowFormat::Bf16`] halves their bytes and rounds them to 8 bits of precision. Servers compute and
+    /// keep 32 bits.
+    #[must_use]
+    pub fn row_format(mut self, row_format: RowFormat) -> Self {
+        self.row_format = row_format;
+        self
+    }
+
     pub(crate) fn spec(self, name: &str) -> VariableSpec {
         let table = TableSpec {
             dim: self.dim,
             init: self.init,
             group: self.group.unwrap_or_else(|| name.into()),
+            row_format: self.row_format,
         };
         VariableSpec { name: name.into(), optimizer: self.optimizer, shape: Shape::Table(table) }
     }

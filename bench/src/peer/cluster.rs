@@ -32,7 +32,7 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Joins the job and defines the table of S.
     pub(crate) fn table(peer: &Peer, workload: &Sparse) -> anyhow::Result<Self> {
-        let table = TableSpec { dim: workload.dim, init: Init::Zeros, group: "table".into() };
+        let table = TableSpec::new(workload.dim, Init::Zeros, "table");
         let variable = VariableSpec {
             name: "table".into(),
             optimizer: workload.optimizer.spec(),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::{BufMut, BytesMut};
 use downpour_core::id::{Epoch, JobId, Lsn, ServerRef, ShardId};
+use downpour_core::row_format::RowFormat;
 use downpour_core::tensor_bytes::FLOAT_BYTES;
 use downpour_core::view::JobView;
 use downpour_proto::tensor::{KEY_BYTES, get_rows};
@@ -12,7 +13,7 @@ use downpour_proto::v1;
 use super::TableRows;
 use crate::Error;
 use crate::dense::DenseCache;
-use crate::encode::{check_floats, table};
+use crate::encode::{Columns, check_floats, table};
 use crate::partition::Partition;
 use crate::state::Route;
 
@@ -59,6 +60,7 @@ struct Table {
     /// Position among the caller's tables.
     index: usize,
     dim: usize,
+    format: RowFormat,
     partition: Partition,
 }
 
@@ -81,19 +83,19 @@ impl Plan {
         let mut work = Vec::new();
         for index in order {
             let TableRows { variable, keys, values } = &tables[index];
-            let (dim, salt) = table(view, *variable)?;
+            let Columns { dim, salt, format } = table(view, *variable)?;
             check_floats("values", values.len(), keys.len() * dim)?;
             let partition = Partition::new(keys, salt, view.spec.shards)?;
-            let rows_max = (message_bytes / (dim * FLOAT_BYTES)).max(1);
+            let rows_max = (message_bytes / format.row_bytes(dim)).max(1);
             for (shard, keys) in partition.shards() {
                 for start in (0..keys.len()).step_by(rows_max) {
                     let end = (start + rows_max).min(keys.len());
-                    let reply_bytes = (end - start) * dim * FLOAT_BYTES;
+                    let reply_bytes = (end - start) * format.row_bytes(dim);
                     let what = What::Rows { table: plan.tables.len(), start, end };
                     work.push(Work { shard, what, reply_bytes });
                 }
             }
-            plan.tables.push(Table { index, dim, partition });
+            plan.tables.push(Table { index, dim, format, partition });
         }
         for (tensor, cached) in dense.iter().flat_map(|dense| dense.tensors.iter().enumerate()) {
             for (at, (shard, blocks)) in cached.layout.shards.iter().enumerate() {
@@ -206,7 +208,7 @@ impl Plan {
                     let positions = &table.partition.on(part.shard)[*start..*end];
                     let bytes = rows.next().ok_or("rows are missing")?;
                     let values = &mut *tables[table.index].values;
-                    get_rows("rows", bytes, table.dim, positions, values)
+                    get_rows("rows", bytes, table.format, table.dim, positions, values)
                         .map_err(|error| error.to_string())?;
                 }
                 What::Dense { tensor, at } => {
@@ -239,7 +241,7 @@ mod tests {
 
     /// Variables 1 and 2 are tables with rows of 160 kB, variable 3 is a tensor of 50 floats in blocks of 8.
     fn job(shards: u32) -> JobView {
-        let table = || Shape::Table(TableSpec { dim: DIM, init: Init::Zeros, group: "t".into() });
+        let table = || Shape::Table(TableSpec::new(DIM, Init::Zeros, "t"));
         let dense = Shape::Dense(DenseSpec { shape: vec![50], block_floats: 8 });
         let shapes = [("one", table()), ("two", table()), ("net", dense)];
         let optimizer = OptimizerSpec::Sgd(Sgd { learning_rate: 1.0 });

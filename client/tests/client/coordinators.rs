@@ -17,7 +17,7 @@ fn item(dim: u32) -> VariableSpec {
     VariableSpec {
         name: "item".into(),
         optimizer: OptimizerSpec::Sgd(Sgd { learning_rate: 1.0 }),
-        shape: Shape::Table(TableSpec { dim, init: Init::Zeros, group: "item".into() }),
+        shape: Shape::Table(TableSpec::new(dim, Init::Zeros, "item")),
     }
 }
 

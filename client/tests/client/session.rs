@@ -21,7 +21,7 @@ fn sgd() -> OptimizerSpec {
 }
 
 fn table(name: &str, dim: u32) -> VariableSpec {
-    let shape = Shape::Table(TableSpec { dim, init: Init::Zeros, group: name.into() });
+    let shape = Shape::Table(TableSpec::new(dim, Init::Zeros, name));
     VariableSpec { name: name.into(), optimizer: sgd(), shape }
 }
 

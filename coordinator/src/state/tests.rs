@@ -121,7 +121,7 @@ fn job_spec(name: &str, shards: u32, replicas: u32) -> JobSpec {
 }
 
 fn table(name: &str, dim: u32) -> VariableSpec {
-    let shape = Shape::Table(TableSpec { dim, init: Init::Zeros, group: name.into() });
+    let shape = Shape::Table(TableSpec::new(dim, Init::Zeros, name));
     VariableSpec { name: name.into(), optimizer: optimizer(), shape }
 }
 

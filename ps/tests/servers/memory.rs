@@ -31,6 +31,7 @@ impl Drop for Guard {
 
 fn create_job(script: &Script, server: v1::ServerRef) {
     let table = v1::TableSpec {
+        row_format: 0,
         dim: DIM as u32,
         init: Some(v1::Init { kind: Some(v1::init::Kind::Constant(0.0)) }),
         group: "wide".into(),

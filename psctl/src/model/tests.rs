@@ -32,8 +32,12 @@ fn node(node: u32, name: &str, alive: bool) -> v1::NodeView {
 /// One job of three shards on two servers: one whole, one short, one lost.
 fn cluster() -> Cluster {
     let spec = v1::JobSpec { name: "ctr".into(), shards: 3, replicas: 2, min_in_sync: 1, seed: 7 };
-    let shape =
-        v1::variable_spec::Shape::Table(v1::TableSpec { dim: 16, init: None, group: "g".into() });
+    let shape = v1::variable_spec::Shape::Table(v1::TableSpec {
+        dim: 16,
+        init: None,
+        group: "g".into(),
+        row_format: 0,
+    });
     let adam = v1::Adam { learning_rate: 0.001, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
     let kind = Some(v1::optimizer::Kind::Adam(adam));
     let optimizer = v1::Optimizer { kind, ..Default::default() };

@@ -25,7 +25,7 @@ pub use logistic::Logistic;
 pub use script::Script;
 pub use wide_deep::WideDeep;
 
-use crate::{Error, Init, Job, OptimizerSpec, Result, Schema, Step, Table, TableHandle};
+use crate::{Error, Job, Result, Schema, Step, Table, TableHandle};
 
 /// A model that gives one logit (or one prediction) per row and label.
 pub trait Model {
@@ -85,17 +85,15 @@ impl Kind {
         }
     }
 
-    /// Defines a table of the job for each table of the schema.
+    /// Defines a table of the job for each table of the schema; `table` says what one of so many floats a row is like.
     pub fn tables(
         self,
         job: &Job,
         schema: &Schema,
-        optimizer: OptimizerSpec,
-        init: Init,
+        table: impl Fn(u32) -> Table,
     ) -> Result<BTreeMap<String, TableHandle>> {
         let define = |(name, dim): (&str, u32)| {
-            let table = Table::dim(self.table_dim(dim)).optimizer(optimizer).init(init);
-            Ok((name.to_owned(), job.table(name, table)?))
+            Ok((name.to_owned(), job.table(name, table(self.table_dim(dim)))?))
         };
         schema.tables()?.into_iter().map(define).collect()
     }

@@ -46,7 +46,7 @@ fn variables() -> Vec<Variable> {
     let table = |name: &str, dim, init, optimizer| VariableSpec {
         name: name.into(),
         optimizer,
-        shape: Shape::Table(TableSpec { dim, init, group: name.into() }),
+        shape: Shape::Table(TableSpec::new(dim, init, name)),
     };
     let counting = OptimizerSpec::Sgd(Sgd { learning_rate: -1.0 });
     let dense = VariableSpec {

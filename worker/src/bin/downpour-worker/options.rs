@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, anyhow};
 use clap::{Args, ValueEnum};
+use downpour::RowFormat;
 use serde::{Deserialize, Serialize};
 
 use crate::optimizers::{LrSchedule, Optimizer};
@@ -62,6 +63,9 @@ pub(crate) struct Options {
     /// Deviation of the rows' first values [default: 0.01]
     #[arg(long, value_name = "STD", help_heading = "Model")]
     pub(crate) init_std: Option<f32>,
+    /// How rows and their gradients travel [default: f32]. Servers compute and keep f32
+    #[arg(long, value_name = "FORMAT", help_heading = "Model")]
+    pub(crate) row_format: Option<TravelAs>,
 
     /// Optimizer of the tables [default: adagrad]
     #[arg(long, value_name = "NAME", help_heading = "Optimizers")]
@@ -169,6 +173,25 @@ pub(crate) struct Options {
     /// Stop this worker when so many evaluations in a row brought nothing better [default: never]
     #[arg(long, value_name = "COUNT", help_heading = "Evaluation")]
     pub(crate) patience: Option<NonZeroU32>,
+}
+
+/// A [`RowFormat`] by name.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum TravelAs {
+    /// All 32 bits
+    F32,
+    /// The upper half, rounded: half the bytes
+    Bf16,
+}
+
+impl From<TravelAs> for RowFormat {
+    fn from(name: TravelAs) -> Self {
+        match name {
+            TravelAs::F32 => RowFormat::F32,
+            TravelAs::Bf16 => RowFormat::Bf16,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize, ValueEnum)]

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use downpour::models::{self, Catalogue, Inputs, Kind, MatrixFactorisation, Model, Objective};
-use downpour::{Cluster, Features, Init, Job, Paths, Result, Schema, Source, TableHandle, device};
+use downpour::{
+    Cluster, Features, Init, Job, Paths, Result, RowFormat, Schema, Source, Table, TableHandle,
+    device,
+};
 use tch::Device;
 use tch::nn::VarStore;
 
@@ -145,7 +148,11 @@ fn tables(
 ) -> anyhow::Result<BTreeMap<String, TableHandle>> {
     if purpose == Purpose::Train {
         let init = Init::Normal { mean: 0.0, std: options.init_std.unwrap_or(0.01) };
-        return Ok(kind.tables(job, schema, options.table_optimizer()?, init)?);
+        let row_format = options.row_format.map_or(RowFormat::F32, Into::into);
+        let optimizer = options.table_optimizer()?;
+        return Ok(kind.tables(job, schema, |dim| {
+            Table::dim(dim).optimizer(optimizer).init(init).row_format(row_format)
+        })?);
     }
     let found = schema.tables()?.into_iter().map(|(name, dim)| {
         let table = job.existing_table(name)?;
