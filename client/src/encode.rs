@@ -14,6 +14,7 @@ use downpour_proto::transport::MESSAGE_BYTES_MAX;
 use downpour_proto::v1::{self, update::Body};
 
 use crate::Error;
+use crate::buffers::Buffers;
 use crate::dense::{DenseLayout, Layouts};
 use crate::outbox::OutPart;
 use crate::partition::Partition;
@@ -99,28 +100,29 @@ impl<'a> Encoder<'a> {
         Ok(encoder)
     }
 
-    /// The parts of the next shards of `left`, at most about `bytes`, cut off `out`.
+    /// The parts of the next shards of `left`, at most about `bytes`, in memory of `buffers`.
     pub(crate) fn parts(
         &self,
         left: &mut Range<u32>,
         bytes: usize,
-        out: &mut BytesMut,
+        buffers: &mut Buffers,
     ) -> Vec<OutPart> {
-        let (mut parts, mut sum) = (Vec::new(), 0);
-        while let Some(shard) = left.next().map(ShardId) {
+        let (mut shards, mut sum) = (Vec::new(), 0);
+        while let Some(shard) = left.clone().next().map(ShardId) {
             let part_bytes = self.bytes(shard);
-            if part_bytes > 0 {
-                let updates = self.sources.iter().filter_map(|source| source.update(shard, out));
-                let updates = updates.collect();
-                parts.push(OutPart { shard, updates, bytes: part_bytes });
-            }
-            sum += part_bytes;
-            let next = if Range::is_empty(left) { 0 } else { self.bytes(ShardId(left.start)) };
-            if sum > 0 && sum + next > bytes {
+            if sum > 0 && sum + part_bytes > bytes {
                 break;
             }
+            left.next();
+            sum += part_bytes;
+            shards.push((shard, part_bytes));
         }
-        parts
+        let out = buffers.with_room(sum);
+        let parts = shards.into_iter().filter(|(_, bytes)| *bytes > 0).map(|(shard, bytes)| {
+            let updates = self.sources.iter().filter_map(|source| source.update(shard, out));
+            OutPart { shard, updates: updates.collect(), bytes }
+        });
+        parts.collect()
     }
 
     /// All shards of the job.
@@ -280,9 +282,9 @@ mod tests {
                 std::mem::swap(&mut batch.dense, &mut batch.values);
             }
             let encoder = Encoder::new(&batch, &job, &Layouts::default()).unwrap();
-            let (mut left, mut out, mut parts) = (encoder.shards(), BytesMut::new(), Vec::new());
+            let (mut left, mut buffers, mut parts) = (encoder.shards(), Buffers::default(), Vec::new());
             while !left.is_empty() {
-                parts.extend(encoder.parts(&mut left, group_bytes, &mut out));
+                parts.extend(encoder.parts(&mut left, group_bytes, &mut buffers));
             }
             let mut rows = Vec::new();
             let mut blocks = 0;

@@ -55,6 +55,7 @@
 
 mod backoff;
 pub mod blocking;
+mod buffers;
 mod coordinator;
 mod dense;
 mod driver;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use downpour_core::id::{JobId, SessionId, ShardId, VariableId};
 use downpour_core::spec::{JobSpec, Variable, VariableSpec};
 use downpour_core::view::{JobView, NodeView};
@@ -13,6 +12,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::buffers::Buffers;
 use crate::dense::{DenseCache, Layouts};
 use crate::encode::Encoder;
 use crate::outbox::Outbox;
@@ -107,8 +107,7 @@ struct Inner {
     in_flight: Arc<Semaphore>,
     trouble: Arc<Mutex<String>>,
     layouts: Layouts,
-    /// Memory of pushes, see [`encode::encode`].
-    outgoing: Mutex<BytesMut>,
+    outgoing: Mutex<Buffers>,
     progress: Arc<Mutex<Option<v1::WorkerProgress>>>,
     ended: watch::Sender<Option<Error>>,
     /// Ended with the session.
@@ -329,7 +328,6 @@ impl Session {
         let share = Arc::new(share.map_err(over)?);
         let state = self.state();
         let encoder = Encoder::new(batch, &state.view, &inner.layouts)?;
-        inner.outgoing.lock().reserve(encode::size(batch));
         let (mut left, mut outcomes) = (encoder.shards(), Vec::new());
         // A shard's part is whole in one of them, so the outbox takes each as a push of its own.
         loop {
