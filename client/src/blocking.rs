@@ -177,7 +177,12 @@ impl Job {
             let cache = self.session()?.dense_cache(&[variable])?;
             let floats = cache.values(variable).map_or(0, <[f32]>::len);
             crate::encode::check_floats("values", values.len(), floats)?;
-            return Ok(Dense { job: self.clone(), variable, floats, cache: Mutex::new(cache) });
+            return Ok(Dense {
+                job: self.clone(),
+                variable,
+                floats,
+                cache: Mutex::new(Some(cache)),
+            });
         }
     }
 
@@ -287,7 +292,7 @@ pub struct Dense {
     job: Job,
     variable: VariableId,
     floats: usize,
-    cache: Mutex<DenseCache>,
+    cache: Mutex<Option<DenseCache>>,
 }
 
 impl Dense {
@@ -304,15 +309,17 @@ impl Dense {
     pub fn pull(&self, values: &mut [f32]) -> Result<(), Error> {
         crate::encode::check_floats("values", values.len(), self.floats)?;
         // Taken out, so that no lock is held while waiting; a pull at the same time begins with an empty one.
-        let session = self.job.session()?;
-        let empty = session.dense_cache(&[self.variable])?;
-        let mut cache = std::mem::replace(&mut *self.cache.lock(), empty);
+        let taken = self.cache.lock().take();
+        let mut cache = match taken {
+            Some(cache) => cache,
+            None => self.job.session()?.dense_cache(&[self.variable])?,
+        };
         let pulled =
             self.job.block_on(async |session| session.pull(&mut [], Some(&mut cache)).await);
         if let Some(tensor) = cache.values(self.variable).filter(|_| pulled.is_ok()) {
             values.copy_from_slice(tensor);
         }
-        *self.cache.lock() = cache;
+        *self.cache.lock() = Some(cache);
         pulled.map(drop)
     }
 

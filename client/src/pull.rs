@@ -43,8 +43,8 @@ pub struct Pulled {
 
 /// For one attempt: a server that hangs without its connection breaking.
 const ATTEMPT: Duration = Duration::from_secs(10);
-/// Messages under way at once.
-const MESSAGES_MAX: usize = 16;
+/// Bytes of answers under way at once: enough for 10 Gbit/s over 10 ms.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
 const BACKOFF: Backoff =
     Backoff { first: Duration::from_millis(2), max: Duration::from_millis(100) };
 /// Failed attempts in a row after which the routing looks old.
@@ -96,7 +96,7 @@ impl Puller {
                 }));
                 retry_at = Instant::now() + BACKOFF.wait(u64::from(attempts), attempts);
             }
-            while flying.len() < MESSAGES_MAX
+            while flying.len() < ANSWER_BYTES_MAX / self.servers.message_bytes()
                 && let Some(message) = queue.pop_front()
             {
                 let request = plan.request(self.job, &message, tables, dense.as_deref());

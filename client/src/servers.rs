@@ -32,7 +32,7 @@ impl Transport {
     /// Size that messages aim at (docs/performance.md has the measurements).
     pub(crate) fn message_bytes(self) -> usize {
         match self {
-            Transport::Framed => 256 << 10,
+            Transport::Framed => 64 << 10,
             Transport::Grpc => 1 << 20,
         }
     }
