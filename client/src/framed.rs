@@ -3,8 +3,7 @@
 use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes, BytesMut};
-use downpour_core::id::SessionId;
-use downpour_proto::frame::{self, Frame, Kind};
+use downpour_proto::frame::{self, Frame, Hello, Kind};
 use downpour_proto::gather::Segments;
 use downpour_proto::{transport, v1};
 use parking_lot::Mutex;
@@ -33,7 +32,7 @@ trait Exchange {
 /// Connects, and carries requests until the connection or the queue ends. Returns why.
 async fn run<E: Exchange>(
     address: &str,
-    session: SessionId,
+    hello: Hello,
     requests: &mut mpsc::UnboundedReceiver<E::Request>,
     exchange: &mut E,
 ) -> Status {
@@ -44,7 +43,7 @@ async fn run<E: Exchange>(
     };
     let (mut read, mut write) = stream.split();
     let mut out = Segments::default();
-    out.raw(&frame::hello(session.0));
+    out.raw(&hello.to_bytes());
     let mut received = BytesMut::with_capacity(READ_BYTES);
     loop {
         let outgoing = out.outgoing();
@@ -114,15 +113,15 @@ impl Pulls {
     pub(crate) async fn pull(
         &self,
         address: &str,
-        session: SessionId,
+        hello: Hello,
         request: v1::PullRequest,
     ) -> Result<v1::PullReply, Status> {
         let (answer, reply) = oneshot::channel();
-        self.send(address, session, Call { request, answer });
+        self.send(address, hello, Call { request, answer });
         reply.await.unwrap_or_else(|_| Err(Status::unavailable("the connection broke")))
     }
 
-    fn send(&self, address: &str, session: SessionId, call: Call) {
+    fn send(&self, address: &str, hello: Hello, call: Call) {
         let mut calls = self.0.lock();
         let call = match &*calls {
             None => call,
@@ -138,7 +137,7 @@ impl Pulls {
         let address = address.to_owned();
         tokio::spawn(async move {
             let mut pulling = Pulling::default();
-            let status = run(&address, session, &mut queue, &mut pulling).await;
+            let status = run(&address, hello, &mut queue, &mut pulling).await;
             queue.close();
             while let Some(call) = queue.recv().await {
                 _ = call.answer.send(Err(status.clone()));
@@ -183,11 +182,11 @@ struct Pushing<F>(F);
 /// Sends requests in order until the connection or the queue ends; `report` gets the replies. Returns why it ended.
 pub(crate) async fn push(
     address: &str,
-    session: SessionId,
+    hello: Hello,
     mut requests: mpsc::UnboundedReceiver<v1::PushRequest>,
     report: impl FnMut(v1::PushReply),
 ) -> Status {
-    run(address, session, &mut requests, &mut Pushing(report)).await
+    run(address, hello, &mut requests, &mut Pushing(report)).await
 }
 
 impl<F: FnMut(v1::PushReply)> Exchange for Pushing<F> {

@@ -45,6 +45,7 @@ pub(crate) struct OutPart {
 pub(crate) struct Send {
     pub(crate) link: LinkId,
     pub(crate) server: ServerRef,
+    pub(crate) lane: u32,
     pub(crate) request: v1::PushRequest,
 }
 
@@ -83,7 +84,10 @@ pub(crate) struct Outbox {
     message_bytes: usize,
     shards: Vec<Queue>,
     pushes: BTreeMap<PushId, Pending>,
-    links: BTreeMap<ServerRef, Link>,
+    /// By server and lane.
+    links: BTreeMap<(ServerRef, u32), Link>,
+    /// Streams to each server: a shard keeps to one of them, so its parts stay in order.
+    lanes: u32,
     /// Shards that may have something to send, now or after their hold.
     ready: BTreeSet<ShardId>,
     completed: Vec<(PushId, Result<PushOutcome, Error>)>,
@@ -144,6 +148,7 @@ impl Outbox {
         job: JobId,
         session: SessionId,
         message_bytes: usize,
+        lanes: u32,
         routes: impl Iterator<Item = Route>,
     ) -> Self {
         let queue = |route| Queue {
@@ -163,6 +168,7 @@ impl Outbox {
             shards: routes.map(queue).collect(),
             pushes: BTreeMap::new(),
             links: BTreeMap::new(),
+            lanes,
             ready: BTreeSet::new(),
             completed: Vec::new(),
             trouble: None,
@@ -203,7 +209,8 @@ impl Outbox {
 
     /// What to send now. Parts of one push for one server travel together, up to about `message_bytes`.
     pub(crate) fn sends(&mut self, now: Duration) -> Vec<Send> {
-        let mut chosen: Vec<(PushId, ServerRef, ShardId, u64)> = Vec::new();
+        let mut chosen: Vec<(PushId, (ServerRef, u32), ShardId, u64)> = Vec::new();
+        let lanes = self.lanes;
         let shards = &mut self.shards;
         self.ready.retain(|&shard| {
             let queue = &mut shards[shard.0 as usize];
@@ -216,7 +223,8 @@ impl Outbox {
             for index in queue.sent..end {
                 let part = &queue.parts[index];
                 if !part.done {
-                    chosen.push((part.push, server, shard, queue.acknowledged + 1 + index as u64));
+                    let to = (server, shard.0 % lanes);
+                    chosen.push((part.push, to, shard, queue.acknowledged + 1 + index as u64));
                 }
             }
             queue.sent = queue.sent.max(end);
@@ -226,8 +234,8 @@ impl Outbox {
         chosen.sort_unstable();
         let mut sends: Vec<Send> = Vec::new();
         let mut bytes = 0;
-        let mut open: Option<(PushId, ServerRef)> = None;
-        for (push, server, shard, sequence) in chosen {
+        let mut open: Option<(PushId, (ServerRef, u32))> = None;
+        for (push, to, shard, sequence) in chosen {
             let queue = &self.shards[shard.0 as usize];
             let part = &queue.parts[(sequence - queue.acknowledged - 1) as usize];
             let sent = Sent { shard, sequence, generation: queue.generation };
@@ -238,12 +246,12 @@ impl Outbox {
                 updates: part.updates.clone(),
             };
             let part_bytes = part.bytes;
-            if open != Some((push, server)) || bytes + part_bytes > self.message_bytes {
-                (open, bytes) = (Some((push, server)), 0);
-                sends.push(self.begin(push, server));
+            if open != Some((push, to)) || bytes + part_bytes > self.message_bytes {
+                (open, bytes) = (Some((push, to)), 0);
+                sends.push(self.begin(push, to));
             }
             bytes += part_bytes;
-            let waiting = self.links.get_mut(&server).and_then(|link| link.waiting.back_mut());
+            let waiting = self.links.get_mut(&to).and_then(|link| link.waiting.back_mut());
             if let (Some(send), Some((_, parts))) = (sends.last_mut(), waiting) {
                 send.request.parts.push(wire);
                 parts.push(sent);
@@ -252,10 +260,11 @@ impl Outbox {
         sends
     }
 
-    /// A request of `push` to `server` without parts yet, entered as the newest on its link.
-    fn begin(&mut self, push: PushId, server: ServerRef) -> Send {
+    /// A request of `push` to a lane of a server without parts yet, entered as the newest on its link.
+    fn begin(&mut self, push: PushId, to: (ServerRef, u32)) -> Send {
+        let (server, lane) = to;
         let (next_request, next_link) = (&mut self.next_request, &mut self.next_link);
-        let link = self.links.entry(server).or_insert_with(|| {
+        let link = self.links.entry(to).or_insert_with(|| {
             *next_link += 1;
             Link { id: LinkId(*next_link - 1), waiting: VecDeque::new() }
         });
@@ -272,7 +281,7 @@ impl Outbox {
             clock: pending.map_or(0, |pending| pending.clock),
             parts: Vec::new(),
         };
-        Send { link: link.id, server, request }
+        Send { link: link.id, server, lane, request }
     }
 
     /// When [`Outbox::sends`] has something again, if nothing else happens before.
@@ -281,18 +290,17 @@ impl Outbox {
         holds.min()
     }
 
-    /// An answer from `server`. Returns what it says about who owns shards.
+    /// An answer that came on `link`. Returns what it says about who owns shards.
     ///
     /// # Errors
     /// The answer is not one to what was asked: the link cannot be trusted any more.
     pub(crate) fn reply(
         &mut self,
-        server: ServerRef,
         link: LinkId,
         reply: v1::PushReply,
         now: Duration,
     ) -> Result<Vec<Redirected>, &'static str> {
-        let Some(known) = self.links.get_mut(&server).filter(|known| known.id == link) else {
+        let Some(known) = self.links.values_mut().find(|known| known.id == link) else {
             return Ok(Vec::new());
         };
         // Checked as a whole before anything of it counts: what is wrong goes back to the front with its link.
@@ -325,11 +333,12 @@ impl Outbox {
     }
 
     /// A link broke: what was sent on it may or may not have arrived.
-    pub(crate) fn link_down(&mut self, server: ServerRef, link: LinkId, now: Duration) {
-        let Some(known) = self.links.get(&server).filter(|known| known.id == link) else { return };
+    pub(crate) fn link_down(&mut self, link: LinkId, now: Duration) {
+        let known = self.links.iter().find(|(_, known)| known.id == link);
+        let Some((&to, known)) = known else { return };
         let sent: Vec<Sent> =
             known.waiting.iter().flat_map(|(_, sent)| sent.iter().copied()).collect();
-        self.links.remove(&server);
+        self.links.remove(&to);
         for sent in sent {
             self.go_back(sent, Cause::LinkDown, now);
         }

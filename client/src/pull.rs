@@ -91,9 +91,8 @@ impl Puller {
         loop {
             if !work.is_empty() && retry_at <= Instant::now() {
                 let state = changes.borrow_and_update().clone();
-                queue.extend(Plan::messages(&mut work, self.servers.message_bytes(), |shard| {
-                    state.route(shard)
-                }));
+                let (bytes, lanes) = (self.servers.message_bytes(), self.servers.lanes());
+                queue.extend(Plan::messages(&mut work, bytes, lanes, |shard| state.route(shard)));
                 retry_at = Instant::now() + BACKOFF.wait(u64::from(attempts), attempts);
             }
             while flying.len() < ANSWER_BYTES_MAX / self.servers.message_bytes()
@@ -172,7 +171,7 @@ impl Puller {
             }
         };
         let answer = tokio::select! {
-            answer = timeout(ATTEMPT, server.pull(request)) => match answer {
+            answer = timeout(ATTEMPT, server.pull(message.lane, request)) => match answer {
                 Ok(Ok(reply)) => Ok(reply),
                 Ok(Err(status)) => Err(Failed::Status(status)),
                 Err(_) => Err(Failed::Status(Status::deadline_exceeded("no answer"))),
@@ -292,7 +291,7 @@ mod tests {
         let state = puller.watched.now();
         let (plan, mut work) =
             Plan::new(&state.view, &tables, None, MESSAGE_BYTES).expect("a plan");
-        let messages = Plan::messages(&mut work, MESSAGE_BYTES, |shard| state.route(shard));
+        let messages = Plan::messages(&mut work, MESSAGE_BYTES, 1, |shard| state.route(shard));
         let mut left = 0;
         for message in messages {
             let request = plan.request(JobId(1), &message, &tables, None);

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::Error;
-use crate::outbox::{Cause, LinkId, OutPart, Outbox, PushId, Trouble};
+use crate::outbox::{Cause, LinkId, OutPart, Outbox, PushId, Send, Trouble};
 use crate::push::PushOutcome;
 use crate::servers::Servers;
 use crate::state::JobState;
@@ -168,7 +168,7 @@ impl Pusher {
         let LinkEvent { server, link, what } = event;
         let now = self.now();
         let status = match what {
-            Ok(reply) => match self.outbox.reply(server, link, reply, now) {
+            Ok(reply) => match self.outbox.reply(link, reply, now) {
                 Ok(redirects) if redirects.is_empty() => return,
                 Ok(redirects) => {
                     self.watched.update(|state| {
@@ -188,7 +188,7 @@ impl Pusher {
             return;
         }
         tracing::debug!(%server, code = ?status.code(), message = status.message(), "push stream ended");
-        self.outbox.link_down(server, link, now);
+        self.outbox.link_down(link, now);
         if let Some(open) = self.links.remove(&link) {
             open.task.abort();
         }
@@ -203,7 +203,7 @@ impl Pusher {
         self.links.retain(|&link, open| {
             let current = state.address(open.server).is_some();
             if !current {
-                outbox.link_down(open.server, link, now);
+                outbox.link_down(link, now);
                 open.task.abort();
             }
             current
@@ -215,7 +215,7 @@ impl Pusher {
             let open = match self.links.get(&send.link) {
                 Some(open) => open,
                 None => {
-                    let open = self.open(send.server, send.link);
+                    let open = self.open(&send);
                     self.links.entry(send.link).or_insert(open)
                 }
             };
@@ -224,7 +224,8 @@ impl Pusher {
         }
     }
 
-    fn open(&mut self, server: ServerRef, link: LinkId) -> OpenLink {
+    fn open(&mut self, send: &Send) -> OpenLink {
+        let Send { server, lane, link, .. } = *send;
         let (requests, queue) = mpsc::unbounded_channel();
         let connected = self.servers.get(&self.changes.borrow(), server);
         let events = self.events.clone();
@@ -232,7 +233,7 @@ impl Pusher {
             // Whoever listens no more needs no report.
             let report = |what| _ = events.send(LinkEvent { server, link, what });
             let status = match connected {
-                Some(connected) => connected.push(queue, |reply| report(Ok(reply))).await,
+                Some(connected) => connected.push(lane, queue, |reply| report(Ok(reply))).await,
                 None => Status::unavailable("the server's address is not known"),
             };
             report(Err(status));

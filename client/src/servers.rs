@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use downpour_core::id::{ServerRef, SessionId};
+use downpour_proto::frame::{Hello, LANES};
 use downpour_proto::transport::{self, MESSAGE_BYTES_MAX};
 use downpour_proto::v1;
 use downpour_proto::v1::shard_client::ShardClient;
@@ -29,6 +30,14 @@ pub enum Transport {
 }
 
 impl Transport {
+    /// Streams to one server that shards are dealt to.
+    pub(crate) fn lanes(self) -> u32 {
+        match self {
+            Transport::Framed => LANES,
+            Transport::Grpc => 1,
+        }
+    }
+
     /// Size that messages aim at (docs/performance.md has the measurements).
     pub(crate) fn message_bytes(self) -> usize {
         match self {
@@ -69,12 +78,18 @@ pub(crate) enum Server {
 pub(crate) struct Framed {
     address: String,
     session: SessionId,
-    pulls: framed::Pulls,
+    /// By lane.
+    pulls: [framed::Pulls; LANES as usize],
 }
 
 impl Servers {
     pub(crate) fn new(session: SessionId, transport: Transport) -> Self {
         Servers { session, transport, known: Mutex::default() }
+    }
+
+    /// See [`Transport::lanes`].
+    pub(crate) fn lanes(&self) -> u32 {
+        self.transport.lanes()
     }
 
     /// Size that messages aim at.
@@ -92,7 +107,7 @@ impl Servers {
         let connected = match self.transport {
             Transport::Framed => {
                 let (address, session) = (address.to_owned(), self.session);
-                let pulls = framed::Pulls::default();
+                let pulls = Default::default();
                 Server::Framed(Arc::new(Framed { address, session, pulls }))
             }
             Transport::Grpc => Server::Grpc(
@@ -107,29 +122,41 @@ impl Servers {
     }
 }
 
+impl Framed {
+    fn hello(&self, lane: u32) -> Hello {
+        Hello { session: self.session.0, lane }
+    }
+}
+
 impl Server {
-    /// One pull.
+    /// One pull, of shards of one lane.
     ///
     /// # Errors
     /// What the server says, or that it cannot be reached.
-    pub(crate) async fn pull(&mut self, request: v1::PullRequest) -> Result<v1::PullReply, Status> {
+    pub(crate) async fn pull(
+        &mut self,
+        lane: u32,
+        request: v1::PullRequest,
+    ) -> Result<v1::PullReply, Status> {
         match self {
             Server::Framed(server) => {
-                server.pulls.pull(&server.address, server.session, request).await
+                let pulls = &server.pulls[lane as usize % server.pulls.len()];
+                pulls.pull(&server.address, server.hello(lane), request).await
             }
             Server::Grpc(client) => Ok(client.pull(request).await?.into_inner()),
         }
     }
 
-    /// Sends pushes in order until the connection or the queue ends; `report` gets the replies. Returns why it ended.
+    /// Sends pushes of shards of one lane in order until the connection or the queue ends; `report` gets the replies. Returns why it ended.
     pub(crate) async fn push(
         self,
+        lane: u32,
         requests: mpsc::UnboundedReceiver<v1::PushRequest>,
         mut report: impl FnMut(v1::PushReply),
     ) -> Status {
         match self {
             Server::Framed(server) => {
-                framed::push(&server.address, server.session, requests, report).await
+                framed::push(&server.address, server.hello(lane), requests, report).await
             }
             Server::Grpc(mut client) => {
                 let replies = client.push(UnboundedReceiverStream::new(requests)).await;

@@ -150,6 +150,7 @@ impl Session {
             job,
             id,
             options.transport.message_bytes(),
+            options.transport.lanes(),
             shards.map(|shard| state.route(shard)),
         );
         let watched = Watched::new(state);
@@ -328,11 +329,12 @@ impl Session {
         let share = Arc::new(share.map_err(over)?);
         let state = self.state();
         let encoder = Encoder::new(batch, &state.view, &inner.layouts)?;
+        let transport = inner.options.transport;
+        let group_bytes = transport.message_bytes() * transport.lanes() as usize;
         let (mut left, mut outcomes) = (encoder.shards(), Vec::new());
         // A shard's part is whole in one of them, so the outbox takes each as a push of its own.
         loop {
-            let message_bytes = inner.options.transport.message_bytes();
-            let parts = encoder.parts(&mut left, message_bytes, &mut inner.outgoing.lock());
+            let parts = encoder.parts(&mut left, group_bytes, &mut inner.outgoing.lock());
             let (outcome, pending) = oneshot::channel();
             let (clock, view_version) = (batch.clock, state.view.version);
             let share = Arc::clone(&share);

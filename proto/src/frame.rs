@@ -1,6 +1,6 @@
 //! The data plane without HTTP/2: frames on a plain TCP connection, a message layer that does no I/O.
 //!
-//! A connection begins with a [`hello`] from the client, which no HTTP/2 connection begins with, so a server tells the two apart on one port. Then
+//! A connection begins with a [`Hello`] from the client, which no HTTP/2 connection begins with, so a server tells the two apart on one port. Then
 //! frames follow in both directions: a header of 16 bytes (length of the body, [`Kind`], three zeros, number of the request; little-endian)
 //! and the body, a message of `shard.proto`. Requests of one connection are answered in their order, each under its own number; a server that
 //! cannot read a request any more says why ([`Kind::Failed`]) and closes. Pulls and pushes travel on connections of their own.
@@ -10,30 +10,49 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use crate::Invalid;
 use crate::transport::MESSAGE_BYTES_MAX;
 
-/// Begins a [`hello`]. The first byte alone tells it from HTTP/2, whose preface begins with `PRI`.
+/// Begins a [`Hello`]. The first byte alone tells it from HTTP/2, whose preface begins with `PRI`.
 pub const MAGIC: [u8; 8] = *b"DOWNPOU1";
 
-/// Bytes of a [`hello`].
-pub const HELLO_BYTES: usize = MAGIC.len() + size_of::<u64>();
+/// Bytes of a [`Hello`].
+pub const HELLO_BYTES: usize = MAGIC.len() + size_of::<u64>() + size_of::<u32>();
 
-/// What a client begins a connection with: [`MAGIC`], and its session, so that a server can serve all connections of a client on one thread. (It
-/// proves nothing: each request names its session.)
-#[must_use]
-pub fn hello(session: u64) -> [u8; HELLO_BYTES] {
-    let mut bytes = [0; HELLO_BYTES];
-    bytes[..MAGIC.len()].copy_from_slice(&MAGIC);
-    bytes[MAGIC.len()..].copy_from_slice(&session.to_le_bytes());
-    bytes
+/// Lanes of a client to one server: each has a connection for pulls and one for pushes. A shard's requests keep to the lane `shard % LANES`, so they stay
+/// in order, and two threads of the server work for one client.
+pub const LANES: u32 = 2;
+
+/// What a client begins a connection with after [`MAGIC`]. It tells the server which of its threads serves the connection, and proves nothing: each
+/// request names its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Connections of one session and lane are served by one thread.
+    pub session: u64,
+    /// Lanes of one session are served by threads next to each other.
+    pub lane: u32,
 }
 
-/// The session that a client begins with.
-///
-/// # Errors
-/// It is no hello of this version.
-pub fn read_hello(bytes: [u8; HELLO_BYTES]) -> Result<u64, Invalid> {
-    match bytes.split_first_chunk() {
-        Some((&MAGIC, mut session)) => Ok(session.get_u64_le()),
-        _ => Err(Invalid::new("hello", "is not that of this version")),
+impl Hello {
+    /// As it is sent.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; HELLO_BYTES] {
+        let mut bytes = [0; HELLO_BYTES];
+        let mut rest = &mut bytes[..];
+        rest.put_slice(&MAGIC);
+        rest.put_u64_le(self.session);
+        rest.put_u32_le(self.lane);
+        bytes
+    }
+
+    /// As it arrived.
+    ///
+    /// # Errors
+    /// It is no hello of this version.
+    pub fn from_bytes(bytes: [u8; HELLO_BYTES]) -> Result<Self, Invalid> {
+        match bytes.split_first_chunk() {
+            Some((&MAGIC, mut rest)) => {
+                Ok(Hello { session: rest.get_u64_le(), lane: rest.get_u32_le() })
+            }
+            _ => Err(Invalid::new("hello", "is not that of this version")),
+        }
     }
 }
 
@@ -161,10 +180,11 @@ mod tests {
 
     #[test]
     fn a_hello_is_read_back_and_another_version_is_refused() {
-        let mut bytes = hello(u64::MAX - 1);
-        assert_eq!(read_hello(bytes), Ok(u64::MAX - 1));
+        let hello = Hello { session: u64::MAX - 1, lane: 7 };
+        let mut bytes = hello.to_bytes();
+        assert_eq!(Hello::from_bytes(bytes), Ok(hello));
         bytes[7] += 1;
-        assert_eq!(read_hello(bytes).map_err(|invalid| invalid.field), Err("hello"));
+        assert_eq!(Hello::from_bytes(bytes).map_err(|invalid| invalid.field), Err("hello"));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use downpour_proto::frame::{HELLO_BYTES, MAGIC, read_hello};
+use downpour_proto::frame::{HELLO_BYTES, Hello, MAGIC};
 use downpour_proto::transport::tune;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -76,15 +76,14 @@ impl Takers {
     async fn take_frames(&self, mut stream: TcpStream) -> io::Result<()> {
         let mut hello = [0; HELLO_BYTES];
         timeout(FIRST_BYTES_PATIENCE, stream.read_exact(&mut hello)).await??;
-        let session = read_hello(hello).map_err(io::Error::other)?;
+        let hello = Hello::from_bytes(hello).map_err(io::Error::other)?;
         let (process, current) = (Arc::clone(&self.process), Arc::clone(&self.current));
-        self.threads.spawn(session, stream, |stream| frames::serve(process, current, stream))
+        self.threads.spawn(hello, stream, |stream| frames::serve(process, current, stream))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use downpour_proto::frame::hello;
     use tokio::io::AsyncWriteExt;
 
     use super::*;
@@ -113,12 +112,12 @@ mod tests {
         assert_eq!(&first, b"PRI");
 
         let mut stranger = TcpStream::connect(address).await.expect("connect");
-        stranger.write_all(b"DOWNPOU9 another").await.expect("send");
+        stranger.write_all(b"DOWNPOU9 quite another").await.expect("send");
         let end = timeout(PATIENCE, stranger.read(&mut first)).await.expect("in time");
         assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
 
         let mut framed = TcpStream::connect(address).await.expect("connect");
-        framed.write_all(&hello(7)).await.expect("send");
+        framed.write_all(&Hello { session: 7, lane: 1 }.to_bytes()).await.expect("send");
         framed.write_all(&[0xff; 16]).await.expect("send");
         // What follows the hello is no frame, and that is what the answer is about.
         let mut answer = Vec::new();

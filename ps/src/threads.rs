@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use downpour_node::shutdown::Shutdown;
+use downpour_proto::frame::Hello;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Handle};
 
-/// Hands connections out. All of one session are served by one thread: a worker's push changes the rows that it has just pulled, and finds them
-/// in that core's cache.
+/// Hands connections out. Those of one session's lane are served by one thread: a worker's push changes the rows that it has just pulled, and finds
+/// them in that core's cache. Its lanes are served by different threads, which share the work of one client.
 #[derive(Debug)]
 pub(crate) struct DataThreads {
     handles: Vec<Handle>,
@@ -21,7 +22,7 @@ pub(crate) struct DataThreads {
     shutdown: Shutdown,
 }
 
-/// Which thread serves which session.
+/// Which thread serves the first lane of which session.
 #[derive(Debug)]
 struct Homes {
     /// Thread, and how many connections it serves for the session.
@@ -94,20 +95,21 @@ impl DataThreads {
         Ok(DataThreads { handles, homes: Arc::new(Mutex::new(homes)), shutdown: shutdown.clone() })
     }
 
-    /// Runs `serve` with a connection of `session` on the session's thread.
+    /// Runs `serve` with a connection on the thread of its session and lane.
     ///
     /// # Errors
     /// The connection cannot be taken from the thread that accepted it.
     pub(crate) fn spawn<F: Future<Output = ()> + Send + 'static>(
         &self,
-        session: u64,
+        hello: Hello,
         stream: TcpStream,
         serve: impl FnOnce(TcpStream) -> F + Send + 'static,
     ) -> std::io::Result<()> {
         let stream = stream.into_std()?;
-        let thread = self.homes.lock().enter(session);
+        let Hello { session, lane } = hello;
+        let home = self.homes.lock().enter(session);
         let counted = Counted { homes: Arc::clone(&self.homes), session };
-        let _inside = self.handles[thread].enter();
+        let _inside = self.handles[home.wrapping_add(lane as usize) % self.handles.len()].enter();
         let stream = TcpStream::from_std(stream)?;
         self.shutdown.spawn("connection", async move {
             let _counted = counted;

@@ -94,7 +94,7 @@ impl World {
         };
         let routes: Vec<Route> = (0..SHARDS).map(route).collect();
         World {
-            outbox: Outbox::new(JobId(1), SESSION, MESSAGE_BYTES, routes.iter().copied()),
+            outbox: Outbox::new(JobId(1), SESSION, MESSAGE_BYTES, 2, routes.iter().copied()),
             now: Duration::ZERO,
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
             known: routes.clone(),
@@ -126,9 +126,9 @@ impl World {
             }
             Step::Break(wire) => {
                 if let Some(link) = self.pick(wire)
-                    && let Some(wire) = self.wires.remove(&link)
+                    && self.wires.remove(&link).is_some()
                 {
-                    self.outbox.link_down(wire.server, link, self.now);
+                    self.outbox.link_down(link, self.now);
                 }
             }
             Step::Move(shard, node) => {
@@ -204,7 +204,7 @@ impl World {
     fn answer(&mut self, link: LinkId) {
         let Some(wire) = self.wires.get_mut(&link) else { return };
         let Some(reply) = wire.replies.pop_front() else { return };
-        let redirects = self.outbox.reply(wire.server, link, reply, self.now);
+        let redirects = self.outbox.reply(link, reply, self.now);
         for Redirected { shard, epoch, primary } in redirects.expect("an honest server") {
             let known = &mut self.known[shard.0 as usize];
             if epoch > known.epoch {
@@ -307,7 +307,7 @@ proptest! {
 
 fn one_shard() -> Outbox {
     let route = Route { epoch: Epoch(1), primary: Some(server(1, 1)) };
-    Outbox::new(JobId(1), SESSION, MESSAGE_BYTES, [route].into_iter())
+    Outbox::new(JobId(1), SESSION, MESSAGE_BYTES, 1, [route].into_iter())
 }
 
 fn sequences(sends: &[Send]) -> Vec<u64> {
@@ -336,7 +336,7 @@ const LATER: Duration = Duration::from_secs(1);
 #[test]
 fn parts_of_one_push_for_one_server_travel_together_up_to_the_size_of_a_message() {
     let route = Route { epoch: Epoch(1), primary: Some(server(1, 1)) };
-    let mut outbox = Outbox::new(JobId(1), SESSION, MESSAGE_BYTES, [route; 3].into_iter());
+    let mut outbox = Outbox::new(JobId(1), SESSION, MESSAGE_BYTES, 1, [route; 3].into_iter());
     let shards = || (0..3).map(ShardId);
     outbox.push(7, 3, shards().map(|shard| part(shard, 1, 100)).collect());
     let sends = outbox.sends(START);
@@ -364,32 +364,32 @@ fn half_of_the_outcome_window_is_on_its_way_at_most() {
     let sends = outbox.sends(START);
     assert_eq!(sequences(&sends), (1..=WINDOW as u64).collect::<Vec<_>>());
     assert!(outbox.sends(LATER).is_empty());
-    outbox.reply(server(1, 1), sends[0].link, reply(&sends[0], &done(1)), START).unwrap();
+    outbox.reply(sends[0].link, reply(&sends[0], &done(1)), START).unwrap();
     assert_eq!(sequences(&outbox.sends(START)), [WINDOW as u64 + 1]);
 }
 
 #[test]
 fn what_an_older_send_complains_about_does_not_repeat_the_newer_one() {
     let mut outbox = one_shard();
-    let (server, mut old) = (server(1, 1), Vec::new());
+    let mut old = Vec::new();
     for mark in 1..=3 {
         outbox.push(1, 1, vec![part(ShardId(0), mark, 1)]);
         old.extend(outbox.sends(START));
     }
-    outbox.reply(server, old[0].link, reply(&old[0], &OVERLOADED), START).unwrap();
+    outbox.reply(old[0].link, reply(&old[0], &OVERLOADED), START).unwrap();
     assert!(outbox.sends(START).is_empty(), "it waits a little");
     assert!(outbox.wake().is_some_and(|wake| wake > START && wake < LATER));
     let new = outbox.sends(LATER);
     assert_eq!(sequences(&new), [1], "the first goes ahead alone");
     let gap = PartResult::Gap(v1::Gap { expected: 1 });
-    outbox.reply(server, old[1].link, reply(&old[1], &gap), LATER).unwrap();
-    outbox.reply(server, old[2].link, reply(&old[2], &gap), LATER).unwrap();
+    outbox.reply(old[1].link, reply(&old[1], &gap), LATER).unwrap();
+    outbox.reply(old[2].link, reply(&old[2], &gap), LATER).unwrap();
     assert!(outbox.sends(LATER + LATER).is_empty(), "the new send is already on its way");
-    outbox.reply(server, new[0].link, reply(&new[0], &done(1)), LATER).unwrap();
+    outbox.reply(new[0].link, reply(&new[0], &done(1)), LATER).unwrap();
     let rest = outbox.sends(LATER);
     assert_eq!(sequences(&rest), [2, 3]);
     for (send, lsn) in rest.iter().zip(2..) {
-        outbox.reply(server, send.link, reply(send, &done(lsn)), LATER).unwrap();
+        outbox.reply(send.link, reply(send, &done(lsn)), LATER).unwrap();
     }
     assert_eq!(outbox.take_completed().len(), 3);
 }
@@ -412,7 +412,7 @@ fn an_end_makes_every_open_push_unknown_and_nothing_is_sent_again() {
     let push = outbox.push(1, 1, vec![part(ShardId(0), 1, 1)]);
     let sends = outbox.sends(START);
     let closed = PartResult::SessionClosed(v1::SessionClosed {});
-    outbox.reply(server(1, 1), sends[0].link, reply(&sends[0], &closed), START).unwrap();
+    outbox.reply(sends[0].link, reply(&sends[0], &closed), START).unwrap();
     let completed = outbox.take_completed();
     assert!(matches!(&completed[..], [(id, Err(Error::Unknown { .. }))] if *id == push));
     assert!(matches!(outbox.failed(), Some(Error::SessionClosed(SESSION))));
@@ -429,9 +429,9 @@ fn a_shard_that_forgot_an_acknowledged_push_ends_the_session() {
     }
     let sends = outbox.sends(START);
     let link = sends[0].link;
-    outbox.reply(server(1, 1), link, reply(&sends[0], &done(1)), START).unwrap();
+    outbox.reply(link, reply(&sends[0], &done(1)), START).unwrap();
     let gap = PartResult::Gap(v1::Gap { expected: 1 });
-    outbox.reply(server(1, 1), link, reply(&sends[1], &gap), START).unwrap();
+    outbox.reply(link, reply(&sends[1], &gap), START).unwrap();
     let rolled_back = Some(&Error::RolledBack { shard: ShardId(0), expected: 1, acknowledged: 1 });
     assert_eq!(outbox.failed().map(ToString::to_string), rolled_back.map(ToString::to_string));
 }
@@ -441,16 +441,16 @@ fn an_answer_to_something_else_is_found_out() {
     let mut outbox = one_shard();
     outbox.push(1, 1, vec![part(ShardId(0), 1, 1)]);
     let sends = outbox.sends(START);
-    let (server, link) = (server(1, 1), sends[0].link);
+    let link = sends[0].link;
     let mut other = reply(&sends[0], &done(1));
     other.parts[0].sequence = 2;
-    assert!(outbox.reply(server, link, other, START).is_err());
-    outbox.link_down(server, link, START);
+    assert!(outbox.reply(link, other, START).is_err());
+    outbox.link_down(link, START);
     let again = outbox.sends(LATER);
     assert_ne!(again[0].link, link);
     assert_eq!(sequences(&again), [1]);
     let stranger = v1::PushReply { request: 999, parts: Vec::new() };
-    assert!(outbox.reply(server, again[0].link, stranger, LATER).is_err());
+    assert!(outbox.reply(again[0].link, stranger, LATER).is_err());
 }
 
 #[test]
@@ -461,9 +461,9 @@ fn an_acknowledgement_that_was_overtaken_by_a_move_counts() {
     outbox.reroute(|_| Route { epoch: Epoch(2), primary: Some(server(2, 2)) });
     let new = outbox.sends(START);
     assert_eq!(sequences(&new), [1]);
-    outbox.reply(server(1, 1), old[0].link, reply(&old[0], &done(5)), START).unwrap();
+    outbox.reply(old[0].link, reply(&old[0], &done(5)), START).unwrap();
     assert_eq!(outbox.take_completed()[0].0, push);
-    outbox.reply(server(2, 2), new[0].link, reply(&new[0], &done(5)), START).unwrap();
+    outbox.reply(new[0].link, reply(&new[0], &done(5)), START).unwrap();
     assert!(outbox.take_completed().is_empty(), "once");
     assert!(outbox.settled(push));
 }

@@ -37,6 +37,8 @@ enum What {
 #[derive(Debug)]
 pub(crate) struct Message {
     pub(crate) server: ServerRef,
+    /// Of all its shards.
+    pub(crate) lane: u32,
     pub(crate) parts: Vec<Part>,
     reply_bytes: usize,
 }
@@ -110,12 +112,13 @@ impl Plan {
     pub(crate) fn messages(
         work: &mut Vec<Work>,
         message_bytes: usize,
+        lanes: u32,
         route: impl Fn(ShardId) -> Route,
     ) -> Vec<Message> {
         let mut all = std::mem::take(work);
         // By shard, tables before dense variables, both in order of their variables: the order that the contract asks for.
         all.sort_unstable();
-        let mut open: BTreeMap<ServerRef, Message> = BTreeMap::new();
+        let mut open: BTreeMap<(ServerRef, u32), Message> = BTreeMap::new();
         let mut full = Vec::new();
         for item in all {
             let Route { epoch, primary } = route(item.shard);
@@ -123,8 +126,9 @@ impl Plan {
                 work.push(item);
                 continue;
             };
-            let empty = || Message { server, parts: Vec::new(), reply_bytes: 0 };
-            let message = open.entry(server).or_insert_with(empty);
+            let lane = item.shard.0 % lanes;
+            let empty = || Message { server, lane, parts: Vec::new(), reply_bytes: 0 };
+            let message = open.entry((server, lane)).or_insert_with(empty);
             let too_much = message.reply_bytes + item.reply_bytes > message_bytes;
             // So a part names each table once, as it must: all but the last range of a table are full, and nothing of it fits beside one.
             if !message.parts.is_empty() && too_much {
@@ -306,10 +310,10 @@ mod tests {
             ];
             let mut cache = DenseCache::new(vec![Layouts::default().get(&job, NET).unwrap()]);
             let (plan, mut work) = Plan::new(&job, &tables, Some(&cache), MESSAGE_BYTES).unwrap();
-            let mut messages = Plan::messages(&mut work, MESSAGE_BYTES, route);
+            let mut messages = Plan::messages(&mut work, MESSAGE_BYTES, 2, route);
             prop_assert!(work.iter().all(|work| work.shard.0.is_multiple_of(3)), "no primary: later");
             let anywhere = |_| Route { epoch: Epoch(5), primary: Some(server(9, 9)) };
-            messages.extend(Plan::messages(&mut work, MESSAGE_BYTES, anywhere));
+            messages.extend(Plan::messages(&mut work, MESSAGE_BYTES, 2, anywhere));
             prop_assert!(work.is_empty());
             for message in &messages {
                 let request = plan.request(JobId(1), message, &tables, Some(&cache));
@@ -337,7 +341,7 @@ mod tests {
         let mut cache = DenseCache::new(vec![Layouts::default().get(&job, NET).unwrap()]);
         let (plan, mut work) = Plan::new(&job, &tables, Some(&cache), MESSAGE_BYTES).unwrap();
         let everywhere = |_| Route { epoch: Epoch(1), primary: Some(server(1, 1)) };
-        let message = Plan::messages(&mut work, MESSAGE_BYTES, everywhere).remove(0);
+        let message = Plan::messages(&mut work, MESSAGE_BYTES, 2, everywhere).remove(0);
         let request = plan.request(JobId(1), &message, &tables, Some(&cache));
         let good = answer(&request.parts[0], &cache);
         let mut refused = |change: &dyn Fn(&mut v1::PulledPart)| {

@@ -3,7 +3,7 @@
 use std::io;
 
 use bytes::{Buf, BytesMut};
-use downpour_proto::frame::{self, Frame, HELLO_BYTES, Kind, MAGIC};
+use downpour_proto::frame::{self, Frame, HELLO_BYTES, Hello, Kind, MAGIC};
 use downpour_proto::gather::{Gather, Segments};
 use downpour_proto::v1::shard_server::Shard;
 use downpour_proto::v1::{Failure, PullRequest, PushRequest};
@@ -45,7 +45,7 @@ async fn serve(mut stream: TcpStream, server: Server) -> io::Result<()> {
             return Ok(());
         }
         if !greeted && let Some(hello) = received.first_chunk() {
-            frame::read_hello(*hello).expect("a client says hello");
+            Hello::from_bytes(*hello).expect("a client says hello");
             received.advance(HELLO_BYTES);
             greeted = true;
         }
