@@ -77,18 +77,20 @@ impl Index {
         pages + self.pages.capacity() * size_of::<Option<Page>>() + spilled
     }
 
-    /// Asks for the bucket of a hash.
+    /// Asks for the bucket of a hash, and returns the page that it is on for [`Index::candidate`].
     #[inline]
-    pub(crate) fn prefetch(&self, hash: u64) {
-        if let Some(page) = self.page(hash) {
+    pub(crate) fn prefetch(&self, hash: u64) -> u32 {
+        let number = self.page_number(hash);
+        if let Some(Some(page)) = self.pages.get(number) {
             page.prefetch(place(hash, 0));
         }
+        number as u32
     }
 
     /// The row that most likely has this hash, or [`NONE`]: its tag is right, and the caller looks whether its key is. If not, [`Index::find`] tells.
     #[inline]
-    pub(crate) fn candidate(&self, hash: u64) -> u32 {
-        let Some(page) = self.page(hash) else { return NONE };
+    pub(crate) fn candidate(&self, hash: u64, page: u32) -> u32 {
+        let Some(Some(page)) = self.pages.get(page as usize) else { return NONE };
         let buckets = page.lines();
         for probe in 0..BUCKETS {
             let bucket = &buckets[place(hash, probe)];
@@ -301,7 +303,7 @@ mod tests {
 
         fn find(&self, hash: u64) -> Option<u32> {
             let found = self.index.find(hash, |row| self.hashes[row as usize] == hash);
-            let candidate = self.index.candidate(hash);
+            let candidate = self.index.candidate(hash, self.index.page_number(hash) as u32);
             assert!(candidate == NONE || (candidate as usize) < self.hashes.len());
             found
         }

@@ -3,15 +3,19 @@
 //! A shard's table is often smaller than a huge page (2 MiB) and would get none of its own; one pool for the process gives them to all
 //! (measured in docs/performance.md, "The table"). A slab that is dropped goes back to its chunk, and a chunk without slabs to the system.
 //!
-//! This module is the only one of the crate with `unsafe` in it: a [`Slab`] is the unique owner of its words, which always hold some value.
+//! This module and [`chunk`] are the only ones of the crate with `unsafe` in them: a [`Slab`] is the unique owner of its words, which always hold some value.
 
 #![allow(unsafe_code)]
 
+mod chunk;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+
+pub(crate) use chunk::{CHUNK_BYTES, mapped_bytes};
+use chunk::{Mapping, Pages, spare_chunk};
 
 /// Bytes of the smallest slab; a memory page, and a page of an index.
 pub(crate) const PAGE_BYTES: usize = 4 << 10;
@@ -19,8 +23,6 @@ pub(crate) const PAGE_BYTES: usize = 4 << 10;
 pub(crate) const MEDIUM_BYTES: usize = 32 << 10;
 /// Bytes of a slab of a large table.
 pub(crate) const LARGE_BYTES: usize = 256 << 10;
-/// Bytes of a chunk, and what it is aligned to.
-pub(crate) const CHUNK_BYTES: usize = 2 << 20;
 
 /// Words of a cache line.
 pub(crate) const LINE_WORDS: usize = 16;
@@ -48,7 +50,7 @@ impl Slab {
     pub(crate) fn new(bytes: usize) -> Slab {
         let start = match Class::of(bytes) {
             Some(class) => class.pool().lock().take(class),
-            None => Mapping::new(slab_bytes(bytes)).into_start(),
+            None => Mapping::new(slab_bytes(bytes), Pages::Small).into_start(),
         };
         Slab { start: start.cast(), bytes: slab_bytes(bytes) }
     }
@@ -153,13 +155,6 @@ pub(crate) fn prefetch<T>(place: *const T) {
     let _ = place;
 }
 
-/// Bytes that all chunks and large slabs of the process have now.
-pub(crate) fn mapped_bytes() -> u64 {
-    MAPPED.load(Ordering::Relaxed)
-}
-
-static MAPPED: AtomicU64 = AtomicU64::new(0);
-
 #[derive(Clone, Copy, Debug)]
 enum Class {
     Page,
@@ -211,11 +206,11 @@ impl Pool {
     fn take(&mut self, class: Class) -> NonNull<u8> {
         let address = self.vacant.first().copied().unwrap_or_else(|| {
             let chunk = Chunk {
-                mapping: Mapping::new(CHUNK_BYTES),
+                mapping: spare_chunk(),
                 taken: vec![false; CHUNK_BYTES / class.bytes()],
                 count: 0,
             };
-            let address = chunk.mapping.start.addr().get();
+            let address = chunk.mapping.start().addr().get();
             self.chunks.insert(address, chunk);
             self.vacant.insert(address);
             address
@@ -228,7 +223,7 @@ impl Pool {
             self.vacant.remove(&address);
         }
         // SAFETY: the slot ends inside the mapping.
-        unsafe { chunk.mapping.start.add(slot * class.bytes()) }
+        unsafe { chunk.mapping.start().add(slot * class.bytes()) }
     }
 
     fn give(&mut self, class: Class, start: NonNull<u8>) {
@@ -244,109 +239,6 @@ impl Pool {
         } else {
             self.vacant.insert(address);
         }
-    }
-}
-
-/// Memory of the system, zeroed, aligned to a chunk.
-struct Mapping {
-    start: NonNull<u8>,
-    bytes: usize,
-}
-
-// SAFETY: a mapping owns its memory.
-unsafe impl Send for Mapping {}
-
-impl Mapping {
-    /// Whole chunks. Aborts like every allocation when the system has none.
-    fn new(bytes: usize) -> Mapping {
-        let Some(start) = sys::map(bytes) else {
-            let layout = std::alloc::Layout::from_size_align(bytes, CHUNK_BYTES);
-            std::alloc::handle_alloc_error(layout.expect("chunks are a valid layout"));
-        };
-        MAPPED.fetch_add(bytes as u64, Ordering::Relaxed);
-        Mapping { start, bytes }
-    }
-
-    fn into_start(self) -> NonNull<u8> {
-        std::mem::ManuallyDrop::new(self).start
-    }
-
-    /// # Safety
-    /// `start` and `bytes` are of a mapping that was taken apart by `into_start`, and nobody uses its memory any more.
-    unsafe fn from_start(start: NonNull<u8>, bytes: usize) -> Mapping {
-        Mapping { start, bytes }
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        MAPPED.fetch_sub(self.bytes as u64, Ordering::Relaxed);
-        // SAFETY: `new` got exactly this from `map`, and its users are gone.
-        unsafe { sys::unmap(self.start, self.bytes) };
-    }
-}
-
-#[cfg(not(miri))]
-mod sys {
-    use std::ptr::{NonNull, null_mut};
-
-    use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
-
-    use super::CHUNK_BYTES;
-
-    /// Maps `bytes` aligned to a chunk: maps a chunk more, and gives the ends back.
-    pub(super) fn map(bytes: usize) -> Option<NonNull<u8>> {
-        let mapped = bytes.checked_add(CHUNK_BYTES)?;
-        let access = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new private mapping where the system likes touches no memory that is in use.
-        let start =
-            unsafe { mmap_anonymous(null_mut(), mapped, access, MapFlags::PRIVATE) }.ok()?;
-        let start = start.cast::<u8>();
-        let head = start.align_offset(CHUNK_BYTES);
-        // SAFETY: all of it lies in what was just mapped and nobody else knows of. That the advice is not taken, or that the ends stay
-        // mapped (they are never touched), is no error.
-        unsafe {
-            let chunks = start.add(head);
-            if head > 0 {
-                let _ = munmap(start.cast(), head);
-            }
-            let _ = munmap(chunks.add(bytes).cast(), CHUNK_BYTES - head);
-            let _ = madvise(chunks.cast(), bytes, Advice::LinuxHugepage);
-            NonNull::new(chunks)
-        }
-    }
-
-    /// # Safety
-    /// `start` and `bytes` are of one `map`, and nobody uses the memory any more.
-    pub(super) unsafe fn unmap(start: NonNull<u8>, bytes: usize) {
-        // SAFETY: by the caller.
-        let unmapped = unsafe { munmap(start.as_ptr().cast(), bytes) };
-        debug_assert!(unmapped.is_ok(), "a whole mapping can be unmapped");
-    }
-}
-
-/// Miri knows no `mmap` with an alignment.
-#[cfg(miri)]
-mod sys {
-    use std::alloc::{Layout, alloc_zeroed, dealloc};
-    use std::ptr::NonNull;
-
-    use super::CHUNK_BYTES;
-
-    fn layout(bytes: usize) -> Layout {
-        Layout::from_size_align(bytes, CHUNK_BYTES).expect("chunks are a valid layout")
-    }
-
-    pub(super) fn map(bytes: usize) -> Option<NonNull<u8>> {
-        // SAFETY: the layout is not empty.
-        NonNull::new(unsafe { alloc_zeroed(layout(bytes)) })
-    }
-
-    /// # Safety
-    /// `start` and `bytes` are of one `map`, and nobody uses the memory any more.
-    pub(super) unsafe fn unmap(start: NonNull<u8>, bytes: usize) {
-        // SAFETY: by the caller.
-        unsafe { dealloc(start.as_ptr(), layout(bytes)) };
     }
 }
 

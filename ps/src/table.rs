@@ -52,7 +52,8 @@ pub(crate) struct TableRules {
 struct Lookup {
     key: u64,
     hash: u64,
-    row: u32,
+    /// First the page of the index that it is on, then the row.
+    at: u32,
 }
 
 impl Table {
@@ -160,8 +161,8 @@ impl Table {
     /// The row of a key that was looked up.
     #[inline]
     fn settle(&self, lookup: &Lookup) -> Option<u32> {
-        if lookup.row != NONE && self.arena.key(lookup.row) == lookup.key {
-            return Some(lookup.row);
+        if lookup.at != NONE && self.arena.key(lookup.at) == lookup.key {
+            return Some(lookup.at);
         }
         self.find(lookup.key)
     }
@@ -236,16 +237,16 @@ impl Lookups {
         self.waiting += *count;
         for (lookup, key) in group[..*count].iter_mut().zip(keys) {
             (lookup.key, lookup.hash) = (key, table.hash(key));
-            table.index.prefetch(lookup.hash);
+            lookup.at = table.index.prefetch(lookup.hash);
         }
     }
 
     fn ask_for_rows(&mut self, group: usize, table: &Table, floats: usize) {
         let (group, count) = &mut self.groups[group];
         for lookup in &mut group[..*count] {
-            lookup.row = table.index.candidate(lookup.hash);
-            if lookup.row != NONE {
-                table.arena.prefetch(lookup.row, floats);
+            lookup.at = table.index.candidate(lookup.hash, lookup.at);
+            if lookup.at != NONE {
+                table.arena.prefetch(lookup.at, floats);
             }
         }
     }

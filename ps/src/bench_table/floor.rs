@@ -52,6 +52,9 @@ impl Floor {
 
     #[inline(always)]
     fn prefetch(&self, place: u32) {
-        self.row(place).chunks(LINE_FLOATS).for_each(|line| prefetch(line.as_ptr()));
+        let row = self.row(place);
+        row.chunks(LINE_FLOATS).for_each(|line| prefetch(line.as_ptr()));
+        // Rows need not begin at a cache line.
+        prefetch(&raw const row[row.len() - 1]);
     }
 }
