@@ -6,6 +6,7 @@ use crate::dense::floats;
 use crate::keys::{UniqueKeys, unique};
 use crate::pipeline::Push;
 use crate::recorder::{GradientStats, StepRecord};
+use crate::rows::add;
 use crate::step::{Context, Ticket};
 use crate::{NonFinite, Result, TableHandle};
 
@@ -27,12 +28,12 @@ struct StepGradients {
     context: Context,
 }
 
-/// The gradient of some rows of a table, `[keys, dim]`.
+/// The gradient of some rows of a table, a row for each key.
 #[derive(Debug)]
 pub(crate) struct TableGradient {
     pub(crate) table: TableHandle,
     pub(crate) keys: UniqueKeys,
-    pub(crate) gradient: Tensor,
+    pub(crate) gradient: Vec<f32>,
 }
 
 /// What [`Grads::inspect`] shows of one variable.
@@ -42,8 +43,8 @@ pub struct Gradient<'a> {
     pub name: &'a str,
     /// Of a table: the keys, rising, one for each row of the tensor.
     pub keys: Option<&'a [u64]>,
-    /// The gradient.
-    pub tensor: &'a Tensor,
+    /// The gradient; that of a table is a copy on the CPU.
+    pub tensor: Tensor,
 }
 
 impl Grads {
@@ -69,10 +70,13 @@ impl Grads {
             let tables = step.tables.iter().map(|t| Gradient {
                 name: t.table.name(),
                 keys: Some(&t.keys),
-                tensor: &t.gradient,
+                tensor: Tensor::from_slice(&t.gradient).view([t.keys.len() as i64, -1]),
             });
-            let dense =
-                step.dense.iter().map(|(name, _, tensor)| Gradient { name, keys: None, tensor });
+            let dense = step.dense.iter().map(|(name, _, tensor)| Gradient {
+                name,
+                keys: None,
+                tensor: tensor.shallow_clone(),
+            });
             tables.chain(dense)
         })
     }
@@ -80,17 +84,24 @@ impl Grads {
     /// Euclidean norm over all variables.
     #[must_use]
     pub fn norm(&self) -> f64 {
-        let squares = self
-            .inspect()
-            .map(|gradient| gradient.tensor.square().sum(Kind::Double).double_value(&[]));
-        squares.sum::<f64>().sqrt()
+        let Some(step) = &self.step else { return 0.0 };
+        let tables = step.tables.iter().map(|table| {
+            let mut stats = GradientStats::default();
+            stats.add(&table.gradient);
+            stats.squares()
+        });
+        let dense = step
+            .dense
+            .iter()
+            .map(|(.., tensor)| tensor.square().sum(Kind::Double).double_value(&[]));
+        tables.chain(dense).sum::<f64>().sqrt()
     }
 
     /// Multiplies every gradient by `factor`.
     pub fn scale(&mut self, factor: f64) {
         if let Some(step) = &mut self.step {
             for table in &mut step.tables {
-                table.gradient = &table.gradient * factor;
+                table.gradient.iter_mut().for_each(|g| *g *= factor as f32);
             }
             for (_, _, gradient) in &mut step.dense {
                 *gradient = &*gradient * factor;
@@ -115,7 +126,6 @@ impl Grads {
         let (mut tables, mut dense) = <(GradientStats, GradientStats)>::default();
         let mut not_finite = None;
         for TableGradient { table, keys, gradient } in step.tables {
-            let gradient = floats(&gradient)?;
             if tables.add(&gradient) > 0 {
                 not_finite.get_or_insert_with(|| table.name().to_owned());
             }
@@ -145,7 +155,7 @@ impl Grads {
 
 impl TableGradient {
     /// Gradients of the same table into one, with each key once.
-    pub(crate) fn merge(all: Vec<Self>) -> Result<Vec<Self>> {
+    pub(crate) fn merge(all: Vec<Self>) -> Vec<Self> {
         let mut by_table: Vec<Vec<Self>> = Vec::new();
         for one in all {
             match by_table.iter_mut().find(|same| same[0].table.id() == one.table.id()) {
@@ -156,19 +166,19 @@ impl TableGradient {
         by_table.into_iter().map(Self::sum).collect()
     }
 
-    fn sum(mut same: Vec<Self>) -> Result<Self> {
+    fn sum(mut same: Vec<Self>) -> Self {
         if same.len() == 1 {
-            return Ok(same.remove(0));
+            return same.remove(0);
         }
         let lists: Vec<&[u64]> = same.iter().map(|one| one.keys.as_slice()).collect();
         let (keys, positions) = unique(&lists);
-        let first = &same[0].gradient;
-        let shape = [keys.len() as i64, first.size()[1]];
-        let mut gradient = Tensor::f_zeros(shape, (first.f_kind()?, first.device()))?;
+        let dim = same[0].table.dim() as usize;
+        let mut gradient = vec![0.0; keys.len() * dim];
         for (one, positions) in same.iter().zip(positions) {
-            let positions = Tensor::f_from_slice(&positions)?.f_to_device(gradient.device())?;
-            gradient = gradient.f_index_add(0, &positions, &one.gradient)?;
+            for (row, position) in one.gradient.chunks_exact(dim).zip(positions) {
+                add(&mut gradient[position as usize * dim..][..dim], row, 1.0);
+            }
         }
-        Ok(Self { table: same.remove(0).table, keys, gradient })
+        Self { table: same.remove(0).table, keys, gradient }
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use downpour_client::{
     DenseTensor, Job as Wanted, JobState, PushBatch, Session, SessionKind, SessionOptions,
+    Transport,
 };
 use downpour_core::id::VariableId;
 use downpour_core::optimizer::OptimizerSpec;
@@ -14,8 +15,9 @@ use tch::nn::VarStore;
 
 use crate::dense::{DenseVariable, floats, variable_name};
 use crate::features::Layout;
+use crate::keys::{Bags, unique};
 use crate::optimizer::Optimizers;
-use crate::rows::Leaf;
+use crate::rows::{Gather, Leaf};
 use crate::{
     Cluster, Error, EvaluateBuilder, Features, Report, Result, Source, Step, Table, TableHandle,
     TrainBuilder,
@@ -94,6 +96,12 @@ impl JobBuilder {
     /// How long a pull, or the outcome of a push, may take before it is an error; 30 s otherwise.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.session.deadline = deadline;
+        self
+    }
+
+    /// How pulls and pushes travel; frames on plain TCP otherwise.
+    pub fn transport(mut self, transport: Transport) -> Self {
+        self.session.transport = transport;
         self
     }
 
@@ -339,11 +347,11 @@ impl Job {
 
     /// Rows of a table as they are now, `[keys, dim]` in the order of the keys, without a step and without gradients.
     pub fn rows(&self, table: &TableHandle, keys: &[u64]) -> Result<tch::Tensor> {
-        let (unique, positions) = crate::keys::unique(&[keys]);
+        let (unique, mut positions) = unique(&[keys]);
         let values =
             self.cluster().block_on(crate::pipeline::lookup(self.session(), table, &unique))??;
-        let rows = Leaf::new(unique, &values, table.dim(), tch::Device::Cpu, false)?.rows;
-        Ok(rows.f_index_select(0, &tch::Tensor::f_from_slice(&positions[0])?)?)
+        let rows = Leaf::new(unique, values, table.dim(), tch::Device::Cpu, false)?;
+        rows.gather(&Gather::new(Bags::single(positions.remove(0)), None))
     }
 
     /// Leaves the job, once every push is acknowledged. The job and its model stay. Where the process was told to stop, it waits a few

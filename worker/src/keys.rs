@@ -1,45 +1,89 @@
 //! Keys of a batch: each key of a table once, and where every occurrence of it went. Pure.
 
+use downpour_core::mix::mix64;
 use downpour_data::Pool;
 
 /// Keys that occur in a batch, each once, rising (the order of the wire).
 pub(crate) type UniqueKeys = Vec<u64>;
 
 /// The unique keys of several lists, and for each list the position of every key among them.
-pub(crate) fn unique(lists: &[&[u64]]) -> (UniqueKeys, Vec<Vec<i64>>) {
-    let mut positions: Vec<Vec<i64>> = lists.iter().map(|list| vec![0; list.len()]).collect();
-    let mut occurrences: Vec<(u64, u32, u32)> =
-        Vec::with_capacity(lists.iter().map(|l| l.len()).sum());
-    for (l, list) in lists.iter().enumerate() {
-        occurrences.extend(list.iter().enumerate().map(|(i, &key)| (key, l as u32, i as u32)));
-    }
-    occurrences.sort_unstable();
-    let mut keys = UniqueKeys::new();
-    for (key, list, i) in occurrences {
-        if keys.last() != Some(&key) {
-            keys.push(key);
-        }
-        positions[list as usize][i as usize] = keys.len() as i64 - 1;
+pub(crate) fn unique(lists: &[&[u64]]) -> (UniqueKeys, Vec<Vec<u32>>) {
+    let count = lists.iter().map(|list| list.len()).sum();
+    let mut seen = Seen::new(count);
+    let mut positions: Vec<Vec<u32>> =
+        lists.iter().map(|list| list.iter().map(|&key| seen.place(key)).collect()).collect();
+    let (keys, ranks) = seen.sorted();
+    for place in positions.iter_mut().flatten() {
+        *place = ranks[*place as usize];
     }
     (keys, positions)
+}
+
+/// Keys in the order in which they came first, and a hash table of where each is: only what is unique is sorted then.
+struct Seen {
+    keys: Vec<u64>,
+    /// One more than an index of `keys`, or 0 where nothing is.
+    slots: Vec<u32>,
+    shift: u32,
+}
+
+impl Seen {
+    /// For at most so many keys.
+    fn new(count: usize) -> Self {
+        // Twice as many slots as keys keep the probes short.
+        let bits = (count * 2).next_power_of_two().trailing_zeros().max(1);
+        Self { keys: Vec::new(), slots: vec![0; 1 << bits], shift: 64 - bits }
+    }
+
+    fn place(&mut self, key: u64) -> u32 {
+        let mut slot = (mix64(key) >> self.shift) as usize;
+        loop {
+            match self.slots[slot] {
+                0 => {
+                    let place = self.keys.len() as u32;
+                    self.keys.push(key);
+                    self.slots[slot] = place + 1;
+                    return place;
+                }
+                known if self.keys[known as usize - 1] == key => return known - 1,
+                _ => slot = (slot + 1) & (self.slots.len() - 1),
+            }
+        }
+    }
+
+    /// The keys rising, and for each place the position there.
+    fn sorted(mut self) -> (UniqueKeys, Vec<u32>) {
+        let mut keys = self.keys.clone();
+        keys.sort_unstable();
+        let mut ranks = vec![0; keys.len()];
+        for (rank, &key) in (0..).zip(&keys) {
+            ranks[self.place(key) as usize] = rank;
+        }
+        (keys, ranks)
+    }
 }
 
 /// How the rows of a bag become one vector: row `i` is the sum of `coefficients × rows[positions]` over `offsets[i]..offsets[i+1]`.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Bags {
-    pub(crate) positions: Vec<i64>,
+    pub(crate) positions: Vec<u32>,
     /// One more than there are bags.
-    pub(crate) offsets: Vec<i64>,
+    pub(crate) offsets: Vec<u32>,
     /// Empty where each is 1.
     pub(crate) coefficients: Vec<f32>,
 }
 
 impl Bags {
     /// `weights` is empty or has one for each key.
-    pub(crate) fn new(pool: Pool, positions: Vec<i64>, offsets: &[u32], weights: &[f32]) -> Self {
-        let offsets: Vec<i64> = offsets.iter().map(|&offset| offset.into()).collect();
-        let coefficients = coefficients(pool, &offsets, weights);
-        Self { positions, offsets, coefficients }
+    pub(crate) fn new(pool: Pool, positions: Vec<u32>, offsets: &[u32], weights: &[f32]) -> Self {
+        let coefficients = coefficients(pool, offsets, weights);
+        Self { positions, offsets: offsets.to_vec(), coefficients }
+    }
+
+    /// One key each.
+    pub(crate) fn single(positions: Vec<u32>) -> Self {
+        let offsets = (0..=positions.len() as u32).collect();
+        Self { positions, offsets, coefficients: Vec::new() }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -53,25 +97,39 @@ impl Bags {
             && self.offsets.windows(2).all(|pair| pair[1] - pair[0] == 1)
     }
 
+    /// No bag holds more than one key.
+    pub(crate) fn at_most_one(&self) -> bool {
+        self.offsets.windows(2).all(|pair| pair[1] - pair[0] <= 1)
+    }
+
+    /// Calls `each` with (place, position, coefficient) for every key, in order: its place is its bag, or with a `width` its cell in a matrix of
+    /// so many columns.
+    pub(crate) fn for_each(&self, width: Option<usize>, mut each: impl FnMut(usize, usize, f32)) {
+        for (bag, pair) in self.offsets.windows(2).enumerate() {
+            let keys = pair[0] as usize..pair[1] as usize;
+            for (column, i) in keys.take(width.unwrap_or(usize::MAX)).enumerate() {
+                let place = width.map_or(bag, |width| bag * width + column);
+                let coefficient = self.coefficients.get(i).copied().unwrap_or(1.0);
+                each(place, self.positions[i] as usize, coefficient);
+            }
+        }
+    }
+
     /// The bags as a matrix of `width` columns: (positions, coefficients, mask). A place without a key has position, coefficient
     /// and mask 0.
     pub(crate) fn padded(&self, width: usize) -> (Vec<i64>, Vec<f32>, Vec<f32>) {
         let places = self.len() * width;
         let (mut positions, mut coefficients, mut mask) =
             (vec![0; places], vec![0.0; places], vec![0.0; places]);
-        for (bag, pair) in self.offsets.windows(2).enumerate() {
-            for (column, i) in (pair[0] as usize..pair[1] as usize).take(width).enumerate() {
-                positions[bag * width + column] = self.positions[i];
-                coefficients[bag * width + column] =
-                    self.coefficients.get(i).copied().unwrap_or(1.0);
-                mask[bag * width + column] = 1.0;
-            }
-        }
+        self.for_each(Some(width), |place, position, coefficient| {
+            (positions[place], coefficients[place], mask[place]) =
+                (position as i64, coefficient, 1.0);
+        });
         (positions, coefficients, mask)
     }
 }
 
-fn coefficients(pool: Pool, offsets: &[i64], weights: &[f32]) -> Vec<f32> {
+fn coefficients(pool: Pool, offsets: &[u32], weights: &[f32]) -> Vec<f32> {
     let plain = matches!(pool, Pool::Sum | Pool::Padded);
     let single = offsets.windows(2).all(|pair| pair[1] - pair[0] <= 1);
     if plain || (single && weights.is_empty()) {

@@ -1,22 +1,28 @@
-//! What happens between the reader's thread and the caller's: pulls ahead, pushes behind, in one fixed order.
+//! What happens between the reader's thread and the caller's: pulls ahead, pushes behind.
 //!
-//! One task does all of a worker's traffic, one thing after the other: `depth` pulls, then for each step its push, the wait
-//! until that is acknowledged, and the next pull. So step t sees exactly the pushes of this worker up to t − depth, whatever the
-//! network does, and one worker alone ends byte-identical every time. With depth 1 a step reads its own writes; with depth 2 the
-//! traffic of one step runs while the caller computes the other. The price: at most one push of a worker is under way at a time.
+//! At most `depth` steps are open. The pull of a step begins when the step `depth` before it is over, its push acknowledged; pulls and pushes of
+//! different steps do not wait for each other. So step t sees **at least** this worker's pushes up to t − depth, and of the later ones what
+//! happened to be applied. With depth 1 a step reads exactly its own writes.
+//!
+//! *In order* one thing is done after the other: `depth` pulls, then for each step its push, the wait until that is acknowledged, and the next
+//! pull. Then step t sees **exactly** the pushes up to t − depth, whatever the network does, and one worker alone ends byte-identical every
+//! time, at any depth. The price: one thing at a time is under way.
 
 use std::collections::VecDeque;
 
 use downpour_client::{
-    DenseCache, DenseTensor, PushBatch, PushOutcome, RowGradients, Session, TableRows,
+    DenseCache, DenseTensor, Pulled, PushBatch, PushOutcome, PushTicket, RowGradients, Session,
+    TableRows,
 };
 use downpour_core::cells::Refusal;
 use downpour_core::id::VariableId;
+use futures::StreamExt as _;
+use futures::stream::{FuturesOrdered, FuturesUnordered};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::keys::UniqueKeys;
 use crate::prepare::Prepared;
-use crate::{Result, TableHandle};
+use crate::{Error, Result, TableHandle};
 
 /// A batch with everything that a step needs.
 #[derive(Debug)]
@@ -24,8 +30,8 @@ pub(crate) struct Loaded {
     pub(crate) prepared: Prepared,
     /// For each table of the layout the rows of its keys.
     pub(crate) rows: Vec<Vec<f32>>,
-    /// The dense variables, in the order of the cache.
-    pub(crate) dense: Vec<(VariableId, Vec<f32>)>,
+    /// The dense variables; to be given back.
+    pub(crate) dense: Option<DenseCache>,
     /// What became of earlier steps since the last batch.
     pub(crate) finished: Vec<Finished>,
 }
@@ -61,72 +67,100 @@ pub(crate) struct Push {
 /// The traffic of one worker, or of one evaluation.
 pub(crate) struct Traffic {
     pub(crate) session: Session,
-    /// The dense variables, as long as they are wanted.
-    pub(crate) cache: Option<DenseCache>,
+    /// The dense variables.
+    pub(crate) dense: Vec<VariableId>,
     /// They come with the first batch only.
     pub(crate) dense_once: bool,
     pub(crate) depth: usize,
+    pub(crate) in_order: bool,
     pub(crate) prepared: mpsc::Receiver<Result<Prepared>>,
     /// Gone when there is nothing more to give.
     pub(crate) ready: Option<mpsc::Sender<Loaded>>,
     pub(crate) commands: mpsc::Receiver<Command>,
+    /// What the caller has copied out of.
+    pub(crate) caches: mpsc::UnboundedReceiver<DenseCache>,
 }
 
 impl Traffic {
     /// Runs until the batches are used up or the caller has gone, and every push is acknowledged.
     pub(crate) async fn run(mut self) -> Result<Vec<Finished>> {
         let mut finished = Vec::new();
-        // What the shards had when the open steps were pulled.
-        let mut open: VecDeque<downpour_client::Pulled> = VecDeque::new();
+        // What the shards had when the steps were pulled that the caller has now.
+        let mut given: VecDeque<Pulled> = VecDeque::new();
+        let (mut pulls, mut pushes) = (FuturesOrdered::new(), FuturesUnordered::new());
+        let mut lookups = FuturesUnordered::new();
+        let (mut more, mut asked) = (true, true);
         loop {
-            while open.len() < self.depth {
-                let Some(ready) = self.ready.take() else { break };
-                let Some(prepared) = self.prepared.recv().await else { break };
-                let (mut loaded, pulled) = self.pull(prepared?).await?;
-                loaded.finished = std::mem::take(&mut finished);
-                if ready.send(loaded).await.is_ok() {
-                    self.ready = Some(ready);
-                }
-                open.push_back(pulled);
+            if !more && pulls.is_empty() {
+                self.ready = None;
             }
-            if open.is_empty() {
+            let calm = pulls.is_empty() && pushes.is_empty() && lookups.is_empty();
+            let open = pulls.len() + given.len() + pushes.len();
+            let pull = more && open < self.depth && (calm || !self.in_order);
+            let ask = asked && !given.is_empty() && (!self.in_order || (calm && !pull));
+            if calm && !pull && !ask {
                 return Ok(finished);
             }
-            match self.commands.recv().await {
-                None => return Ok(finished),
-                Some(Command::Skip) => _ = open.pop_front(),
-                Some(Command::Push(push)) => {
-                    let pulled = open.pop_front().unwrap_or_default();
-                    let outcome = self.push(&push).await?;
-                    let refused = outcome.refusals.first().map(|(_, refusal)| *refusal);
-                    finished.push(Finished { staleness: staleness(&pulled, &outcome), refused });
+            tokio::select! {
+                prepared = self.prepared.recv(), if pull => match prepared {
+                    Some(prepared) => {
+                        let cache = self.cache()?;
+                        pulls.push_back(load(self.session.clone(), prepared?, cache));
+                    }
+                    None => more = false,
+                },
+                () = closed(self.ready.as_ref()), if more => more = false,
+                Some(loaded) = pulls.next() => {
+                    let (mut loaded, pulled): (Loaded, Pulled) = loaded?;
+                    loaded.finished = std::mem::take(&mut finished);
+                    given.push_back(pulled);
+                    // It has room for all open steps; it is closed when no more are wanted.
+                    more &= self.ready.as_ref().is_some_and(|ready| ready.try_send(loaded).is_ok());
                 }
-                Some(Command::Lookup { table, keys, reply }) => {
-                    // Nobody waits for the reply any more when the step was dropped meanwhile.
-                    _ = reply.send(lookup(&self.session, &table, &keys).await);
-                }
+                command = self.commands.recv(), if ask => match command {
+                    None => asked = false,
+                    Some(Command::Skip) => _ = given.pop_front(),
+                    Some(Command::Push(push)) => {
+                        let pulled = given.pop_front().unwrap_or_default();
+                        // Taken over one after the other, so that their order is that of the steps.
+                        let ticket = self.push(&push).await?;
+                        pushes.push(async move {
+                            let outcome = ticket.await?.applied_to_known_keys()?;
+                            let refused = outcome.refusals.first().map(|(_, refusal)| *refusal);
+                            let staleness = staleness(&pulled, &outcome);
+                            Ok::<_, Error>(Finished { staleness, refused })
+                        });
+                    }
+                    Some(Command::Lookup { table, keys, reply }) => {
+                        let session = self.session.clone();
+                        lookups.push(async move {
+                            // Nobody waits for the reply any more when the step was dropped meanwhile.
+                            _ = reply.send(lookup(&session, &table, &keys).await);
+                        });
+                    }
+                },
+                Some(outcome) = pushes.next() => finished.push(outcome?),
+                Some(()) = lookups.next() => {}
             }
         }
     }
 
-    async fn pull(&mut self, prepared: Prepared) -> Result<(Loaded, downpour_client::Pulled)> {
-        let tables = prepared.layout.tables.iter().zip(&prepared.keys);
-        let mut rows: Vec<Vec<f32>> =
-            tables.map(|(table, keys)| vec![0.0; keys.len() * table.dim() as usize]).collect();
-        let mut wanted: Vec<TableRows> = (prepared.layout.tables.iter().zip(&prepared.keys))
-            .zip(&mut rows)
-            .filter(|((_, keys), _)| !keys.is_empty())
-            .map(|((table, keys), values)| TableRows { variable: table.id(), keys, values })
-            .collect();
-        let pulled = self.session.pull(&mut wanted, self.cache.as_mut()).await?;
-        let dense = self.cache.as_ref().map_or_else(Vec::new, dense_values);
-        if self.dense_once {
-            self.cache = None;
+    /// One that no step uses; they are as many as there are steps between their pull and [`crate::Steps::next`].
+    fn cache(&mut self) -> Result<Option<DenseCache>> {
+        if self.dense.is_empty() {
+            return Ok(None);
         }
-        Ok((Loaded { prepared, rows, dense, finished: Vec::new() }, pulled))
+        let cache = match self.caches.try_recv() {
+            Ok(cache) => cache,
+            Err(_) => self.session.dense_cache(&self.dense)?,
+        };
+        if self.dense_once {
+            self.dense.clear();
+        }
+        Ok(Some(cache))
     }
 
-    async fn push(&self, push: &Push) -> Result<PushOutcome> {
+    async fn push(&self, push: &Push) -> Result<PushTicket> {
         let rows = push.rows.iter().map(|(variable, keys, gradients)| RowGradients {
             variable: *variable,
             keys,
@@ -140,14 +174,33 @@ impl Traffic {
             dense: dense.collect(),
             values: Vec::new(),
         };
-        Ok(self.session.push(&batch).await?.await?.applied_to_known_keys()?)
+        Ok(self.session.push(&batch).await?)
     }
 }
 
-/// Every tensor of the cache.
-fn dense_values(cache: &DenseCache) -> Vec<(VariableId, Vec<f32>)> {
-    let values = |id| cache.values(id).map(|values| (id, values.to_vec()));
-    cache.variables().filter_map(values).collect()
+/// Waits until the caller wants no more.
+async fn closed(ready: Option<&mpsc::Sender<Loaded>>) {
+    if let Some(ready) = ready {
+        ready.closed().await;
+    }
+}
+
+/// Pulls what a batch needs.
+async fn load(
+    session: Session,
+    prepared: Prepared,
+    mut dense: Option<DenseCache>,
+) -> Result<(Loaded, Pulled)> {
+    let tables = prepared.layout.tables.iter().zip(&prepared.keys);
+    let mut rows: Vec<Vec<f32>> =
+        tables.map(|(table, keys)| vec![0.0; keys.len() * table.dim() as usize]).collect();
+    let mut wanted: Vec<TableRows> = (prepared.layout.tables.iter().zip(&prepared.keys))
+        .zip(&mut rows)
+        .filter(|((_, keys), _)| !keys.is_empty())
+        .map(|((table, keys), values)| TableRows { variable: table.id(), keys, values })
+        .collect();
+    let pulled = session.pull(&mut wanted, dense.as_mut()).await?;
+    Ok((Loaded { prepared, rows, dense, finished: Vec::new() }, pulled))
 }
 
 /// Rows of one table, now.
@@ -162,7 +215,7 @@ pub(crate) async fn lookup(
     Ok(values)
 }
 
-fn staleness(pulled: &downpour_client::Pulled, outcome: &PushOutcome) -> f64 {
+fn staleness(pulled: &Pulled, outcome: &PushOutcome) -> f64 {
     let overtaken = outcome.lsns.iter().filter_map(|(shard, lsn)| {
         let seen = pulled.lsns.get(shard)?;
         // The record itself is not stale.

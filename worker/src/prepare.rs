@@ -20,7 +20,7 @@ pub(crate) struct Prepared {
 
 impl Prepared {
     pub(crate) fn new(layout: &Arc<Layout>, encoded: Encoded) -> Self {
-        let mut positions: Vec<Vec<i64>> = vec![Vec::new(); layout.features.len()];
+        let mut positions: Vec<Vec<u32>> = vec![Vec::new(); layout.features.len()];
         let mut keys = Vec::new();
         for table in 0..layout.tables.len() {
             let of_table =

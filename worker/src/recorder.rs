@@ -26,14 +26,33 @@ pub(crate) struct GradientStats {
 impl GradientStats {
     /// Returns how many are not finite.
     pub(crate) fn add(&mut self, gradient: &[f32]) -> u64 {
-        let before = self.not_finite;
-        for &g in gradient {
-            self.squares += f64::from(g) * f64::from(g);
-            self.zeros += u64::from(g == 0.0);
-            self.not_finite += u64::from(!g.is_finite());
+        let mut not_finite = 0;
+        // In the cache for both passes.
+        for block in gradient.chunks(4096) {
+            // Sums that do not wait for each other.
+            let (parts, rest) = block.as_chunks::<8>();
+            let mut sums = [0f64; 8];
+            for part in parts {
+                for (sum, &g) in sums.iter_mut().zip(part) {
+                    *sum += f64::from(g) * f64::from(g);
+                }
+            }
+            let rest = rest.iter().map(|&g| f64::from(g) * f64::from(g));
+            let squares = sums.into_iter().chain(rest).sum::<f64>();
+            self.squares += squares;
+            self.zeros += u64::from(block.iter().map(|&g| u32::from(g == 0.0)).sum::<u32>());
+            // The squares of finite floats do not overflow a double.
+            if !squares.is_finite() {
+                not_finite += block.iter().filter(|g| !g.is_finite()).count() as u64;
+            }
         }
+        self.not_finite += not_finite;
         self.count += gradient.len() as u64;
-        self.not_finite - before
+        not_finite
+    }
+
+    pub(crate) fn squares(&self) -> f64 {
+        self.squares
     }
 }
 

@@ -9,11 +9,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::dense::DenseVariable;
 use crate::grads::{Grads, TableGradient};
-use crate::keys::unique;
+use crate::keys::{Bags, unique};
 use crate::pipeline::{Command, Loaded};
 use crate::prepare::Prepared;
 use crate::recorder::Recorder;
-use crate::rows::Leaf;
+use crate::rows::{Gather, Leaf};
 use crate::{Error, NonFinite, OnNonFinite, Result, TableHandle};
 
 /// A batch with its rows pulled: a value that [`Step::backward`] consumes, so that nothing of one step leaks into the next.
@@ -24,7 +24,9 @@ pub struct Step {
     batch: Prepared,
     /// One for each table of the layout.
     leaves: Vec<Leaf>,
-    lookups: RefCell<Vec<(TableHandle, Leaf)>>,
+    /// One for each feature.
+    gathers: Vec<Gather>,
+    lookups: RefCell<Vec<(TableHandle, Leaf, Gather)>>,
     clock: u64,
     dense: Rc<[DenseVariable]>,
     context: Context,
@@ -62,10 +64,17 @@ impl Step {
         let tables = batch.layout.tables.iter().zip(std::mem::take(&mut batch.keys)).zip(rows);
         let leaves = tables
             .map(|((table, keys), rows)| {
-                Leaf::new(keys, &rows, table.dim(), context.device, context.trains)
+                Leaf::new(keys, rows, table.dim(), context.device, context.trains)
             })
             .collect::<Result<_>>()?;
-        Ok(Self { batch, leaves, lookups: RefCell::default(), clock, dense, context, ticket })
+        let features = batch.layout.features.iter().zip(std::mem::take(&mut batch.bags));
+        let gathers = features
+            .map(|(feature, bags)| {
+                Gather::new(bags, (feature.pool == Pool::Padded).then_some(feature.max_len))
+            })
+            .collect();
+        let lookups = RefCell::default();
+        Ok(Self { batch, leaves, gathers, lookups, clock, dense, context, ticket })
     }
 
     /// Steps that this worker had finished before.
@@ -98,7 +107,7 @@ impl Step {
     }
 
     /// The value of a feature: `[batch, dim]`, a bag pooled; or, for a padded feature, `[batch, max_len, dim]`. Zeros where there
-    /// is no key.
+    /// is no key. Every call gives the same tensor, which autograd begins with: it cannot be changed in place.
     ///
     /// # Panics
     ///
@@ -114,14 +123,32 @@ impl Step {
     /// As [`Step::rows`].
     pub fn rows_at(&self, index: usize) -> Tensor {
         let feature = &self.batch.layout.features[index];
-        let (leaf, bags) = (&self.leaves[feature.table], &self.batch.bags[index]);
-        let rows = match feature.pool {
-            Pool::Padded => leaf.padded(bags, feature.max_len),
-            _ => leaf.pool(bags),
-        };
-        rows.unwrap_or_else(|error| {
+        self.leaves[feature.table].gather(&self.gathers[index]).unwrap_or_else(|error| {
             panic!("gather the rows of feature {:?}: {error}", feature.name)
         })
+    }
+
+    /// The floats of [`Step::rows_at`] cut into tensors of so many each, `[.., widths[i]]`: cheaper than cutting them afterwards, because
+    /// neither they nor their gradients are put together in between.
+    ///
+    /// # Panics
+    ///
+    /// When the widths are not those of a row together, or LibTorch is out of memory.
+    pub fn split_rows_at(&self, index: usize, widths: &[usize]) -> Vec<Tensor> {
+        let feature = &self.batch.layout.features[index];
+        let dim = self.batch.layout.tables[feature.table].dim() as usize;
+        let sum: usize = widths.iter().sum();
+        assert!(sum == dim, "{widths:?} are not the {dim} floats of feature {:?}", feature.name);
+        let mut start = 0;
+        let part = |&width: &usize| {
+            let floats = start..start + width;
+            start += width;
+            let part = self.leaves[feature.table].gather_floats(&self.gathers[index], floats);
+            part.unwrap_or_else(|error| {
+                panic!("gather the rows of feature {:?}: {error}", feature.name)
+            })
+        };
+        widths.iter().map(part).collect()
     }
 
     /// `[batch, max_len]`: 1 where a padded feature has a key, 0 elsewhere.
@@ -133,7 +160,7 @@ impl Step {
         let index = self.batch.layout.feature(feature);
         let width = self.batch.layout.features[index].max_len;
         assert!(width > 0, "feature {feature:?} is not padded: it has no mask");
-        let (.., mask) = self.batch.bags[index].padded(width);
+        let (.., mask) = self.gathers[index].bags.padded(width);
         self.tensor(&mask).view([self.len() as i64, width as i64])
     }
 
@@ -166,17 +193,17 @@ impl Step {
     /// Rows of keys that only this step knows, `[keys, dim]`, in their order. Equal keys, also those of features on the same table,
     /// are one push in the end.
     pub fn lookup(&self, table: &TableHandle, keys: &[u64]) -> Result<Tensor> {
-        let (unique, positions) = unique(&[keys]);
+        let (unique, mut positions) = unique(&[keys]);
         let (reply, answer) = oneshot::channel();
         let ask = Command::Lookup { table: table.clone(), keys: unique.clone(), reply };
         let gone = || Error::usage("the loop that this step belongs to has ended: see its error");
         self.ticket.commands.blocking_send(ask).map_err(|_| gone())?;
         let values = answer.blocking_recv().map_err(|_| gone())??;
         let leaf =
-            Leaf::new(unique, &values, table.dim(), self.context.device, self.context.trains)?;
-        let positions = Tensor::f_from_slice(&positions[0])?.f_to_device(self.context.device)?;
-        let rows = leaf.rows.f_index_select(0, &positions)?;
-        self.lookups.borrow_mut().push((table.clone(), leaf));
+            Leaf::new(unique, values, table.dim(), self.context.device, self.context.trains)?;
+        let gather = Gather::new(Bags::single(positions.remove(0)), None);
+        let rows = leaf.gather(&gather)?;
+        self.lookups.borrow_mut().push((table.clone(), leaf, gather));
         Ok(rows)
     }
 
@@ -197,26 +224,43 @@ impl Step {
         if !loss.requires_grad() {
             return Err(Error::usage("the loss depends on no variable: nothing to train"));
         }
-        let Step { batch, leaves, lookups, clock, dense, context, ticket } = self;
-        let tables = batch.layout.tables.iter().cloned().zip(leaves).chain(lookups.into_inner());
-        let leaves: Vec<(TableHandle, Leaf)> =
-            tables.filter(|(_, leaf)| !leaf.keys.is_empty()).collect();
-        let trained: Vec<usize> =
-            (0..dense.len()).filter(|&i| dense[i].tensor.requires_grad()).collect();
-        let inputs: Vec<&Tensor> = (leaves.iter().map(|(_, leaf)| &leaf.rows))
-            .chain(trained.iter().map(|&i| &dense[i].tensor))
+        let Step { batch, leaves, gathers, lookups, clock, dense, context, ticket } = self;
+        let lookups = lookups.into_inner();
+        // Each leaf with its table and all that was gathered from it.
+        let of_leaf = |leaf: usize| {
+            let features = batch.layout.features.iter().zip(&gathers);
+            features.filter(move |(feature, _)| feature.table == leaf).map(|(_, gather)| gather)
+        };
+        let sources: Vec<(&TableHandle, &Leaf, Vec<&Gather>)> =
+            (batch.layout.tables.iter().zip(&leaves).enumerate())
+                .map(|(i, (table, leaf))| (table, leaf, of_leaf(i).collect()))
+                .chain(lookups.iter().map(|(table, leaf, gather)| (table, leaf, vec![gather])))
+                .collect();
+        let trained: Vec<&DenseVariable> =
+            dense.iter().filter(|variable| variable.tensor.requires_grad()).collect();
+        let of_tables = sources.iter().map(|(_, leaf, gathers)| leaf.inputs(gathers));
+        let of_tables: Vec<Vec<Tensor>> = of_tables.collect();
+        let inputs: Vec<&Tensor> = (of_tables.iter().flatten())
+            .chain(trained.iter().map(|variable| &variable.tensor))
             .collect();
-        let mut gradients = Tensor::f_run_backward(&[loss], &inputs, false, false)?;
-        let of_dense = gradients.split_off(leaves.len());
-        let dense: Vec<(String, _, Tensor)> = (trained.iter().zip(of_dense))
+        let gradients = Tensor::f_run_backward(&[loss], &inputs, false, false)?;
+        let mut rest = gradients.as_slice();
+        let mut tables = Vec::new();
+        for ((table, leaf, gathers), inputs) in sources.iter().zip(&of_tables) {
+            let (own, others) = rest.split_at(inputs.len());
+            rest = others;
+            if let Some(gradient) = leaf.gradient(gathers, own)? {
+                let (table, keys) = ((*table).clone(), leaf.keys.clone());
+                tables.push(TableGradient { table, keys, gradient });
+            }
+        }
+        let dense: Vec<(String, _, Tensor)> = (trained.iter().zip(rest))
             .filter(|(_, gradient)| gradient.defined())
-            .map(|(&i, gradient)| (dense[i].name.clone(), dense[i].id, gradient))
+            .map(|(variable, gradient)| {
+                (variable.name.clone(), variable.id, gradient.shallow_clone())
+            })
             .collect();
-        let tables = (leaves.into_iter().zip(gradients))
-            .filter(|(_, gradient)| gradient.defined())
-            .map(|((table, leaf), gradient)| TableGradient { table, keys: leaf.keys, gradient })
-            .collect();
-        let tables = TableGradient::merge(tables)?;
+        let tables = TableGradient::merge(tables);
         Ok(Grads::new(tables, dense, value, clock, batch.encoded, context, ticket))
     }
 }

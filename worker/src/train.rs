@@ -3,8 +3,9 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use downpour_client::DenseCache;
 use tch::Device;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -24,6 +25,7 @@ pub struct TrainBuilder {
     pub(crate) opened: Result<(Arc<Layout>, Arc<dyn downpour_data::Dataset>)>,
     pub(crate) reading: Reading,
     pub(crate) depth: usize,
+    pub(crate) in_order: bool,
     pub(crate) device: Device,
     on_nonfinite: OnNonFinite,
     out: Option<PathBuf>,
@@ -57,6 +59,7 @@ impl TrainBuilder {
             opened,
             reading,
             depth: 1,
+            in_order: false,
             device: Device::Cpu,
             on_nonfinite: OnNonFinite::Stop,
             out: None,
@@ -76,10 +79,17 @@ impl TrainBuilder {
         self
     }
 
-    /// How many steps are in the pipeline; 1 otherwise. A step sees this worker's pushes up to `depth` steps before it: with 1 it
+    /// How many steps are in the pipeline; 1 otherwise. A step sees at least this worker's pushes up to `depth` steps before it: with 1 it
     /// reads its own writes, with 2 the network works while the caller computes.
     pub fn depth(mut self, depth: usize) -> Self {
         self.depth = depth;
+        self
+    }
+
+    /// Pulls and pushes one after the other: a step sees exactly this worker's pushes up to `depth` steps before it, and one worker with a
+    /// seed is repeatable at any depth; at depth 1 it is anyway. The traffic of a step then costs two round trips that overlap with no other.
+    pub fn in_order(mut self, in_order: bool) -> Self {
+        self.in_order = in_order;
         self
     }
 
@@ -187,6 +197,8 @@ pub struct Steps {
     ready: mpsc::Receiver<Loaded>,
     /// `None` once the pipeline has been told to end.
     commands: Option<mpsc::Sender<Command>>,
+    /// Gives dense values back to the pipeline for the next pull.
+    caches: mpsc::UnboundedSender<DenseCache>,
     traffic: Option<JoinHandle<Result<Vec<Finished>>>>,
     stop: watch::Receiver<bool>,
     dense: Rc<[DenseVariable]>,
@@ -194,11 +206,12 @@ pub struct Steps {
     open: Arc<std::sync::atomic::AtomicUsize>,
     depth: usize,
     clock: u64,
+    waited: Duration,
 }
 
 impl Steps {
     pub(crate) fn start(builder: TrainBuilder, context: Context) -> Result<Self> {
-        let TrainBuilder { job, opened, reading, depth, .. } = builder;
+        let TrainBuilder { job, opened, reading, depth, in_order, .. } = builder;
         let (layout, dataset) = opened?;
         let (index, workers) = reading.share;
         if reading.batch == 0 || depth == 0 || index >= workers {
@@ -210,20 +223,21 @@ impl Steps {
         }
         let stop = job.cluster().stop()?;
         let dense: Rc<[DenseVariable]> = job.dense_variables().into();
-        let ids: Vec<_> = dense.iter().map(|variable| variable.id).collect();
-        let cache = job.session().dense_cache(&ids)?;
         let prepared = reader::start(dataset, layout, reading, depth + 1)?;
         let (ready_send, ready) = mpsc::channel(depth);
         // An end for each open step and one lookup, for whose reply its step waits.
         let (commands, commands_receive) = mpsc::channel(depth + 1);
+        let (caches, caches_receive) = mpsc::unbounded_channel();
         let traffic = Traffic {
             session: job.session().clone(),
-            cache: Some(cache),
+            dense: dense.iter().map(|variable| variable.id).collect(),
             dense_once: !context.trains,
             depth,
+            in_order,
             prepared,
             ready: Some(ready_send),
             commands: commands_receive,
+            caches: caches_receive,
         };
         let traffic = job.cluster().runtime().spawn(traffic.run());
         let open = if context.trains { job.open_steps().clone() } else { Arc::default() };
@@ -231,6 +245,7 @@ impl Steps {
             job,
             ready,
             commands: Some(commands),
+            caches,
             traffic: Some(traffic),
             stop,
             dense,
@@ -238,6 +253,7 @@ impl Steps {
             open,
             depth,
             clock: 0,
+            waited: Duration::ZERO,
         })
     }
 
@@ -253,9 +269,12 @@ impl Steps {
                 self.depth
             )));
         }
-        let Some(commands) = &self.commands else { return Ok(None) };
+        if self.commands.is_none() {
+            return Ok(None);
+        }
         self.context.recorder.borrow_mut().write_due(self.job.session(), false)?;
         let (ready, stop) = (&mut self.ready, &mut self.stop);
+        let asked = Instant::now();
         let loaded = self.job.cluster().block_on(async {
             tokio::select! {
                 biased;
@@ -263,19 +282,31 @@ impl Steps {
                 loaded = ready.recv() => loaded,
             }
         })?;
-        let Some(loaded) = loaded else {
-            self.end()?;
+        let ended = if loaded.is_none() { self.end() } else { Ok(()) };
+        self.waited += asked.elapsed();
+        ended?;
+        let (Some(mut loaded), Some(commands)) = (loaded, self.commands.clone()) else {
             return Ok(None);
         };
         self.context.recorder.borrow_mut().finished(&loaded.finished);
-        for (variable, (_, values)) in self.dense.iter().zip(&loaded.dense) {
-            variable.write(values)?;
+        if let Some(cache) = loaded.dense.take() {
+            for variable in self.dense.iter() {
+                cache.values(variable.id).map_or(Ok(()), |values| variable.write(values))?;
+            }
+            // A pipeline that has ended needs it no more.
+            _ = self.caches.send(cache);
         }
-        let ticket = Ticket::new(commands.clone(), self.open.clone());
+        let ticket = Ticket::new(commands, self.open.clone());
         let (dense, context) = (self.dense.clone(), self.context.clone());
         let step = Step::new(loaded, self.clock, dense, context, ticket)?;
         self.clock += 1;
         Ok(Some(step))
+    }
+
+    /// How long [`Steps::next`] has waited for rows, and in the end for acknowledgements: what a higher depth, or a faster cluster, would save.
+    #[must_use]
+    pub fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// Ends the loop before its data does: what was pushed is acknowledged when this returns.

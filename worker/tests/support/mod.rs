@@ -20,10 +20,16 @@ pub(crate) struct TestCluster {
 
 impl TestCluster {
     pub(crate) fn start() -> Self {
+        Self::start_with(2, &[])
+    }
+
+    /// So many servers with further arguments.
+    pub(crate) fn start_with(servers: usize, server_args: &[&str]) -> Self {
         let binaries = Path::new(env!("CARGO_BIN_EXE_downpour-worker")).parent().unwrap();
         let options = Options {
             coordinators: 1,
-            servers: 2,
+            servers,
+            server_args: server_args.iter().map(|&argument| argument.into()).collect(),
             bin_dir: Some(binaries.to_owned()),
             ..Options::default()
         };

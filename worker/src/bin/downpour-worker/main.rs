@@ -1,5 +1,7 @@
 //! Trains and evaluates ready-made models on a cluster: a schema file, data files and flags, no code.
 
+mod click;
+mod click_data;
 mod evaluate;
 mod optimizers;
 mod options;
@@ -49,11 +51,18 @@ enum Command {
         #[command(flatten)]
         options: Box<Options>,
     },
+    /// One worker of `psctl bench train`
+    #[command(hide = true)]
+    BenchClick {
+        #[command(flatten)]
+        options: click::Options,
+    },
     /// List the models
     Models,
 }
 
 fn main() -> ExitCode {
+    downpour::keep_memory();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -65,6 +74,7 @@ fn main() -> ExitCode {
         Command::Evaluate { data, report, options } => options
             .with_file()
             .and_then(|options| evaluate::run(&options, &data, report.as_deref())),
+        Command::BenchClick { options } => click::run(&options),
         Command::Models => models(),
     };
     match outcome {

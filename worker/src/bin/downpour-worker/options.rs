@@ -148,6 +148,9 @@ pub(crate) struct Options {
     /// Steps in the pipeline; 1 reads its own writes, 2 computes while the network works [default: 1]
     #[arg(long, help_heading = "Run")]
     pub(crate) depth: Option<usize>,
+    /// Pulls and pushes one after the other: slower, and one worker with a seed is repeatable at any depth [default: only depth 1 is]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "Run")]
+    pub(crate) in_order: Option<bool>,
     /// cpu, cuda, cuda:1 or auto [default: cpu]
     #[arg(long, help_heading = "Run")]
     pub(crate) device: Option<String>,

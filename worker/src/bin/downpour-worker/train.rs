@@ -26,6 +26,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         .seed(options.seed())
         .worker(options.worker_index.unwrap_or(0), options.workers.unwrap_or(1))
         .depth(options.depth.unwrap_or(1))
+        .in_order(options.in_order.unwrap_or(false))
         .device(setup.device)
         .log_every(log_every)
         .on_nonfinite(options.on_nonfinite.map(Into::into).unwrap_or_default());

@@ -1,0 +1,204 @@
+//! A slow network: a TCP proxy in front of a server, which gives every byte a delay and counts the requests that are under way.
+//!
+//! A server that is told to `--advertise` the proxy's address is reached through it by all clients.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bytes::{Buf as _, BytesMut};
+use downpour_proto::frame::{self, HELLO_BYTES, Kind, MAGIC};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+
+/// The proxy, with a runtime of its own. Dropped, it cuts every connection.
+pub struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    _runtime: Runtime,
+}
+
+struct Shared {
+    delay: Duration,
+    target: watch::Sender<Option<String>>,
+    traffic: Mutex<Traffic>,
+    /// Answers pass.
+    open: watch::Sender<bool>,
+}
+
+/// Requests in frames; what travels as gRPC passes uncounted.
+#[derive(Default)]
+struct Traffic {
+    /// (connection, number) of each.
+    under_way: HashSet<(u64, u64)>,
+    most: usize,
+    answers_from: usize,
+}
+
+impl Proxy {
+    /// Listens (`127.0.0.1:0`: on a free port). Connections wait until [`Proxy::forward_to`] names their target.
+    ///
+    /// # Errors
+    /// The address is taken.
+    pub fn start(listen: &str, delay: Duration) -> Result<Self> {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(1).enable_all().build().context("start a runtime")?;
+        let listener = runtime.block_on(TcpListener::bind(listen)).context("listen")?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            delay,
+            target: watch::Sender::new(None),
+            traffic: Mutex::default(),
+            open: watch::Sender::new(true),
+        });
+        runtime.spawn(accept(listener, shared.clone()));
+        Ok(Self { address, shared, _runtime: runtime })
+    }
+
+    /// Where clients shall connect.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Whom connections reach, also those that wait.
+    pub fn forward_to(&self, target: &str) {
+        self.shared.target.send_replace(Some(target.to_owned()));
+    }
+
+    /// Holds all answers back until so many requests are under way at once, and never again after.
+    pub fn hold_answers_until(&self, requests: usize) {
+        let mut traffic = self.shared.traffic();
+        traffic.answers_from = requests;
+        traffic.most = 0;
+        self.shared.open.send_replace(false);
+    }
+
+    /// Most requests that were under way at once, since the answers were last held.
+    #[must_use]
+    pub fn most_under_way(&self) -> usize {
+        self.shared.traffic().most
+    }
+}
+
+impl Shared {
+    fn traffic(&self) -> MutexGuard<'_, Traffic> {
+        self.traffic.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn saw(&self, request: (u64, u64), kind: Kind) {
+        let mut traffic = self.traffic();
+        match kind {
+            Kind::Pull | Kind::Push => _ = traffic.under_way.insert(request),
+            Kind::Pulled | Kind::Pushed | Kind::Failed => _ = traffic.under_way.remove(&request),
+        }
+        traffic.most = traffic.most.max(traffic.under_way.len());
+        if traffic.most >= traffic.answers_from {
+            self.open.send_replace(true);
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    let mut connection = 0;
+    while let Ok((client, _)) = listener.accept().await {
+        connection += 1;
+        tokio::spawn(forward(client, connection, shared.clone()));
+    }
+}
+
+/// Ends with the connection, whoever closes it.
+async fn forward(client: TcpStream, connection: u64, shared: Arc<Shared>) -> std::io::Result<()> {
+    let mut target = shared.target.subscribe();
+    let Ok(address) = target.wait_for(Option::is_some).await.map(|target| target.clone()) else {
+        return Ok(());
+    };
+    let server = TcpStream::connect(address.unwrap_or_default()).await?;
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let framed = AtomicBool::new(false);
+    let frames = |requests| Frames {
+        connection,
+        requests,
+        framed: &framed,
+        started: false,
+        buffer: BytesMut::new(),
+    };
+    let both = tokio::try_join!(
+        carry(from_client, to_server, frames(true), &shared),
+        carry(from_server, to_client, frames(false), &shared),
+    );
+    both.map(drop)
+}
+
+/// Reads what comes, and writes it a delay later.
+async fn carry(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut frames: Frames<'_>,
+    shared: &Shared,
+) -> std::io::Result<()> {
+    let (sender, mut late) = mpsc::unbounded_channel();
+    let read = async move {
+        let mut buffer = BytesMut::new();
+        loop {
+            buffer.reserve(1 << 16);
+            if from.read_buf(&mut buffer).await? == 0 {
+                return Ok::<_, std::io::Error>(());
+            }
+            // When nobody takes it, the other half has ended with an error.
+            _ = sender.send((Instant::now() + shared.delay, buffer.split()));
+        }
+    };
+    let write = async {
+        let mut open = shared.open.subscribe();
+        while let Some((at, bytes)) = late.recv().await {
+            sleep_until(at).await;
+            if !frames.requests {
+                _ = open.wait_for(|open| *open).await;
+            }
+            frames.each(&bytes, |request, kind| shared.saw(request, kind));
+            to.write_all(&bytes).await?;
+        }
+        to.shutdown().await
+    };
+    tokio::try_join!(read, write).map(drop)
+}
+
+/// The frames of one direction of a connection.
+struct Frames<'a> {
+    connection: u64,
+    requests: bool,
+    /// The client began as framed connections begin.
+    framed: &'a AtomicBool,
+    started: bool,
+    /// The beginning of the next frame.
+    buffer: BytesMut,
+}
+
+impl Frames<'_> {
+    fn each(&mut self, bytes: &[u8], mut each: impl FnMut((u64, u64), Kind)) {
+        self.buffer.extend_from_slice(bytes);
+        if self.requests && !self.started {
+            let Some((hello, _)) = self.buffer.split_at_checked(HELLO_BYTES) else { return };
+            self.framed.store(hello.starts_with(&MAGIC), Ordering::Relaxed);
+            self.started = true;
+            self.buffer.advance(HELLO_BYTES);
+        }
+        if !self.framed.load(Ordering::Relaxed) {
+            return self.buffer.clear();
+        }
+        while let Ok(Ok(frame)) = frame::take(&mut self.buffer) {
+            each((self.connection, frame.request), frame.kind);
+        }
+    }
+}
