@@ -38,7 +38,7 @@ fn main() -> Result<()> {
         .label("click")
         .weight("w");
     let paths = Paths::new([train.display().to_string()]);
-    let mut steps = job.train(paths, features).batch(256).epochs(3).depth(2).start()?;
+    let mut steps = job.train(paths, features).batch(256).epochs(6).depth(2).start()?;
 
     while let Some(step) = steps.next()? {
         // Keys that are known only now go the same way: their gradients join those of the features.
