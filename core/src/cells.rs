@@ -4,6 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
+use std::ops::Bound;
+
+use thiserror::Error;
 
 use crate::id::{Lsn, SessionId, VariableId};
 
@@ -95,11 +98,29 @@ impl ClosedSessions {
     }
 }
 
+/// What a shard remembers of one session.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Cell {
-    last: u64,
-    lsn: Lsn,
-    refusals: VecDeque<(u64, Refusal)>,
+pub struct Cell {
+    /// Number of its last push.
+    pub last: u64,
+    /// LSN of that.
+    pub lsn: Lsn,
+    /// Those of its last pushes that were refused, by number.
+    pub refusals: VecDeque<(u64, Refusal)>,
+}
+
+/// Why a cell cannot be one of these.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum CannotRestore {
+    /// Closed sessions have none.
+    #[error("session {0} is closed, or comes twice")]
+    Session(SessionId),
+    /// Cells are bounded.
+    #[error("there are more than {CELLS_MAX} cells")]
+    TooMany,
+    /// It has no last push, or refusals that are not of its last pushes in order.
+    #[error("the cell of session {0} names pushes that cannot be")]
+    Pushes(SessionId),
 }
 
 /// The cells of one shard.
@@ -162,6 +183,38 @@ impl SessionCells {
         self.closed = closed;
     }
 
+    /// Cells without any session but those that are closed, to be [restored](SessionCells::restore).
+    #[must_use]
+    pub fn with_closed(closed: ClosedSessions) -> Self {
+        SessionCells { cells: BTreeMap::new(), closed }
+    }
+
+    /// The cells of the sessions after `after`, in order.
+    pub fn after(&self, after: SessionId) -> impl Iterator<Item = (SessionId, &Cell)> {
+        let later = (Bound::Excluded(after), Bound::Unbounded);
+        self.cells.range(later).map(|(session, cell)| (*session, cell))
+    }
+
+    /// Puts back a cell as [`SessionCells::after`] gave it.
+    ///
+    /// # Errors
+    /// It cannot be one of these.
+    pub fn restore(&mut self, session: SessionId, cell: Cell) -> Result<(), CannotRestore> {
+        if !self.has_room(session) {
+            return Err(CannotRestore::TooMany);
+        }
+        if session.0 == 0 || self.closed.contains(session) || self.cells.contains_key(&session) {
+            return Err(CannotRestore::Session(session));
+        }
+        let mut numbers = cell.refusals.iter().map(|(number, _)| *number);
+        let recent = |number: u64| number <= cell.last && cell.last - number < OUTCOME_WINDOW;
+        if cell.last == 0 || !numbers.clone().is_sorted_by(|a, b| a < b) || !numbers.all(recent) {
+            return Err(CannotRestore::Pushes(session));
+        }
+        self.cells.insert(session, cell);
+        Ok(())
+    }
+
     /// The sessions that were closed by the last close record.
     #[must_use]
     pub fn closed(&self) -> &ClosedSessions {
@@ -217,6 +270,34 @@ mod tests {
         assert!(cells.has_room(SESSION));
         cells.close(ClosedSessions { high_water: 7, open: [SessionId(5)].into() });
         assert!(cells.has_room(stranger));
+    }
+
+    #[test]
+    fn cells_that_are_put_back_are_the_same_and_those_that_cannot_be_are_refused() {
+        let refusal = Refusal { reason: RefusalReason::NotFinite, variable: VariableId(3) };
+        let mut cells = SessionCells::default();
+        cells.record(SessionId(5), 1, at(1), Some(refusal));
+        cells.record(SESSION, 1, at(2), None);
+        cells.close(ClosedSessions { high_water: 6, open: [SessionId(5)].into() });
+        let mut back = SessionCells::with_closed(cells.closed().clone());
+        for (session, cell) in cells.after(SessionId(0)) {
+            back.restore(session, cell.clone()).expect("as it was");
+        }
+        assert_eq!(back, cells);
+        assert_eq!(cells.after(SessionId(5)).count(), 1);
+        let good = Cell { last: 2000, lsn: at(1), refusals: [(1000, refusal)].into() };
+        for session in [0, 4, 5] {
+            let refused = Err(CannotRestore::Session(SessionId(session)));
+            assert_eq!(back.restore(SessionId(session), good.clone()), refused);
+        }
+        let session = SessionId(9);
+        let refused = Err(CannotRestore::Pushes(session));
+        assert_eq!(back.restore(session, Cell { last: 0, ..good.clone() }), refused);
+        for numbers in [vec![900], vec![2001], vec![1500, 1500], vec![0]] {
+            let refusals = numbers.into_iter().map(|number| (number, refusal)).collect();
+            assert_eq!(back.restore(session, Cell { refusals, ..good.clone() }), refused);
+        }
+        assert_eq!(back.restore(session, good), Ok(()));
     }
 
     #[test]

@@ -21,6 +21,27 @@ impl Lineage {
         self.last = lsn;
     }
 
+    /// The epochs with the position before the first record of each, as [`Lineage::restore`] takes them.
+    #[must_use]
+    pub fn starts(&self) -> &[(Epoch, Lsn)] {
+        &self.starts
+    }
+
+    /// A history that ends at `last`; none where there can be no such one.
+    #[must_use]
+    pub fn restore(starts: Vec<(Epoch, Lsn)>, last: Lsn) -> Option<Lineage> {
+        let mut end = Lsn::ZERO;
+        let ends = starts.iter().skip(1).map(|(_, previous)| *previous).chain([last]);
+        for (&(epoch, previous), next) in starts.iter().zip(ends) {
+            let follows = previous == end && previous.epoch() < epoch && epoch <= Lsn::EPOCH_MAX;
+            if !follows || next.epoch() != epoch || next.count() == 0 {
+                return None;
+            }
+            end = next;
+        }
+        (end == last).then_some(Lineage { starts, last })
+    }
+
     /// Position of the last record.
     #[must_use]
     pub fn last(&self) -> Lsn {
@@ -57,5 +78,29 @@ mod tests {
         assert!(!lineage.contains(Lsn::new(Epoch(1), 3)), "lost with the primary of epoch 1");
         assert!(!lineage.contains(Lsn::new(Epoch(2), 1)), "nothing was logged in epoch 2");
         assert!(!lineage.contains(Lsn::new(Epoch(3), 2)), "not yet");
+    }
+    #[test]
+    fn a_history_that_is_put_back_is_the_same_and_one_that_cannot_be_is_refused() {
+        let mut lineage = Lineage::default();
+        assert_eq!(Lineage::restore(Vec::new(), Lsn::ZERO), Some(lineage.clone()));
+        let at = |epoch, count| Lsn::new(Epoch(epoch), count);
+        for lsn in [at(1, 1), at(1, 2), at(3, 1), at(3, 2)] {
+            lineage.advance(lsn);
+        }
+        let starts = lineage.starts().to_vec();
+        assert_eq!(Lineage::restore(starts, at(3, 2)), Some(lineage));
+        let (first, third) = ((Epoch(1), Lsn::ZERO), (Epoch(3), at(1, 2)));
+        for (starts, last) in [
+            (vec![], at(1, 1)),
+            (vec![first], Lsn::ZERO),
+            (vec![first], at(2, 1)),
+            (vec![first], at(1, 0)),
+            (vec![third], at(3, 1)),
+            (vec![first, third], at(1, 2)),
+            (vec![first, (Epoch(1), at(1, 2))], at(1, 3)),
+            (vec![first, (Epoch(3), at(2, 2))], at(3, 3)),
+        ] {
+            assert_eq!(Lineage::restore(starts.clone(), last), None, "{starts:?} {last}");
+        }
     }
 }

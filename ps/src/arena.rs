@@ -82,9 +82,25 @@ impl Arena {
 
     /// Numbers of all rows, by age.
     pub(crate) fn numbers(&self) -> impl Iterator<Item = u32> + '_ {
-        let slabs = self.slabs.iter().enumerate();
-        let places = slabs.flat_map(|(slab, rows)| (0..rows.len).map(move |place| (slab, place)));
+        self.numbers_from(0)
+    }
+
+    /// Numbers of the rows from this one on, by age.
+    pub(crate) fn numbers_from(&self, first: u32) -> impl Iterator<Item = u32> + '_ {
+        let (first_slab, first_place) = self.split(first);
+        let slabs = self.slabs.iter().enumerate().skip(first_slab);
+        let places = slabs.flat_map(move |(slab, rows)| {
+            let first = if slab == first_slab { first_place } else { 0 };
+            (first..rows.len).map(move |place| (slab, place))
+        });
         places.map(|(slab, place)| (slab << self.place_bits | place) as u32)
+    }
+
+    /// A number above those of all rows, and not above that of the next one.
+    pub(crate) fn end(&self) -> u32 {
+        let last = self.slabs.len().saturating_sub(1);
+        let len = self.slabs.last().map_or(0, |rows| rows.len);
+        ((last << self.place_bits) + len) as u32
     }
 
     /// The key of a row.

@@ -10,6 +10,11 @@ use downpour_core::spec::DenseSpec;
 use downpour_core::tensor_bytes::{FLOAT_BYTES, floats};
 use downpour_proto::tensor::put_floats;
 
+use crate::cut::{CutId, CutRange};
+
+/// Blocks that one call of a cut looks at.
+const BLOCKS_LOOK_MAX: usize = 1 << 12;
+
 /// Blocks of one dense variable on one shard. A block exists once its first values arrived: the first win, and until then a gradient for
 /// it does not fit (there is nothing that it could be a gradient of).
 #[derive(Debug)]
@@ -20,6 +25,32 @@ pub(crate) struct Dense {
     /// Blocks that belong to this shard.
     owned: u32,
     blocks: BTreeMap<u32, Block>,
+    cuts: Vec<BlockCut>,
+}
+
+/// What an open cut has of a variable.
+#[derive(Debug)]
+struct BlockCut {
+    range: CutRange,
+    /// Where the cursor goes on; none: it is at the end.
+    next: Option<u32>,
+    saved: BTreeMap<u32, Block>,
+}
+
+/// Blocks on their way out of a cut.
+#[derive(Debug, Default)]
+pub(crate) struct BlocksOut {
+    pub(crate) numbers: Vec<u32>,
+    pub(crate) lsns: Vec<u64>,
+    pub(crate) floats: BytesMut,
+}
+
+impl BlocksOut {
+    fn put(&mut self, number: u32, block: &Block) {
+        self.numbers.push(number);
+        self.lsns.push(block.lsn.0);
+        put_floats(&mut self.floats, &block.floats);
+    }
 }
 
 /// Which blocks of a variable a shard has.
@@ -37,7 +68,7 @@ impl Place {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Block {
     lsn: Lsn,
     /// Weights, then optimizer slots.
@@ -47,7 +78,7 @@ struct Block {
 impl Dense {
     pub(crate) fn new(spec: DenseSpec, optimizer: OptimizerSpec, place: Place) -> Self {
         let owned = (0..spec.blocks()).filter(|&block| place.has(block.into())).count() as u32;
-        Dense { spec, optimizer, place, owned, blocks: BTreeMap::new() }
+        Dense { spec, optimizer, place, owned, blocks: BTreeMap::new(), cuts: Vec::new() }
     }
 
     /// Bytes that the blocks occupy.
@@ -103,6 +134,11 @@ impl Dense {
             let (gradient, rest) = gradients.split_at(len * FLOAT_BYTES);
             gradients = rest;
             let Some(block) = self.blocks.get_mut(number) else { continue };
+            for cut in &mut self.cuts {
+                if cut.next.is_some_and(|next| *number >= next) && cut.range.has(block.lsn) {
+                    cut.saved.insert(*number, block.clone());
+                }
+            }
             let (weights, state) = block.floats.split_at_mut(len);
             skipped += u64::from(update.apply(weights, state, gradient));
             block.lsn = lsn;
@@ -127,6 +163,69 @@ impl Dense {
 
     fn newer(&self, have: Lsn) -> impl Iterator<Item = (u32, &Block)> {
         self.blocks.iter().filter(move |(_, block)| block.lsn > have).map(|(n, block)| (*n, block))
+    }
+
+    /// Floats of a block, its optimizer slots included.
+    fn stored_len(&self, number: u32) -> usize {
+        let len = self.spec.block_len(number);
+        len + self.optimizer.state_width(len)
+    }
+
+    /// Puts back a block as a cut had it, over one that is not newer than `base`. Gives the raw floats after those of the block; none if it does not
+    /// belong here, if there are too few, or if there is a newer block.
+    pub(crate) fn restore<'a>(
+        &mut self,
+        number: u32,
+        lsn: Lsn,
+        raw: &'a [u8],
+        base: Lsn,
+    ) -> Option<&'a [u8]> {
+        let here = number < self.spec.blocks() && self.place.has(number.into());
+        if !here || self.blocks.get(&number).is_some_and(|block| block.lsn > base) {
+            return None;
+        }
+        let (raw, rest) = raw.split_at_checked(self.stored_len(number) * FLOAT_BYTES)?;
+        self.blocks.insert(number, Block { lsn, floats: floats(raw).collect() });
+        Some(rest)
+    }
+
+    pub(crate) fn open_cut(&mut self, range: CutRange) {
+        self.cuts.push(BlockCut { range, next: Some(0), saved: BTreeMap::new() });
+    }
+
+    pub(crate) fn close_cut(&mut self, id: CutId) {
+        self.cuts.retain(|cut| cut.range.id != id);
+    }
+
+    pub(crate) fn saved_bytes(&self, id: CutId) -> usize {
+        let bytes = |block: &Block| size_of_val(&*block.floats);
+        let cut = self.cuts.iter().find(|cut| cut.range.id == id);
+        cut.map_or(0, |cut| cut.saved.values().map(bytes).sum())
+    }
+
+    /// The next blocks of a cut, saved ones first, and whether these were the last.
+    pub(crate) fn read_cut(&mut self, id: CutId, bytes_max: usize) -> (BlocksOut, bool) {
+        let mut out = BlocksOut::default();
+        let Some(cut) = self.cuts.iter_mut().find(|cut| cut.range.id == id) else {
+            return (out, true);
+        };
+        while out.floats.len() < bytes_max
+            && let Some((number, block)) = cut.saved.pop_first()
+        {
+            out.put(number, &block);
+        }
+        let Some(next) = cut.next else { return (out, cut.saved.is_empty()) };
+        for (looked, (&number, block)) in self.blocks.range(next..).enumerate() {
+            if looked == BLOCKS_LOOK_MAX || out.floats.len() >= bytes_max {
+                cut.next = Some(number);
+                return (out, false);
+            }
+            if cut.range.has(block.lsn) {
+                out.put(number, block);
+            }
+        }
+        cut.next = None;
+        (out, cut.saved.is_empty())
     }
 
     /// Hands the canonical encoding to `sink`: by rising number, LSN and floats of each block.

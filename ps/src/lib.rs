@@ -7,6 +7,9 @@
 //! Follow one failover: `membership` hears of the new epoch by its watch, `life` hands the view to the shard, `promote` carries out
 //! what [`shard::Promotion`] asks for (fence, level), and the shard serves.
 //!
+//! Follow one cut: [`shard::Shard::open_cut`] copies what is small; [`shard::Shard::read_cut`] gives the rest piece by piece while pushes go on ([`cut`]);
+//! [`cut::Loader`] makes a state of the pieces.
+//!
 //! The decisions are in [`shard`] and [`state`], which know no clock, no network and no async. *Where* a shard lives is the coordinator's to say:
 //! nothing here chooses a primary.
 
@@ -19,6 +22,7 @@ mod bench_table;
 mod bounded;
 mod config;
 mod coordinators;
+pub mod cut;
 mod dense;
 mod frames;
 mod hosted;

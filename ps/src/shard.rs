@@ -19,11 +19,13 @@ use downpour_core::id::{Epoch, Lsn, ServerRef, ShardId};
 use downpour_core::routing::ShardRoute;
 use downpour_core::view::JobView;
 use downpour_proto::v1::RetryReason;
+use downpour_proto::v1::cut_piece::Piece;
 
 pub use member::{Member, WaitSet};
 pub use promotion::{Diverged, Fenced, Promotion};
 pub use replication::{Ack, Batch, FetchRefused, Incoming, Room};
 
+use crate::cut::{CutGone, CutId, SAVED_BYTES_MAX};
 use crate::log::Log;
 use crate::record::{Body, Push, Record};
 use crate::state::{Identity, ShardState, WithoutRoom, extends};
@@ -313,6 +315,9 @@ impl Shard {
         if !self.state.cells().has_room(push.session) {
             return Pushed::Declined(Declined::Retry(RetryReason::Overloaded));
         }
+        if self.state.cut_bytes() >= SAVED_BYTES_MAX {
+            return Pushed::Declined(Declined::Retry(RetryReason::Overloaded));
+        }
         if !alone && self.log.bytes() >= self.log_bytes_max {
             return Pushed::Declined(Declined::Retry(RetryReason::Overloaded));
         }
@@ -343,6 +348,24 @@ impl Shard {
     /// This replica does not serve that epoch, or is alone without a lease.
     pub fn read(&self, epoch: Epoch, lease: bool) -> Result<&ShardState, Declined> {
         self.serving(epoch, lease).map(|_| &self.state)
+    }
+
+    /// Opens an exact cut at the last record: all of the shard, or what is newer than a position. Only who serves can.
+    pub fn open_cut(&mut self, newer_than: Lsn) -> Option<CutId> {
+        matches!(self.role, Role::Primary(_)).then(|| self.state.open_cut(newer_than))
+    }
+
+    /// The next piece of a cut, of about `bytes_max`; at the end always the end.
+    ///
+    /// # Errors
+    /// The cut was closed, or the shard is no longer served here.
+    pub fn read_cut(&mut self, id: CutId, bytes_max: usize) -> Result<Piece, CutGone> {
+        self.state.read_cut(id, bytes_max)
+    }
+
+    /// Nobody reads a cut any more.
+    pub fn close_cut(&mut self, id: CutId) {
+        self.state.close_cut(id);
     }
 
     /// The members that a request of `epoch` waits for, if this replica serves it.
@@ -387,6 +410,7 @@ impl Shard {
 
     fn step_down(&mut self) {
         if self.wait_set().is_some() {
+            self.state.close_cuts();
             self.role = Role::Backup;
             self.effects.settle = true;
         }

@@ -3,16 +3,21 @@
 //! A primary [resolves](ShardState::resolve) a push into a closed record; primary and backups alike [apply](ShardState::apply) it.
 
 use bytes::{Bytes, BytesMut};
-use downpour_core::cells::{ClosedSessions, Refusal, RefusalReason, SessionCells, Verdict};
-use downpour_core::id::{Lsn, ShardId, VariableId};
+use downpour_core::cells::{
+    CannotRestore, Cell, ClosedSessions, Refusal, RefusalReason, SessionCells, Verdict,
+};
+use downpour_core::id::{Lsn, SessionId, ShardId, VariableId};
 use downpour_core::lineage::Lineage;
 use downpour_core::mix::{mix64, salt};
 use downpour_core::row_format::{RowFormat, all_finite_bf16};
 use downpour_core::spec::{Shape, Variable};
-use downpour_core::tensor_bytes::all_finite;
+use downpour_core::tensor_bytes::{FLOAT_BYTES, all_finite};
 use downpour_proto::tensor::{KEY_BYTES, Keys, put_narrowed, widened};
+use downpour_proto::v1::cut_piece::Piece;
+use downpour_proto::{Invalid, v1};
 use thiserror::Error;
 
+use crate::cut::{self, CutGone, CutId, Cuts, SmallState, known, rows_piece};
 use crate::dense::{Dense, Place};
 use crate::record::{Body, Change, Push, Record, Update};
 use crate::table::{self, Table, TableRules};
@@ -38,6 +43,7 @@ pub struct ShardState {
     lineage: Lineage,
     /// The highest clock of any push that was applied: what learning rates go by.
     clock: u64,
+    cuts: Cuts,
 }
 
 #[derive(Debug)]
@@ -122,6 +128,7 @@ impl ShardState {
             cells: SessionCells::default(),
             lineage: Lineage::default(),
             clock: 0,
+            cuts: Cuts::default(),
         }
     }
 
@@ -247,6 +254,154 @@ impl ShardState {
         };
         self.lineage.advance(lsn);
         Ok(applied)
+    }
+
+    /// Opens a cut at the last record, without the rows and blocks up to `newer_than`.
+    pub fn open_cut(&mut self, newer_than: Lsn) -> CutId {
+        let variable = |state: &VariableState| v1::CutVariable {
+            variable: Some((&state.variable).into()),
+            steps: state.steps,
+        };
+        let small = SmallState {
+            lineage: &self.lineage,
+            clock: self.clock,
+            variables: self.variables.iter().map(variable).collect(),
+            cells: &self.cells,
+        };
+        let range = self.cuts.open(newer_than, small);
+        for variable in &mut self.variables {
+            match &mut variable.parameters {
+                Parameters::Table(table) => table.open_cut(range),
+                Parameters::Dense(dense) => dense.open_cut(range),
+            }
+        }
+        range.id
+    }
+
+    /// The next piece of a cut, of about `bytes_max`. After the last one it is always the end.
+    ///
+    /// # Errors
+    /// The cut was closed.
+    pub fn read_cut(&mut self, id: CutId, bytes_max: usize) -> Result<Piece, CutGone> {
+        self.cuts.read(id, bytes_max, &mut Readable(&mut self.variables))
+    }
+
+    /// Nobody reads a cut any more.
+    pub fn close_cut(&mut self, id: CutId) {
+        self.cuts.close(id);
+        for variable in &mut self.variables {
+            match &mut variable.parameters {
+                Parameters::Table(table) => table.close_cut(id),
+                Parameters::Dense(dense) => dense.close_cut(id),
+            }
+        }
+    }
+
+    /// Nobody reads any cut any more.
+    pub(crate) fn close_cuts(&mut self) {
+        let ids: Vec<CutId> = self.cuts.ids().collect();
+        ids.into_iter().for_each(|id| self.close_cut(id));
+    }
+
+    /// Bytes that the open cuts have saved.
+    #[must_use]
+    pub fn cut_bytes(&self) -> usize {
+        if self.cuts.is_empty() {
+            return 0;
+        }
+        let of_all = |id| self.variables.iter().map(move |one| one.saved_bytes(id)).sum::<usize>();
+        self.cuts.ids().map(of_all).sum()
+    }
+
+    /// Puts back what a cut begins with. False if the variables are not those that are here, and then new ones.
+    pub(crate) fn restore_small(
+        &mut self,
+        variables: Vec<(Variable, u64)>,
+        cells: SessionCells,
+        lineage: Lineage,
+        clock: u64,
+    ) -> bool {
+        let known = self.variables.iter().zip(&variables);
+        let same = known.into_iter().all(|(here, (variable, _))| here.variable == *variable);
+        if !same || variables.len() < self.variables.len() {
+            return false;
+        }
+        for (at, (variable, steps)) in variables.into_iter().enumerate() {
+            if at == self.variables.len() {
+                self.variables.push(VariableState::new(&variable, self.identity));
+            }
+            self.variables[at].steps = steps;
+        }
+        (self.cells, self.lineage, self.clock) = (cells, lineage, clock);
+        true
+    }
+
+    pub(crate) fn restore_cell(
+        &mut self,
+        session: SessionId,
+        cell: Cell,
+    ) -> Result<(), CannotRestore> {
+        self.cells.restore(session, cell)
+    }
+
+    /// Puts back rows over those up to `base`, and says how many.
+    pub(crate) fn restore_rows(&mut self, rows: &v1::CutRows, base: Lsn) -> Result<u64, Invalid> {
+        let id = VariableId(rows.variable);
+        let lineage = &self.lineage;
+        let variable = self.variables.get_mut((id.0 as usize).wrapping_sub(1));
+        let Some(VariableState { parameters: Parameters::Table(table), place, .. }) = variable
+        else {
+            return Err(Invalid::new("rows.variable", format!("{id} is not a table")));
+        };
+        let row_bytes = table.width() * FLOAT_BYTES;
+        let whole = rows.keys.len().is_multiple_of(KEY_BYTES) && rows.keys.len() == rows.lsns.len();
+        if !whole || !table::fits(&rows.keys, &rows.floats, row_bytes) {
+            return Err(Invalid::new(
+                "rows.floats",
+                "are not as many as the keys and LSNs ask for",
+            ));
+        }
+        let (keys, lsns) = (Keys::trusted(&rows.keys).iter(), Keys::trusted(&rows.lsns).iter());
+        let count = keys.len() as u64;
+        for ((key, lsn), row) in keys.zip(lsns).zip(rows.floats.chunks_exact(row_bytes)) {
+            known(lineage, Lsn(lsn), "rows.lsns")?;
+            if !place.has(key) {
+                return Err(Invalid::new("rows.keys", format!("{key} is of another shard")));
+            }
+            if !table.restore(key, Lsn(lsn), row, base) {
+                return Err(Invalid::new("rows.keys", format!("{key} comes twice")));
+            }
+        }
+        Ok(count)
+    }
+
+    /// Puts back blocks over those up to `base`.
+    pub(crate) fn restore_blocks(
+        &mut self,
+        blocks: &v1::CutBlocks,
+        base: Lsn,
+    ) -> Result<(), Invalid> {
+        let id = VariableId(blocks.variable);
+        let lineage = &self.lineage;
+        let variable = self.variables.get_mut((id.0 as usize).wrapping_sub(1));
+        let Some(VariableState { parameters: Parameters::Dense(dense), .. }) = variable else {
+            return Err(Invalid::new("blocks.variable", format!("{id} is not dense")));
+        };
+        if blocks.blocks.len() != blocks.lsns.len() {
+            return Err(Invalid::new("blocks.lsns", "are not as many as the blocks"));
+        }
+        let mut raw = &blocks.floats[..];
+        for (&number, &lsn) in blocks.blocks.iter().zip(&blocks.lsns) {
+            known(lineage, Lsn(lsn), "blocks.lsns")?;
+            raw = dense.restore(number, Lsn(lsn), raw, base).ok_or_else(|| {
+                let problem = format!("{number} is not here, comes twice, or has too few floats");
+                Invalid::new("blocks.blocks", problem)
+            })?;
+        }
+        if !raw.is_empty() {
+            return Err(Invalid::new("blocks.floats", "are more than the blocks have"));
+        }
+        Ok(())
     }
 
     /// Appends the weights of `keys` to `out`.
@@ -447,6 +602,36 @@ fn without(items: &[u8], width: usize, places: &[usize]) -> Bytes {
     rest.into()
 }
 
+/// The parameters, for a cut to read.
+struct Readable<'a>(&'a mut [VariableState]);
+
+impl cut::Parameters for Readable<'_> {
+    fn saved_bytes(&self, variable: VariableId, cut: CutId) -> usize {
+        self.0[variable.0 as usize - 1].saved_bytes(cut)
+    }
+
+    fn read(&mut self, id: VariableId, cut: CutId, bytes_max: usize) -> (Option<Piece>, bool) {
+        match &mut self.0[id.0 as usize - 1].parameters {
+            Parameters::Table(table) => {
+                let (rows, end) = table.read_cut(cut, bytes_max);
+                (rows_piece(id, rows), end)
+            }
+            Parameters::Dense(dense) => {
+                let (blocks, end) = dense.read_cut(cut, bytes_max);
+                let piece = (!blocks.numbers.is_empty()).then(|| {
+                    Piece::Blocks(v1::CutBlocks {
+                        variable: id.0,
+                        blocks: blocks.numbers,
+                        lsns: blocks.lsns,
+                        floats: blocks.floats.freeze(),
+                    })
+                });
+                (piece, end)
+            }
+        }
+    }
+}
+
 /// Whether a check reads every float.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Finite {
@@ -474,6 +659,14 @@ impl VariableState {
             }
         };
         VariableState { variable: variable.clone(), place, steps: 0, parameters }
+    }
+
+    /// Bytes that a cut has saved of it.
+    fn saved_bytes(&self, cut: CutId) -> usize {
+        match &self.parameters {
+            Parameters::Table(table) => table.saved_bytes(cut),
+            Parameters::Dense(dense) => dense.saved_bytes(cut),
+        }
     }
 
     /// How the floats of its updates travel.

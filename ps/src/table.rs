@@ -13,10 +13,11 @@ use downpour_core::id::Lsn;
 use downpour_core::init::{Init, init_row};
 use downpour_core::mix::mix64;
 use downpour_core::optimizer::{OptimizerSpec, StepScalars};
-use downpour_core::tensor_bytes::FLOAT_BYTES;
+use downpour_core::tensor_bytes::{FLOAT_BYTES, floats};
 use downpour_proto::tensor::{KEY_BYTES, Keys, put_floats};
 
 use crate::arena::Arena;
+use crate::cut::{self, CutId, CutRange, RowCuts, RowsOut};
 use crate::index::{Index, NONE};
 
 /// Keys by which each stage of a lookup is ahead of the next.
@@ -35,6 +36,7 @@ pub(crate) struct Table {
     salt: u64,
     index: Index,
     arena: Arena,
+    cuts: RowCuts,
 }
 
 /// Where the first values of a table come from, and what changes them.
@@ -60,7 +62,16 @@ impl Table {
     pub(crate) fn new(rules: TableRules) -> Self {
         let TableRules { dim, init, optimizer, seed, salt } = rules;
         let arena = Arena::new(dim + optimizer.state_width(dim));
-        Table { dim, init, optimizer, seed, salt, index: Index::default(), arena }
+        Table {
+            dim,
+            init,
+            optimizer,
+            seed,
+            salt,
+            index: Index::default(),
+            arena,
+            cuts: RowCuts::default(),
+        }
     }
 
     /// Floats of a row's weights.
@@ -105,6 +116,25 @@ impl Table {
         scalars: &StepScalars,
         lsn: Lsn,
     ) -> u64 {
+        if self.cuts.is_empty() {
+            return self.push_rows(keys, gradients, scalars, lsn, |_, _| ());
+        }
+        let mut cuts = std::mem::take(&mut self.cuts);
+        let save = |arena: &Arena, row| cuts.before_write(arena, row);
+        let skipped = self.push_rows(keys, gradients, scalars, lsn, save);
+        self.cuts = cuts;
+        skipped
+    }
+
+    /// `before` is shown each row that is about to change.
+    fn push_rows(
+        &mut self,
+        keys: Keys<'_>,
+        gradients: &[u8],
+        scalars: &StepScalars,
+        lsn: Lsn,
+        mut before: impl FnMut(&Arena, u32),
+    ) -> u64 {
         let update = self.optimizer.update(scalars);
         let width = self.arena.width();
         let mut keys = keys.iter();
@@ -114,7 +144,10 @@ impl Table {
         while let Some(group) = lookups.next(self, &mut keys, width) {
             for (lookup, gradient) in group.iter().zip(&mut gradients) {
                 let row = match self.settle(lookup) {
-                    Some(row) => row,
+                    Some(row) => {
+                        before(&self.arena, row);
+                        row
+                    }
                     None => self.create(lookup),
                 };
                 let (header, floats) = self.arena.row_mut(row);
@@ -172,16 +205,59 @@ impl Table {
     }
 
     fn create(&mut self, lookup: &Lookup) -> u32 {
-        let row = self.arena.push();
-        let (header, floats) = self.arena.row_mut(row);
-        put_u64(header, lookup.key);
+        let row = self.add(lookup.key, lookup.hash);
+        let (_, floats) = self.arena.row_mut(row);
         let (weights, state) = floats.split_at_mut(self.dim);
         init_row(&self.init, self.seed, self.salt, lookup.key, weights);
         self.optimizer.init_state(state);
+        row
+    }
+
+    /// A row for a key that has none. Its floats and its LSN are arbitrary.
+    fn add(&mut self, key: u64, hash: u64) -> u32 {
+        let row = self.arena.push();
+        put_u64(self.arena.row_mut(row).0, key);
         let (arena, salt) = (&self.arena, self.salt);
         let soon = |row| arena.prefetch_header(row);
-        self.index.insert(lookup.hash, row, soon, |row| mix64(arena.key(row) ^ salt));
+        self.index.insert(hash, row, soon, |row| mix64(arena.key(row) ^ salt));
         row
+    }
+
+    /// Floats of a row, its optimizer slots included.
+    pub(crate) fn width(&self) -> usize {
+        self.arena.width()
+    }
+
+    /// Puts back a row as a cut had it, over one that is not newer than `base`. False if there is a newer one.
+    pub(crate) fn restore(&mut self, key: u64, lsn: Lsn, raw: &[u8], base: Lsn) -> bool {
+        let row = match self.find(key) {
+            Some(row) if cut::row_lsn(self.arena.header(row)) > base => return false,
+            Some(row) => row,
+            None => self.add(key, self.hash(key)),
+        };
+        let (header, row) = self.arena.row_mut(row);
+        put_u64(&mut header[2..], lsn.0);
+        row.iter_mut().zip(floats(raw)).for_each(|(float, value)| *float = value);
+        true
+    }
+
+    pub(crate) fn open_cut(&mut self, range: CutRange) {
+        self.cuts.open(range, self.arena.end());
+    }
+
+    pub(crate) fn close_cut(&mut self, id: CutId) {
+        self.cuts.close(id);
+    }
+
+    pub(crate) fn saved_bytes(&self, id: CutId) -> usize {
+        self.cuts.saved_bytes(id)
+    }
+
+    /// The next rows of a cut, and whether these were the last.
+    pub(crate) fn read_cut(&mut self, id: CutId, bytes_max: usize) -> (RowsOut, bool) {
+        let mut out = RowsOut::default();
+        let end = self.cuts.read(id, &self.arena, bytes_max, &mut out);
+        (out, end)
     }
 
     #[inline]
@@ -253,7 +329,7 @@ impl Lookups {
 }
 
 #[inline]
-fn put_row(out: &mut BytesMut, floats: &[f32]) {
+pub(crate) fn put_row(out: &mut BytesMut, floats: &[f32]) {
     if cfg!(target_endian = "little") {
         out.extend_from_slice(bytemuck::cast_slice(floats));
     } else {
