@@ -1,5 +1,35 @@
 //! Compiles the `.proto` files without an installed `protoc`.
 
+/// What definitions and the small state of a shard are made of: checkpoints hold them as JSON.
+const IN_CHECKPOINTS: [&str; 26] = [
+    "JobSpec",
+    "Variable",
+    "VariableSpec",
+    "TableSpec",
+    "DenseSpec",
+    "Init",
+    "UniformInit",
+    "NormalInit",
+    "Optimizer",
+    "Schedule",
+    "StepSchedule",
+    "CosineSchedule",
+    "Sgd",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Momentum",
+    "RmsProp",
+    "Ftrl",
+    "ClosedSessions",
+    "CutSmall",
+    "CutVariable",
+    "CutEpoch",
+    "CutCell",
+    "CutRefusal",
+    "Refusal",
+];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = ["types", "coordinator", "raft", "shard", "replica"]
         .map(|name| format!("downpour/v1/{name}.proto"));
@@ -8,6 +38,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let descriptors = protox::compile(&files, ["."])?;
     // `bytes` fields become `Bytes`: slices of the receive buffer, not copies.
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    let mut builder = tonic_prost_build::configure().bytes(".");
+    for name in IN_CHECKPOINTS {
+        let path = format!(".downpour.v1.{name}");
+        builder = builder
+            .type_attribute(&path, "#[derive(serde::Serialize, serde::Deserialize)]")
+            .message_attribute(&path, "#[serde(default, deny_unknown_fields)]")
+            .enum_attribute(&path, "#[serde(rename_all = \"snake_case\")]");
+    }
+    builder.compile_fds(descriptors)?;
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::wheels::{self, Keep, Package, Wheel};
-use crate::{Result, libtorch, process, tidy};
+use crate::{Result, libtorch, process, python, tidy};
 
 pub(crate) struct Step {
     pub(crate) name: &'static str,
@@ -46,9 +46,11 @@ pub(crate) static STEPS: [Step; 8] = [
         what: "unit, property, integration and process tests",
         run: |root| {
             build(root)?;
+            let python = python::ensure(root)?;
             let mut nextest = tool(root, "nextest")?;
             nextest.args(["run", "--locked", "--workspace", "--profile=ci"]);
-            process::run(&mut nextest)
+            // Tests in Python run without being asked to only where it is known to be there.
+            process::run(nextest.env("DOWNPOUR_TEST_PYTHONPATH", python))
         },
     },
     Step {

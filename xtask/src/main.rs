@@ -12,6 +12,7 @@ mod cluster;
 mod gate;
 mod libtorch;
 mod process;
+mod python;
 mod tidy;
 mod wheels;
 

@@ -1,0 +1,326 @@
+//! The checkpoints in a store: finding, proving, deleting.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use downpour_core::id::{Lsn, ShardId};
+
+use crate::manifest::{Manifest, ShardEntry};
+use crate::name::{CheckpointName, MANIFEST, job_folder, job_of_folder};
+use crate::read::ShardReader;
+use crate::store::{Store, Stored};
+use crate::write::{Scratch, ShardFile};
+use crate::{Error, Malformed};
+
+/// Largest manifest: of 65,536 shards and 4,096 variables.
+const MANIFEST_BYTES_MAX: u64 = 64 << 20;
+
+/// The checkpoints of one store.
+#[derive(Clone, Debug)]
+pub struct Catalog {
+    store: Store,
+}
+
+/// One file of what a shard is restored from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The checkpoint that it is in.
+    pub checkpoint: CheckpointName,
+    /// What its manifest says.
+    pub entry: ShardEntry,
+}
+
+/// A checkpoint that is to be deleted, and those that go with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// What stays, oldest first.
+    pub kept: Vec<CheckpointName>,
+    /// What was deleted, newest first.
+    pub deleted: Vec<CheckpointName>,
+}
+
+impl Catalog {
+    /// Of a store.
+    #[must_use]
+    pub fn new(store: Store) -> Self {
+        Catalog { store }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Jobs that have a folder here.
+    ///
+    /// # Errors
+    /// The place failed.
+    pub async fn jobs(&self) -> Result<Vec<String>, Error> {
+        let folders = self.store.folders("").await?;
+        Ok(folders.iter().filter_map(|folder| job_of_folder(folder)).collect())
+    }
+
+    /// The checkpoints of a job that have a folder, oldest first; those that were never finished have no manifest.
+    ///
+    /// # Errors
+    /// The place failed.
+    pub async fn names(&self, job: &str) -> Result<Vec<CheckpointName>, Error> {
+        let folders = self.store.folders(&self.folder(job)?).await?;
+        Ok(folders.into_iter().filter_map(|name| CheckpointName::new(name).ok()).collect())
+    }
+
+    /// The whole checkpoints of a job, oldest first. A manifest that is damaged is an error in its place.
+    ///
+    /// # Errors
+    /// The place failed.
+    pub async fn list(
+        &self,
+        job: &str,
+    ) -> Result<Vec<(CheckpointName, Result<Manifest, Error>)>, Error> {
+        let mut listed = Vec::new();
+        for name in self.names(job).await? {
+            match self.manifest(job, &name).await {
+                Err(Error::Missing(_)) => {}
+                Err(error @ (Error::Store { .. } | Error::Io { .. })) => return Err(error),
+                manifest => listed.push((name, manifest)),
+            }
+        }
+        Ok(listed)
+    }
+
+    /// What a checkpoint consists of.
+    ///
+    /// # Errors
+    /// It is missing or damaged.
+    pub async fn manifest(&self, job: &str, name: &CheckpointName) -> Result<Manifest, Error> {
+        let object = self.object(job, name, MANIFEST)?;
+        let text = self.store.read(&object, MANIFEST_BYTES_MAX).await?;
+        let bad = |bad: Malformed| bad.of(self.store.full_name(&object));
+        let manifest = Manifest::from_json(&text).map_err(bad)?;
+        if manifest.checkpoint != *name || manifest.job.name != job {
+            let found = format!("{} of job {:?}", manifest.checkpoint, manifest.job.name);
+            let problem = format!("is of {found}, but lies in the folder of another");
+            return Err(bad(Malformed::new("checkpoint", problem)));
+        }
+        Ok(manifest)
+    }
+
+    /// The newest checkpoint whose manifest is whole.
+    ///
+    /// # Errors
+    /// There is none, or the place failed.
+    pub async fn latest(&self, job: &str) -> Result<Manifest, Error> {
+        for name in self.names(job).await?.iter().rev() {
+            match self.manifest(job, name).await {
+                Ok(manifest) => return Ok(manifest),
+                Err(Error::Missing(_) | Error::Structure { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::Missing(format!(
+            "{}: a whole checkpoint",
+            self.store.full_name(&self.folder(job)?)
+        )))
+    }
+
+    /// Stores the file of a shard and says what the manifest has to say of it.
+    ///
+    /// # Errors
+    /// The name is taken, or the place failed.
+    pub async fn create_file(
+        &self,
+        job: &str,
+        name: &CheckpointName,
+        shard: ShardId,
+        attempt: u32,
+        file: ShardFile,
+    ) -> Result<ShardEntry, Error> {
+        let ShardFile { lsn, newer_than, content, rows, blocks } = file;
+        let entry = ShardEntry { lsn, newer_than, attempt, bytes: 0, crc32: 0, rows, blocks };
+        let object = self.object(job, name, &entry.object(shard))?;
+        let Stored { bytes, crc32 } = self.store.create(&object, content).await?;
+        Ok(ShardEntry { bytes, crc32, ..entry })
+    }
+
+    /// Makes a checkpoint one. Its files must be there.
+    ///
+    /// # Errors
+    /// It is one already, or the place failed.
+    pub async fn create_manifest(&self, manifest: &Manifest) -> Result<(), Error> {
+        let object = self.object(&manifest.job.name, &manifest.checkpoint, MANIFEST)?;
+        self.store.create(&object, io::Cursor::new(manifest.to_json())).await?;
+        Ok(())
+    }
+
+    /// The manifests that `manifest` builds on, oldest first, and itself.
+    ///
+    /// # Errors
+    /// One is missing or damaged, or they do not belong together.
+    pub async fn chain(&self, manifest: Manifest) -> Result<Vec<Manifest>, Error> {
+        let mut chain = Vec::with_capacity(manifest.chain.len() + 1);
+        for name in &manifest.chain {
+            let base = self.manifest(&manifest.job.name, name).await?;
+            let whole = base.chain == manifest.chain[..chain.len()];
+            if !whole
+                || base.job.shards != manifest.job.shards
+                || base.job.seed != manifest.job.seed
+            {
+                let object = self.object(&manifest.job.name, name, MANIFEST)?;
+                let problem = format!("is not what {} builds on", manifest.checkpoint);
+                return Err(Malformed::new("chain", problem).of(self.store.full_name(&object)));
+            }
+            chain.push(base);
+        }
+        chain.push(manifest);
+        Ok(chain)
+    }
+
+    /// Opens a file of a checkpoint, its bytes and its structure proved.
+    ///
+    /// # Errors
+    /// Names the file: missing, cut off, corrupt, or of another checkpoint.
+    pub async fn open_file(
+        &self,
+        manifest: &Manifest,
+        shard: ShardId,
+        scratch: &Scratch,
+    ) -> Result<ShardReader, Error> {
+        let Some(entry) = manifest.files.get(shard.0 as usize) else {
+            return Err(Error::Missing(format!("shard {shard} of {}", manifest.checkpoint)));
+        };
+        let object = self.object(&manifest.job.name, &manifest.checkpoint, &entry.object(shard))?;
+        let expected = Stored { bytes: entry.bytes, crc32: entry.crc32 };
+        let file = self.store.fetch(&object, expected, scratch).await?;
+        let name = self.store.full_name(&object);
+        let bytes = entry.bytes;
+        let opened = {
+            let name = name.clone();
+            tokio::task::spawn_blocking(move || ShardReader::open(&name, bytes, file)).await
+        };
+        let opened = opened.map_err(|error| Error::Io {
+            object: name.clone(),
+            source: io::Error::other(error),
+        })??;
+        manifest.check_head(shard, opened.head()).map_err(|bad| bad.of(name))?;
+        Ok(opened)
+    }
+
+    /// Reads every byte of a checkpoint and of what it builds on. `progress` is told the bytes of each file that is right.
+    ///
+    /// # Errors
+    /// Names the first file that is not.
+    pub async fn verify(
+        &self,
+        manifest: Manifest,
+        scratch: &Scratch,
+        mut progress: impl FnMut(u64),
+    ) -> Result<(), Error> {
+        let chain = self.chain(manifest).await?;
+        let shards = chain.last().map_or(0, |manifest| manifest.job.shards);
+        for shard in (0..shards).map(ShardId) {
+            for (manifest, link) in links(&chain, shard).map_err(|bad| bad.of(self.store.uri()))? {
+                let reader = self.open_file(manifest, shard, scratch).await?;
+                let checked = tokio::task::spawn_blocking(move || reader.check()).await;
+                let object = self.store.full_name(&link.entry.object(shard));
+                checked
+                    .map_err(|error| Error::Io { object, source: io::Error::other(error) })??;
+                progress(link.entry.bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes a checkpoint: its manifest first, so that it is never listed without its files.
+    ///
+    /// # Errors
+    /// Another one builds on it, or the place failed.
+    pub async fn delete(&self, job: &str, name: &CheckpointName) -> Result<(), Error> {
+        for (other, manifest) in self.list(job).await? {
+            if manifest.is_ok_and(|manifest| manifest.chain.contains(name)) {
+                return Err(Error::Needed { object: name.to_string(), by: other.to_string() });
+            }
+        }
+        self.remove(job, name).await
+    }
+
+    /// Deletes all but the newest `count` checkpoints of a job and what these build on.
+    ///
+    /// # Errors
+    /// The place failed.
+    pub async fn keep(&self, job: &str, count: usize) -> Result<Kept, Error> {
+        let listed = self.list(job).await?;
+        let whole: BTreeMap<&CheckpointName, &Manifest> = listed
+            .iter()
+            .filter_map(|(name, manifest)| Some((name, manifest.as_ref().ok()?)))
+            .collect();
+        let newest = whole.values().rev().take(count);
+        let needed: Vec<&CheckpointName> = newest
+            .flat_map(|manifest| manifest.chain.iter().chain([&manifest.checkpoint]))
+            .collect();
+        let mut kept = Kept::default();
+        // Newest first: an increment goes before what it builds on.
+        for name in whole.keys().rev() {
+            if needed.contains(name) {
+                kept.kept.insert(0, (*name).clone());
+            } else {
+                self.remove(job, name).await?;
+                kept.deleted.push((*name).clone());
+            }
+        }
+        Ok(kept)
+    }
+
+    /// Deletes what there is of a checkpoint that was never finished.
+    ///
+    /// # Errors
+    /// It was finished, or the place failed.
+    pub async fn discard(&self, job: &str, name: &CheckpointName) -> Result<(), Error> {
+        match self.manifest(job, name).await {
+            Err(Error::Missing(_)) => self.remove(job, name).await,
+            Ok(_) => Err(Error::Exists(self.store.full_name(&self.object(job, name, MANIFEST)?))),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn remove(&self, job: &str, name: &CheckpointName) -> Result<(), Error> {
+        self.store.delete(&self.object(job, name, MANIFEST)?).await?;
+        self.store.delete_folder(&format!("{}/{name}", self.folder(job)?)).await
+    }
+
+    fn folder(&self, job: &str) -> Result<String, Error> {
+        job_folder(job).map_err(|bad| bad.of(self.store.uri()))
+    }
+
+    fn object(&self, job: &str, name: &CheckpointName, file: &str) -> Result<String, Error> {
+        Ok(format!("{}/{name}/{file}", self.folder(job)?))
+    }
+}
+
+/// What a shard is restored from, in order: the newest file that holds everything, and the increments after it. Each increment begins where the one
+/// before it ended.
+///
+/// # Errors
+/// There is a gap.
+pub fn links(chain: &[Manifest], shard: ShardId) -> Result<Vec<(&Manifest, Link)>, Malformed> {
+    let link = |manifest: &Manifest| {
+        let entry = manifest.files.get(shard.0 as usize)?.clone();
+        Some(Link { checkpoint: manifest.checkpoint.clone(), entry })
+    };
+    let mut links = Vec::new();
+    for (manifest, link) in chain.iter().filter_map(|manifest| Some((manifest, link(manifest)?))) {
+        if link.entry.newer_than == Lsn::ZERO {
+            links.clear();
+        }
+        let before = links.last().map_or(Lsn::ZERO, |(_, link): &(_, Link)| link.entry.lsn);
+        if link.entry.newer_than != before {
+            let (from, name) = (link.entry.newer_than, &link.checkpoint);
+            let problem = format!(
+                "shard {shard} of {name} begins at {from}, and what it builds on ends at {before}"
+            );
+            return Err(Malformed::new("chain", problem));
+        }
+        links.push((manifest, link));
+    }
+    Ok(links)
+}

@@ -1,0 +1,200 @@
+//! Files of shards and the checkpoints that they make, through a directory.
+
+mod support;
+
+use downpour_checkpoint::Error;
+use downpour_checkpoint::catalog::{Catalog, links};
+use downpour_checkpoint::name::CheckpointName;
+use downpour_checkpoint::read::ShardReader;
+use downpour_checkpoint::store::{Access, Store, Stored};
+use downpour_checkpoint::write::Scratch;
+use downpour_core::id::{Lsn, ShardId};
+use std::fs;
+use std::io::Cursor;
+use support::{JOB, bytes_of, checkpoint, pieces, sorted, store_in, write};
+
+#[test]
+fn what_was_written_is_read_whatever_waited_on_the_disk() {
+    for memory_bytes_max in [0, 1 << 20] {
+        let written = pieces(ShardId(1), Lsn(0), 5_000);
+        let scratch = Scratch { memory_bytes_max, ..Scratch::default() };
+        let file = bytes_of(write(ShardId(1), &written, scratch));
+        let mut reader = ShardReader::open("f", file.len() as u64, Cursor::new(file)).unwrap();
+        let mut read = Vec::new();
+        while let Some(piece) = reader.next_piece().unwrap() {
+            read.push(piece);
+        }
+        assert_eq!(sorted(&read), sorted(&written));
+    }
+}
+
+#[test]
+fn a_file_that_is_not_as_it_must_be_is_refused_by_the_part() {
+    let written = pieces(ShardId(1), Lsn(0), 50);
+    let file = bytes_of(write(ShardId(1), &written, Scratch::default()));
+    let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let text = String::from_utf8(file[8..8 + length].to_vec()).unwrap();
+    let refused = |from: &str, to: &str| {
+        assert_eq!(from.len(), to.len());
+        assert!(text.contains(from), "{from} in {text}");
+        let header = text.replacen(from, to, 1);
+        let broken = [&file[..8], header.as_bytes(), &file[8 + length..]].concat();
+        let opened = ShardReader::open("f", broken.len() as u64, Cursor::new(broken));
+        match opened.and_then(ShardReader::check) {
+            Err(Error::Structure { object, field, .. }) if object == "f" => field,
+            other => panic!("{from} to {to}: {other:?}"),
+        }
+    };
+    assert_eq!(refused("U64", "U32"), "../-/keys");
+    assert_eq!(refused(r#""data.0/keys":{"#, r#""data.0/kyes":{"#), "data.0/keys");
+    assert_eq!(refused(r#"\"shard\":1"#, r#"\"shard\":0"#), "data.0/keys", "keys of another shard");
+    assert_eq!(refused(r#"\"format\":1"#, r#"\"format\":9"#), "format");
+    assert_eq!(refused("\"__metadata__\"", "\"_-metadata__\""), "__metadata__");
+    assert_eq!(refused(r#"\"newer_than\":0"#, r#"\"newer_than\":x"#), "__metadata__.downpour");
+    for cut in [0, 4, 8, 100, length, file.len() - 1] {
+        let opened = ShardReader::open("f", cut as u64, Cursor::new(file[..cut].to_vec()));
+        assert!(matches!(opened, Err(Error::Structure { .. })), "{cut}");
+    }
+    let endless = [&u64::MAX.to_le_bytes()[..], &file[8..]].concat();
+    let opened = ShardReader::open("f", endless.len() as u64, Cursor::new(endless));
+    assert!(matches!(opened, Err(Error::Structure { field, .. }) if field == "header"));
+    // The last tensor ends the file.
+    let mut infinite = file.clone();
+    let end = infinite.len();
+    infinite[end - 4..].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    let opened = ShardReader::open("f", end as u64, Cursor::new(infinite));
+    assert!(matches!(opened.and_then(ShardReader::check), Err(Error::Structure { .. })));
+}
+
+#[tokio::test]
+async fn torn_truncated_flipped_and_missing_files_are_refused_by_name_and_the_one_before_is_found()
+{
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = Catalog::new(store_in(folder.path()));
+    let first = checkpoint(&catalog, 1, &[], 400).await;
+    let second = checkpoint(&catalog, 2, &[], 500).await;
+    let verify = |manifest| catalog.verify(manifest, &SCRATCH, |_| {});
+    verify(first.clone()).await.unwrap();
+    verify(second.clone()).await.unwrap();
+
+    let name = second.files[1].object(ShardId(1));
+    let path = folder.path().join(JOB).join(second.checkpoint.as_str()).join(&name);
+    let whole = fs::read(&path).unwrap();
+    let about = |error: Error, kind: &str| {
+        let text = error.to_string();
+        assert!(text.contains(&name) && text.contains(kind), "{text}");
+    };
+    fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    about(verify(second.clone()).await.unwrap_err(), "bytes");
+    let mut torn = whole.clone();
+    let half = torn.len() / 2;
+    torn[half..].fill(0);
+    fs::write(&path, &torn).unwrap();
+    about(verify(second.clone()).await.unwrap_err(), "checksum");
+    for at in [0, 9, whole.len() / 2, whole.len() - 1] {
+        let mut flipped = whole.clone();
+        flipped[at] ^= 4;
+        fs::write(&path, &flipped).unwrap();
+        about(verify(second.clone()).await.unwrap_err(), "checksum");
+    }
+    fs::remove_file(&path).unwrap();
+    about(verify(second.clone()).await.unwrap_err(), "not there");
+    verify(first.clone()).await.unwrap();
+
+    assert_eq!(catalog.latest(JOB).await.unwrap(), second);
+    let manifest = path.with_file_name("manifest.json");
+    let text = fs::read(&manifest).unwrap();
+    for at in 0..text.len() - 1 {
+        let mut flipped = text.clone();
+        flipped[at] ^= 1;
+        fs::write(&manifest, &flipped).unwrap();
+        let error = catalog.manifest(JOB, &second.checkpoint).await.unwrap_err();
+        assert!(error.to_string().contains("manifest.json"), "{error}");
+    }
+    assert_eq!(catalog.latest(JOB).await.unwrap(), first);
+}
+
+#[tokio::test]
+async fn nothing_is_overwritten_and_what_broke_off_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store_in(folder.path());
+    // One request, and many parts.
+    for bytes in [10, 40 << 20] {
+        let name = format!("job/f-{bytes}");
+        let content = |byte: u8| Cursor::new(vec![byte; bytes]);
+        let stored = store.create(&name, content(1)).await.unwrap();
+        let again = store.create(&name, content(2)).await;
+        assert!(matches!(again, Err(Error::Exists(_))), "{again:?}");
+        store.fetch(&name, stored, &SCRATCH).await.unwrap();
+        let broken = std::io::Read::chain(content(3), Broken);
+        let failed = store.create("job/broken", broken).await;
+        assert!(matches!(failed, Err(Error::Io { .. })), "{failed:?}");
+    }
+    let left: Vec<_> = fs::read_dir(folder.path().join("job")).unwrap().collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+    let absent = store.fetch("job/broken", Stored { bytes: 1, crc32: 0 }, &SCRATCH).await;
+    assert!(matches!(absent, Err(Error::Missing(_))));
+}
+
+#[tokio::test]
+async fn an_increment_needs_its_base_and_the_base_stays_as_long_as_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = Catalog::new(store_in(folder.path()));
+    let full = checkpoint(&catalog, 1, &[], 4_000).await;
+    let one = checkpoint(&catalog, 2, &[&full], 30).await;
+    let two = checkpoint(&catalog, 3, &[&full, &one], 30).await;
+    let other = checkpoint(&catalog, 4, &[], 400).await;
+    assert!(two.bytes() < full.bytes() / 2);
+
+    let chain = catalog.chain(two.clone()).await.unwrap();
+    let order: Vec<_> =
+        links(&chain, ShardId(0)).unwrap().iter().map(|link| link.1.entry.lsn).collect();
+    assert_eq!(order, [full.files[0].lsn, one.files[0].lsn, two.files[0].lsn]);
+    assert!(links(&[full.clone(), two.clone()], ShardId(0)).is_err(), "a gap");
+    catalog.verify(two.clone(), &SCRATCH, |_| {}).await.unwrap();
+
+    let needed = catalog.delete(JOB, &full.checkpoint).await;
+    assert!(matches!(&needed, Err(Error::Needed { by, .. }) if *by == one.checkpoint.to_string()));
+    let kept = catalog.keep(JOB, 2).await.unwrap();
+    assert_eq!((kept.kept.len(), kept.deleted.len()), (4, 0));
+    catalog.delete(JOB, &two.checkpoint).await.unwrap();
+    let kept = catalog.keep(JOB, 1).await.unwrap();
+    assert_eq!(kept.kept, [other.checkpoint]);
+    assert_eq!(kept.deleted, [one.checkpoint, full.checkpoint]);
+    assert_eq!(catalog.names(JOB).await.unwrap().len(), 1, "their folders are gone");
+}
+
+#[tokio::test]
+async fn without_a_manifest_there_is_no_checkpoint_and_what_there_is_can_be_discarded() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = Catalog::new(store_in(folder.path()));
+    assert!(matches!(catalog.latest(JOB).await, Err(Error::Missing(_))));
+    let whole = checkpoint(&catalog, 1, &[], 40).await;
+    let name = CheckpointName::at(2, 0);
+    let file = write(ShardId(0), &pieces(ShardId(0), Lsn(0), 40), Scratch::default());
+    catalog.create_file(JOB, &name, ShardId(0), 1, file).await.unwrap();
+    assert_eq!(catalog.list(JOB).await.unwrap().len(), 1);
+    assert_eq!(catalog.names(JOB).await.unwrap().len(), 2);
+    catalog.discard(JOB, &name).await.unwrap();
+    assert_eq!(catalog.names(JOB).await.unwrap(), std::slice::from_ref(&whole.checkpoint));
+    let refused = catalog.discard(JOB, &whole.checkpoint).await;
+    assert!(matches!(refused, Err(Error::Exists(_))));
+    assert_eq!(catalog.jobs().await.unwrap(), [JOB]);
+}
+
+#[test]
+fn a_place_that_is_none_is_refused() {
+    for uri in ["/tmp/x", "file://x", "gs://b/c", "s3://", "file:///not/there/at/all"] {
+        assert!(Store::open(uri, Access::Read).is_err(), "{uri}");
+    }
+}
+
+static SCRATCH: std::sync::LazyLock<Scratch> = std::sync::LazyLock::new(Scratch::default);
+
+struct Broken;
+
+impl std::io::Read for Broken {
+    fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+        Err(std::io::Error::other("broke off"))
+    }
+}
