@@ -3,17 +3,21 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use downpour_chaos_tests::scenario::{Options, Scenario, run};
+use downpour_chaos_tests::faults::Scenario;
+use downpour_chaos_tests::scenario::{Options, run};
+use downpour_psctl::local::Interrupt;
 
 #[test]
 fn clients_push_on_while_leading_coordinators_die() -> Result<()> {
     let options = Options {
-        duration: Duration::from_secs(10),
-        fault_every: Duration::from_secs(3),
+        duration: Duration::from_secs(15),
+        seed: 1,
         clients: 2,
+        interrupt: Interrupt::default(),
     };
     let report = run(Scenario::KillCoordinator, &options)?;
     ensure!(report.passed(), "{report:?}");
-    ensure!(report.leader_changes > 0 && report.tally.acknowledged > 0, "{report:?}");
+    ensure!(report.client_errors + report.pushes_unknown == 0, "{report:?}");
+    ensure!(report.leader_changes > 0 && report.pushes_acked > 0, "{report:?}");
     Ok(())
 }

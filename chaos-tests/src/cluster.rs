@@ -1,17 +1,39 @@
 //! A cluster of the real binaries, and what a test asks it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use downpour_client::Coordinators;
 use downpour_core::id::{NodeId, ShardId};
-use downpour_psctl::local::{LocalCluster, Options};
+use downpour_psctl::local::{Interrupt, LocalCluster, Options};
+use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
+use crate::disk::SmallDisk;
+use crate::network::Network;
 use crate::probe::wait_for;
+use crate::proxy::Proxy;
+
+const COORDINATORS: usize = 3;
+/// Often, so that a run has some.
+const SNAPSHOTS: [&str; 2] = ["--compact-entries", "64"];
 
 /// How long anything may take that a test waits for.
 pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// What a cluster is to be like.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// Parameter servers.
+    pub servers: usize,
+    /// Everything goes through proxies, so that the network can be disturbed.
+    pub proxied: bool,
+    /// Each coordinator has a small disk of its own, which can be filled; needs the right to mount.
+    pub small_disks: bool,
+    /// Ends every wait early.
+    pub interrupt: Interrupt,
+}
 
 /// A running cluster, a runtime for clients of it, and a handle to its coordinators.
 pub struct TestCluster {
@@ -21,6 +43,13 @@ pub struct TestCluster {
     pub runtime: Runtime,
     /// The control plane.
     pub coordinators: Coordinators,
+    /// What everything goes through, if it is proxied.
+    pub network: Option<Network>,
+    /// Of each coordinator, if they are small.
+    pub disks: Vec<SmallDisk>,
+    _proxies: Vec<Proxy>,
+    // Last: nothing runs or is mounted there any more.
+    dir: TempDir,
 }
 
 impl TestCluster {
@@ -29,12 +58,71 @@ impl TestCluster {
     /// # Errors
     /// A binary is missing (`cargo build --bins` makes them) or does not become ready.
     pub fn start(servers: usize) -> Result<TestCluster> {
-        let options = Options { servers, ..Options::default() };
-        let processes = LocalCluster::start(options)
+        Self::launch(&Setup { servers, ..Setup::default() })
+    }
+
+    /// Starts three coordinators and servers as `setup` says.
+    ///
+    /// # Errors
+    /// The same, or the system lacks something that the setup needs.
+    pub fn launch(setup: &Setup) -> Result<TestCluster> {
+        let dir = tempfile::Builder::new().prefix("downpour-chaos-").tempdir()?;
+        let network = setup.proxied.then(Network::new).transpose()?;
+        let coordinators = (1..=COORDINATORS).map(|id| format!("coordinator-{id}"));
+        let names = coordinators.chain((0..setup.servers).map(|index| format!("ps-{index}")));
+        let proxies = names.filter_map(|name| Some(Proxy::in_network(network.as_ref()?, name)));
+        let proxies: Vec<Proxy> = proxies.collect::<Result<_>>()?;
+        let options = Options {
+            coordinators: COORDINATORS,
+            servers: setup.servers,
+            dir: Some(dir.path().to_owned()),
+            advertise: proxies.iter().map(|proxy| proxy.address().to_string()).collect(),
+            interrupt: setup.interrupt.clone(),
+            coordinator_args: SNAPSHOTS.map(String::from).into(),
+            ..Options::default()
+        };
+        let processes = LocalCluster::lay_out(&options)
             .context("start a cluster (`cargo build --bins` makes the binaries it needs)")?;
-        let runtime = Runtime::new().context("start a runtime")?;
+        for (proxy, process) in
+            proxies.iter().zip(processes.coordinators.iter().chain(&processes.servers))
+        {
+            proxy.forward_to(process.address());
+        }
         let coordinators = Coordinators::parse(&processes.coordinator_addresses())?;
-        Ok(TestCluster { processes, runtime, coordinators })
+        let runtime = Runtime::new().context("start a runtime")?;
+        let mut cluster = TestCluster {
+            processes,
+            runtime,
+            coordinators,
+            network,
+            disks: Vec::new(),
+            _proxies: proxies,
+            dir,
+        };
+        for index in (0..COORDINATORS).filter(|_| setup.small_disks) {
+            cluster.disks.push(SmallDisk::mount(&cluster.data_dir(index))?);
+        }
+        match cluster.processes.start_all(options.ready_within) {
+            Ok(()) => Ok(cluster),
+            Err(error) => {
+                if !setup.interrupt.is_set() {
+                    cluster.keep_dir();
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// What a coordinator keeps.
+    #[must_use]
+    pub fn data_dir(&self, coordinator: usize) -> PathBuf {
+        self.dir.path().join(format!("coordinators/{}", coordinator + 1))
+    }
+
+    /// The logs stay when the cluster is gone; says where.
+    pub fn keep_dir(&mut self) {
+        self.dir.disable_cleanup(true);
+        eprintln!("the logs of the cluster are in {}", self.processes.log_dir().display());
     }
 
     /// Index of the coordinator that leads now.
@@ -80,9 +168,20 @@ impl TestCluster {
     ///
     /// # Errors
     /// One did not end cleanly on SIGTERM.
-    pub fn stop(self) -> Result<()> {
+    pub fn stop(mut self) -> Result<()> {
         let errors = self.processes.stop(DEADLINE);
+        if !errors.is_empty() {
+            self.keep_dir();
+        }
         ensure!(errors.is_empty(), "processes did not end cleanly: {errors:?}");
         Ok(())
+    }
+}
+
+impl Drop for TestCluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.keep_dir();
+        }
     }
 }

@@ -1,13 +1,23 @@
 //! A cluster under faults.
 //!
-//! [`probe`] is the client whose pushes can be counted afterwards (docs/protocol.md 9). [`cluster`] starts the real binaries for a test.
-//! [`proxy`] is a slow network between clients and a server.
-//! [`scenario`] disturbs a cluster for a while and reports what the probe saw; the binary `downpour-chaos` runs one by name.
+//! Follow one run (`downpour-chaos`, or [`scenario::run`] from a test): [`faults`] says what goes wrong and when, from a seed alone. [`cluster`] starts
+//! the real binaries, each behind a [`proxy`] of one [`network`] and on a [`disk`] of its own where a fault needs that. Clients
+//! ([`probe`], docs/protocol.md 9) push without pause; [`acks`] notes how long they waited after each loss of a server. [`inject`] does what the
+//! schedule says and undoes it, [`monitor`] watches the committed state meanwhile. In the end every row is read back, and [`report`] says
+//! whether the promises were kept.
+//!
 //! The tests that use real processes are in `real/`, one file for each promise.
 
 #![forbid(unsafe_code)]
 
+pub mod acks;
 pub mod cluster;
+pub mod disk;
+pub mod faults;
+pub mod inject;
+pub mod monitor;
+pub mod network;
 pub mod probe;
 pub mod proxy;
+pub mod report;
 pub mod scenario;

@@ -3,33 +3,40 @@
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
-use downpour_chaos_tests::scenario::{Options, Report, Scenario, run};
+use downpour_chaos_tests::faults::Scenario;
+use downpour_chaos_tests::report::Report;
+use downpour_chaos_tests::scenario::{Options, run};
+use downpour_psctl::local::Interrupt;
 
-/// Disturbs a local cluster while clients push without pause, then counts what was lost or applied twice.
+/// Disturbs a local cluster of 3 coordinators and 3 servers (every shard twice) while clients push without pause, then counts what was lost or applied twice.
 ///
-/// Exits 0 when nothing was lost, nothing was applied twice and no client saw an error; 1 otherwise.
+/// Exits 0 when nothing was lost, nothing was applied twice and no epoch went back; 1 otherwise, and when the cluster did not recover in time.
 #[derive(Parser)]
-#[command(
-    after_help = "Example:\n  downpour-chaos --scenario kill-coordinator --seconds 120 -o json"
-)]
+#[command(after_help = "\
+Examples:
+  downpour-chaos --scenario kill-coordinator --seconds 120 -o json
+  downpour-chaos --scenario mixed --seconds 600 --seed 7
+
+The same seed gives the same faults in the same order. Progress goes to stderr. A full disk needs the right to mount and is left out
+without it. The logs are kept when something went wrong.")]
 struct Args {
-    /// What happens to the cluster.
+    /// What happens to the cluster
     #[arg(long, value_enum)]
     scenario: Scenario,
-    /// How long the clients push.
+    /// How long the clients push
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Seconds from one fault to the next.
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
-    fault_every: u64,
-    /// Clients that push from the start.
-    #[arg(long, default_value_t = 2)]
+    /// What the faults follow from; without it one is drawn, and told
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Clients that push from the start
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=64))]
     clients: u64,
-    /// Form of the report on stdout.
+    /// Form of the report on stdout
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
 }
@@ -40,12 +47,24 @@ enum Output {
     Json,
 }
 
-fn main() -> Result<ExitCode> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    disturb(&Args::parse()).unwrap_or_else(|error| {
+        eprintln!("downpour-chaos: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn disturb(args: &Args) -> Result<ExitCode> {
+    let seed = args.seed.unwrap_or_else(|| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        now.map_or(0, |since| u64::from(since.subsec_nanos()))
+    });
+    eprintln!("seed {seed}");
     let options = Options {
         duration: Duration::from_secs(args.seconds),
-        fault_every: Duration::from_secs(args.fault_every),
+        seed,
         clients: args.clients,
+        interrupt: Interrupt::on_signals().context("handle signals")?,
     };
     let report = run(args.scenario, &options)?;
     match args.output {

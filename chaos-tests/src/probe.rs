@@ -1,6 +1,7 @@
 //! A client whose pushes can be counted afterwards.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -10,11 +11,11 @@ use downpour_client::{
 use downpour_core::id::VariableId;
 use downpour_core::init::Init;
 use downpour_core::optimizer::{OptimizerSpec, Sgd};
+use downpour_core::routing::shard_of;
 use downpour_core::spec::{JobSpec, Shape, TableSpec, VariableSpec};
-use serde::Serialize;
 
-/// Rows that every push of the probe increments besides its own: hot rows, spread over all shards.
-const COUNTERS: u64 = 32;
+use crate::acks::Acks;
+
 /// Pushes whose acknowledgement one client waits for at once.
 const IN_FLIGHT_MAX: usize = 8;
 /// Serial numbers of one client start here times its index, so they never meet.
@@ -37,7 +38,7 @@ pub fn counting_table(name: &str) -> VariableSpec {
 }
 
 /// What the probe saw.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default)]
 pub struct Tally {
     /// Pushes that were acknowledged.
     pub acknowledged: u64,
@@ -70,9 +71,14 @@ impl Tally {
 
 /// One client that pushes without pause until it is told to stop.
 pub struct Probe {
+    coordinators: Coordinators,
+    job: JobSpec,
     session: Session,
     serials: VariableId,
     counters: VariableId,
+    /// A row on each shard that every push increments besides its own.
+    counter_keys: Vec<u64>,
+    acks: Arc<Acks>,
     next_serial: u64,
     first_serial: u64,
     unknown_serials: BTreeSet<u64>,
@@ -86,6 +92,19 @@ impl Probe {
     /// # Errors
     /// The cluster does not answer, or has another job of this name.
     pub async fn join(coordinators: &Coordinators, job: &JobSpec, index: u64) -> Result<Probe> {
+        Self::join_timed(coordinators, job, index, Arc::default()).await
+    }
+
+    /// As [`Probe::join`]; tells `acks` of every acknowledgement.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn join_timed(
+        coordinators: &Coordinators,
+        job: &JobSpec,
+        index: u64,
+        acks: Arc<Acks>,
+    ) -> Result<Probe> {
         let options = SessionOptions::worker(format!("probe-{index}"));
         let session = Session::open(coordinators, &Job::Create(job.clone()), options)
             .await
@@ -94,6 +113,10 @@ impl Probe {
         let defined = session.define(&tables).await.context("define the probe's tables")?;
         let first_serial = index * SERIALS_PER_CLIENT;
         Ok(Probe {
+            coordinators: coordinators.clone(),
+            job: job.clone(),
+            counter_keys: key_of_each_shard(tables[1].routing_salt(), job.shards),
+            acks,
             session,
             serials: defined[0].variable.id,
             counters: defined[1].variable.id,
@@ -110,24 +133,31 @@ impl Probe {
     /// # Errors
     /// A batch does not fit (a bug of the probe).
     pub async fn push_until(&mut self, mut stop: impl FnMut(&Tally) -> bool) -> Result<()> {
-        let mut waiting = VecDeque::new();
+        let mut waiting: VecDeque<(u64, Instant, downpour_client::PushTicket)> = VecDeque::new();
         self.last_ack = Some(Instant::now());
         loop {
+            if let Some(error) = self.session.ended() {
+                eprintln!("probe: the session ended: {error}");
+                self.tally.client_errors += 1;
+                self.unknown_serials.extend(waiting.into_iter().map(|(serial, ..)| serial));
+                return Ok(());
+            }
             let stopping = stop(&self.tally);
             if !stopping && waiting.len() < IN_FLIGHT_MAX {
                 let serial = self.next_serial;
                 self.next_serial += 1;
+                let sent = Instant::now();
                 match self.push(serial).await {
-                    Ok(ticket) => waiting.push_back((serial, ticket)),
+                    Ok(ticket) => waiting.push_back((serial, sent, ticket)),
                     Err(error) => self.failed(serial, &error),
                 }
                 continue;
             }
-            let Some((serial, ticket)) = waiting.pop_front() else { return Ok(()) };
+            let Some((serial, sent, ticket)) = waiting.pop_front() else { return Ok(()) };
             match ticket.await {
                 Ok(outcome) => {
                     ensure!(outcome.refusals.is_empty(), "refused: {:?}", outcome.refusals);
-                    self.acknowledge();
+                    self.acknowledge(sent);
                 }
                 Err(error) => self.failed(serial, &error),
             }
@@ -135,20 +165,21 @@ impl Probe {
     }
 
     async fn push(&self, serial: u64) -> Result<downpour_client::PushTicket, Error> {
-        let counters: Vec<u64> = (0..COUNTERS).collect();
+        let counters = &self.counter_keys;
         let ones = vec![-1.0; counters.len()];
         let own = [serial];
         let rows = vec![
             RowGradients { variable: self.serials, keys: &own, gradients: &[-1.0] },
-            RowGradients { variable: self.counters, keys: &counters, gradients: &ones },
+            RowGradients { variable: self.counters, keys: counters, gradients: &ones },
         ];
         let clock = serial - self.first_serial;
         self.session.push(&PushBatch { clock, rows, ..PushBatch::default() }).await
     }
 
-    fn acknowledge(&mut self) {
+    fn acknowledge(&mut self, sent: Instant) {
         self.tally.acknowledged += 1;
         let now = Instant::now();
+        self.acks.acknowledged(sent, now);
         if let Some(last) = self.last_ack.replace(now) {
             let gap_ms = now.duration_since(last).as_millis() as u64;
             self.tally.longest_ack_gap_ms = self.tally.longest_ack_gap_ms.max(gap_ms);
@@ -158,7 +189,6 @@ impl Probe {
     fn failed(&mut self, serial: u64, error: &Error) {
         eprintln!("probe: push {serial}: {error}");
         self.tally.client_errors += 1;
-        self.tally.unknown += 1;
         self.unknown_serials.insert(serial);
     }
 
@@ -167,6 +197,8 @@ impl Probe {
     /// # Errors
     /// The rows cannot be read.
     pub async fn verify(mut self) -> Result<Tally> {
+        self.reopen().await?;
+        self.tally.unknown = self.unknown_serials.len() as u64;
         let serials: Vec<u64> = (self.first_serial..self.next_serial).collect();
         for keys in serials.chunks(65_536) {
             let mut values = vec![0.0; keys.len()];
@@ -178,20 +210,38 @@ impl Probe {
                 self.tally.duplicated += u64::from(value > 1.0);
             }
         }
+        // Closed, or its cells stay until it times out; who cannot say so now is closed by the coordinator later.
+        _ = self.session.close().await;
         Ok(self.tally)
+    }
+
+    /// A session that has ended reads no more.
+    async fn reopen(&mut self) -> Result<()> {
+        if self.session.ended().is_some() {
+            let (options, job) = (SessionOptions::worker("verify"), Job::Create(self.job.clone()));
+            self.session = Session::open(&self.coordinators, &job, options).await?;
+        }
+        Ok(())
     }
 
     /// Value of every counter: each push of every client added 1.
     ///
     /// # Errors
     /// The rows cannot be read.
-    pub async fn counters(&self) -> Result<Vec<f32>> {
-        let keys: Vec<u64> = (0..COUNTERS).collect();
+    pub async fn counters(&mut self) -> Result<Vec<f32>> {
+        self.reopen().await?;
+        let keys = &self.counter_keys;
         let mut values = vec![0.0; keys.len()];
-        let rows = TableRows { variable: self.counters, keys: &keys, values: &mut values };
+        let rows = TableRows { variable: self.counters, keys, values: &mut values };
         self.session.pull(&mut [rows], None).await.context("read the counters back")?;
         Ok(values)
     }
+}
+
+/// The smallest key on each shard, sorted.
+fn key_of_each_shard(salt: u64, shards: u32) -> Vec<u64> {
+    let mut seen = BTreeSet::new();
+    (0..).filter(|&key| seen.insert(shard_of(key, salt, shards))).take(shards as usize).collect()
 }
 
 /// Waits until `condition` gives a value, at most `deadline`.

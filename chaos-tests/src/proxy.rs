@@ -1,6 +1,7 @@
 //! A slow network: a TCP proxy in front of a server, which gives every byte a delay and counts the requests that are under way.
 //!
-//! A server that is told to `--advertise` the proxy's address is reached through it by all clients.
+//! A server that is told to `--advertise` the proxy's address is reached through it by all clients. Proxies that share a
+//! [`Network`] also hold back what the [network](crate::network) does not let through.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -16,16 +17,23 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
-/// The proxy, with a runtime of its own. Dropped, it cuts every connection.
+use crate::network::{self, Network};
+
+/// The proxy, with a runtime of its own or that of its network. Dropped, it takes no more connections; those that are there end with the runtime.
 pub struct Proxy {
     address: SocketAddr,
     shared: Arc<Shared>,
-    _runtime: Runtime,
+    accepting: AbortHandle,
+    _runtime: Arc<Runtime>,
 }
 
 struct Shared {
+    /// Whom it is in front of, as the network knows it.
+    name: String,
+    network: Option<Network>,
     delay: Duration,
     target: watch::Sender<Option<String>>,
     traffic: Mutex<Traffic>,
@@ -50,16 +58,37 @@ impl Proxy {
     pub fn start(listen: &str, delay: Duration) -> Result<Self> {
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.worker_threads(1).enable_all().build().context("start a runtime")?;
+        Self::on(Arc::new(runtime), listen, String::new(), None, delay)
+    }
+
+    /// On a free port, in front of the process of this name.
+    ///
+    /// # Errors
+    /// There is no free port.
+    pub fn in_network(network: &Network, name: String) -> Result<Self> {
+        let network = network.clone();
+        Self::on(network.runtime(), "127.0.0.1:0", name, Some(network), Duration::ZERO)
+    }
+
+    fn on(
+        runtime: Arc<Runtime>,
+        listen: &str,
+        name: String,
+        network: Option<Network>,
+        delay: Duration,
+    ) -> Result<Self> {
         let listener = runtime.block_on(TcpListener::bind(listen)).context("listen")?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
+            name,
+            network,
             delay,
             target: watch::Sender::new(None),
             traffic: Mutex::default(),
             open: watch::Sender::new(true),
         });
-        runtime.spawn(accept(listener, shared.clone()));
-        Ok(Self { address, shared, _runtime: runtime })
+        let accepting = runtime.spawn(accept(listener, shared.clone())).abort_handle();
+        Ok(Self { address, shared, accepting, _runtime: runtime })
     }
 
     /// Where clients shall connect.
@@ -88,6 +117,12 @@ impl Proxy {
     }
 }
 
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
 impl Shared {
     fn traffic(&self) -> MutexGuard<'_, Traffic> {
         self.traffic.lock().unwrap_or_else(PoisonError::into_inner)
@@ -108,14 +143,23 @@ impl Shared {
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let mut connection = 0;
-    while let Ok((client, _)) = listener.accept().await {
+    while let Ok((client, from)) = listener.accept().await {
         connection += 1;
-        tokio::spawn(forward(client, connection, shared.clone()));
+        tokio::spawn(forward(client, from.port(), connection, shared.clone()));
     }
 }
 
 /// Ends with the connection, whoever closes it.
-async fn forward(client: TcpStream, connection: u64, shared: Arc<Shared>) -> std::io::Result<()> {
+async fn forward(
+    client: TcpStream,
+    port: u16,
+    connection: u64,
+    shared: Arc<Shared>,
+) -> std::io::Result<()> {
+    let source = match &shared.network {
+        Some(_) => network::process_at(port, client.local_addr()?.port()),
+        None => String::new(),
+    };
     let mut target = shared.target.subscribe();
     let Ok(address) = target.wait_for(Option::is_some).await.map(|target| target.clone()) else {
         return Ok(());
@@ -134,8 +178,8 @@ async fn forward(client: TcpStream, connection: u64, shared: Arc<Shared>) -> std
         buffer: BytesMut::new(),
     };
     let both = tokio::try_join!(
-        carry(from_client, to_server, frames(true), &shared),
-        carry(from_server, to_client, frames(false), &shared),
+        carry(from_client, to_server, frames(true), &shared, (&source, &shared.name)),
+        carry(from_server, to_client, frames(false), &shared, (&shared.name, &source)),
     );
     both.map(drop)
 }
@@ -146,6 +190,7 @@ async fn carry(
     mut to: OwnedWriteHalf,
     mut frames: Frames<'_>,
     shared: &Shared,
+    (source, target): (&str, &str),
 ) -> std::io::Result<()> {
     let (sender, mut late) = mpsc::unbounded_channel();
     let read = async move {
@@ -156,13 +201,18 @@ async fn carry(
                 return Ok::<_, std::io::Error>(());
             }
             // When nobody takes it, the other half has ended with an error.
-            _ = sender.send((Instant::now() + shared.delay, buffer.split()));
+            let delay =
+                shared.delay + shared.network.as_ref().map_or(Duration::ZERO, Network::delay);
+            _ = sender.send((Instant::now() + delay, buffer.split()));
         }
     };
     let write = async {
         let mut open = shared.open.subscribe();
         while let Some((at, bytes)) = late.recv().await {
             sleep_until(at).await;
+            if let Some(network) = &shared.network {
+                network.passage(source, target).await;
+            }
             if !frames.requests {
                 _ = open.wait_for(|open| *open).await;
             }

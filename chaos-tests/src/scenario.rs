@@ -1,138 +1,153 @@
-//! A cluster, clients that never pause, and one kind of fault again and again.
+//! One run: a cluster, clients that never pause, and the faults of a scenario.
 
-use std::collections::BTreeMap;
+use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use clap::ValueEnum;
 use downpour_core::spec::JobSpec;
-use serde::Serialize;
+use downpour_psctl::local::Interrupt;
 use tokio::task::JoinHandle;
 
-use crate::cluster::{DEADLINE, TestCluster};
+use crate::acks::{Acks, Outage};
+use crate::cluster::{Setup, TestCluster};
+use crate::disk;
+use crate::faults::{Kind, Scenario, Schedule};
+use crate::inject::Injector;
+use crate::monitor::Monitor;
 use crate::probe::{Probe, Tally, job};
+use crate::report::{DetectedBy, Report};
 
-/// What happens to the cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Scenario {
-    /// The leading coordinator is killed and started again, again and again; meanwhile jobs are created and workers join.
-    KillCoordinator,
-}
+const SERVERS: usize = 3;
+const SHARDS: u32 = 24;
+const REPLICAS: u32 = 2;
 
 /// How a scenario runs.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// How long the clients push.
     pub duration: Duration,
-    /// Time from one fault to the next.
-    pub fault_every: Duration,
+    /// What the faults follow from.
+    pub seed: u64,
     /// Clients that push from the start.
     pub clients: u64,
+    /// Ends the run early.
+    pub interrupt: Interrupt,
 }
 
-/// What was seen.
-#[derive(Debug, Serialize)]
-pub struct Report {
-    /// Which scenario.
-    pub scenario: Scenario,
-    /// How long the clients pushed.
-    pub seconds: f64,
-    /// Faults by kind.
-    pub faults: BTreeMap<&'static str, u64>,
-    /// Leaders that differed from the one before.
-    pub leader_changes: u64,
-    /// Jobs created while there was no leader.
-    pub jobs_created: u64,
-    /// Workers that joined while there was no leader.
-    pub workers_joined: u64,
-    /// What the clients saw.
-    #[serde(flatten)]
-    pub tally: Tally,
-}
-
-impl Report {
-    /// Whether the promises were kept.
-    #[must_use]
-    pub fn passed(&self) -> bool {
-        let Tally { lost, duplicated, client_errors, unknown, .. } = self.tally;
-        lost + duplicated + client_errors + unknown == 0
-    }
-}
-
-/// Runs a scenario on a cluster of three coordinators and two servers.
+/// Runs a scenario on a cluster of three coordinators and three servers.
 ///
 /// # Errors
-/// The cluster cannot be started or asked.
+/// The cluster cannot be started, does not recover from a fault in time, or the run was interrupted.
 pub fn run(scenario: Scenario, options: &Options) -> Result<Report> {
-    let cluster = TestCluster::start(2)?;
-    match scenario {
-        Scenario::KillCoordinator => kill_coordinator(cluster, options),
+    let may_mount = disk::may_mount();
+    if scenario.has(&[Kind::DiskFull]) && !may_mount {
+        eprintln!("disk_full is left out: it needs the right to mount (run as root)");
     }
+    let network = [
+        Kind::PartitionServer,
+        Kind::PartitionServerOneWay,
+        Kind::PartitionCoordinator,
+        Kind::Delay,
+    ];
+    let mut cluster = TestCluster::launch(&Setup {
+        servers: SERVERS,
+        proxied: scenario.has(&network),
+        small_disks: scenario.has(&[Kind::DiskFull]) && may_mount,
+        interrupt: options.interrupt.clone(),
+    })?;
+    let report = disturb(&mut cluster, scenario, options);
+    match &report {
+        Ok(report) if report.passed() => cluster.stop()?,
+        _ if options.interrupt.is_set() => {}
+        _ => cluster.keep_dir(),
+    }
+    report
 }
 
-fn kill_coordinator(mut cluster: TestCluster, options: &Options) -> Result<Report> {
-    let main_job = job("main", 64, 2);
+fn disturb(cluster: &mut TestCluster, scenario: Scenario, options: &Options) -> Result<Report> {
+    let main = job("probe", SHARDS, REPLICAS);
+    let acks = Arc::new(Acks::default());
     let stop = Arc::new(AtomicBool::new(false));
-    let start = Instant::now();
     let mut clients = Vec::new();
     for index in 0..options.clients {
-        clients.push(start_client(&cluster, &main_job, index, &stop)?);
+        clients.push(start_client(cluster, &main, index, &acks, &stop)?);
     }
-    let mut report = Report {
-        scenario: Scenario::KillCoordinator,
-        seconds: 0.0,
-        faults: BTreeMap::new(),
-        leader_changes: 0,
-        jobs_created: 0,
-        workers_joined: 0,
-        tally: Tally::default(),
+    let monitor = {
+        let _on = cluster.runtime.enter();
+        Monitor::start(&cluster.coordinators, &main.name)
     };
-    while start.elapsed() + options.fault_every < options.duration {
-        std::thread::sleep(options.fault_every);
-        let leader = cluster.leader()?;
-        cluster.processes.coordinators[leader].kill()?;
-        *report.faults.entry("kill_coordinator").or_default() += 1;
-        eprintln!(
-            "{:5.1} s: killed coordinator {}, the leader",
-            start.elapsed().as_secs_f64(),
-            leader + 1
-        );
+    let schedule = Schedule::new(scenario, options.seed);
+    let no_disk = cluster.disks.is_empty();
+    let schedule = schedule.filter(|fault| !(no_disk && fault.kind == Kind::DiskFull));
+    let mut injector = Injector::new(cluster, &monitor, &acks, options.interrupt.clone());
+    injector.run(schedule, Instant::now() + options.duration)?;
+    let (faults, during) = (std::mem::take(&mut injector.faults), injector.during);
+    let mut tally = injector.newcomers()?;
 
-        let other = job(&format!("other-{}", report.jobs_created), 4, 2);
-        cluster.runtime.block_on(cluster.coordinators.create_job(&other))?;
-        report.jobs_created += 1;
-        clients.push(start_client(&cluster, &main_job, clients.len() as u64, &stop)?);
-        report.workers_joined += 1;
-        report.leader_changes += u64::from(cluster.leader()? != leader);
-
-        let restarted = &mut cluster.processes.coordinators[leader];
-        restarted.start()?;
-        restarted.wait_ready(DEADLINE)?;
-    }
-    std::thread::sleep(options.duration.saturating_sub(start.elapsed()));
     stop.store(true, Ordering::Relaxed);
-    report.seconds = start.elapsed().as_secs_f64();
+    eprintln!("reading everything back");
+    let counted = cluster.runtime.block_on(count(clients))?;
+    tally = tally.merge(&counted);
+    let seen = monitor.seen();
+    let logs = cluster.processes.coordinators.iter().map(|coordinator| {
+        let log = coordinator.log();
+        fs::read_to_string(log).with_context(|| format!("read {}", log.display()))
+    });
+    let logs = logs.collect::<Result<Vec<String>>>()?;
+    Ok(Report {
+        scenario,
+        seed: options.seed,
+        faults,
+        during,
+        promotions: seen.promotions,
+        leader_changes: seen.leader_changes(),
+        pushes_acked: tally.acknowledged,
+        pushes_unknown: tally.unknown,
+        lost: tally.lost,
+        duplicated: tally.duplicated,
+        epochs_regressed: seen.epochs_regressed,
+        detected_by: DetectedBy::from_logs(logs.iter().map(String::as_str)),
+        recovery_ms: acks.recovery(Outage::Reset),
+        recovery_silence_ms: acks.recovery(Outage::Silence),
+        longest_ack_gap_ms: tally.longest_ack_gap_ms,
+        client_errors: tally.client_errors,
+    })
+}
+
+/// What all clients found together. Besides each client's own rows, every push of everybody is in the counters of all shards.
+async fn count(clients: Vec<JoinHandle<Result<Probe>>>) -> Result<Tally> {
+    let mut probes = Vec::new();
     for client in clients {
-        let tally = cluster.runtime.block_on(async {
-            let probe = client.await.context("a client panicked")??;
-            probe.verify().await
-        })?;
-        report.tally = report.tally.merge(&tally);
+        probes.push(client.await.context("a client panicked")??);
     }
-    cluster.stop()?;
-    Ok(report)
+    let counters = match probes.first_mut() {
+        Some(probe) => probe.counters().await?,
+        None => Vec::new(),
+    };
+    let mut tally = Tally::default();
+    for probe in probes {
+        tally = tally.merge(&probe.verify().await?);
+    }
+    let (least, most) = (tally.acknowledged, tally.acknowledged + tally.unknown);
+    // Whole numbers, exact up to 2^24.
+    for counter in counters.into_iter().map(|counter| counter as u64) {
+        tally.lost = tally.lost.max(least.saturating_sub(counter));
+        tally.duplicated = tally.duplicated.max(counter.saturating_sub(most));
+    }
+    Ok(tally)
 }
 
 fn start_client(
     cluster: &TestCluster,
     job: &JobSpec,
     index: u64,
+    acks: &Arc<Acks>,
     stop: &Arc<AtomicBool>,
 ) -> Result<JoinHandle<Result<Probe>>> {
-    let mut probe = cluster.runtime.block_on(Probe::join(&cluster.coordinators, job, index))?;
+    let joining = Probe::join_timed(&cluster.coordinators, job, index, acks.clone());
+    let mut probe = cluster.runtime.block_on(joining)?;
     let stop = Arc::clone(stop);
     Ok(cluster.runtime.spawn(async move {
         probe.push_until(|_| stop.load(Ordering::Relaxed)).await?;

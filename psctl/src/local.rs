@@ -40,6 +40,8 @@ pub struct Options {
     pub coordinator_args: Vec<String>,
     /// Further arguments of each server.
     pub server_args: Vec<String>,
+    /// Where others reach the processes, coordinators first: a proxy before each. Empty: where they listen.
+    pub advertise: Vec<String>,
     /// How long a process may take until it is ready.
     pub ready_within: Duration,
     /// Ends every wait early.
@@ -55,6 +57,7 @@ impl Default for Options {
             dir: None,
             coordinator_args: Vec::new(),
             server_args: Vec::new(),
+            advertise: Vec::new(),
             ready_within: Duration::from_secs(30),
             interrupt: Interrupt::default(),
         }
@@ -68,6 +71,7 @@ pub struct LocalCluster {
     pub coordinators: Vec<Process>,
     /// `ps-0` and so on.
     pub servers: Vec<Process>,
+    advertise: Vec<String>,
     spawner: Spawner,
     bin_dir: PathBuf,
     interrupt: Interrupt,
@@ -79,19 +83,12 @@ impl LocalCluster {
     /// Starts everything and waits until each process is ready.
     pub fn start(options: Options) -> Result<Self, Error> {
         let mut cluster = Self::lay_out(&options)?;
-        match cluster.start_processes(options.ready_within) {
-            Ok(()) => Ok(cluster),
-            Err(Error::Interrupted) => Err(Error::Interrupted),
-            Err(error) => {
-                // The error names a log in it.
-                cluster.keep_dir();
-                Err(error)
-            }
-        }
+        cluster.start_all(options.ready_within)?;
+        Ok(cluster)
     }
 
-    /// Everything but the processes themselves.
-    fn lay_out(options: &Options) -> Result<Self, Error> {
+    /// Everything but the processes themselves: [`start_all`](Self::start_all) starts them.
+    pub fn lay_out(options: &Options) -> Result<Self, Error> {
         let bin_dir = match &options.bin_dir {
             Some(dir) => dir.clone(),
             None => beside_this_executable()?,
@@ -100,6 +97,7 @@ impl LocalCluster {
         let mut cluster = Self {
             coordinators: Vec::new(),
             servers: Vec::new(),
+            advertise: options.advertise.clone(),
             spawner: Spawner::new().map_err(Error::io("start a thread"))?,
             bin_dir,
             interrupt: options.interrupt.clone(),
@@ -111,10 +109,13 @@ impl LocalCluster {
 
         let members: Vec<(String, String)> =
             (0..options.coordinators).map(|_| (next(), next())).collect();
+        let reached = |at: usize, address: &str| {
+            options.advertise.get(at).map_or_else(|| address.to_owned(), Clone::clone)
+        };
         let peers: Vec<String> = members
             .iter()
             .enumerate()
-            .map(|(i, (address, _))| format!("{}={address}", i + 1))
+            .map(|(i, (address, _))| format!("{}={}", i + 1, reached(i, address)))
             .collect();
         for (i, (address, http)) in members.iter().enumerate() {
             let id = (i + 1).to_string();
@@ -144,6 +145,9 @@ impl LocalCluster {
             let mut args =
                 strings(&["--name", &name, "--coordinators", &cluster.coordinator_addresses()]);
             args.extend(options.server_args.iter().cloned());
+            if let Some(address) = options.advertise.get(options.coordinators + i) {
+                args.extend(strings(&["--advertise", address]));
+            }
             let process = cluster.server_process(name, "downpour-ps", args, &next(), &next())?;
             cluster.servers.push(process);
         }
@@ -175,6 +179,16 @@ impl LocalCluster {
         Ok(Program { name, path, args, log })
     }
 
+    /// Starts every process and waits until each is ready.
+    pub fn start_all(&mut self, ready_within: Duration) -> Result<(), Error> {
+        let started = self.start_processes(ready_within);
+        // Any other error names a log in it.
+        if started.as_ref().is_err_and(|error| !matches!(error, Error::Interrupted)) {
+            self.keep_dir();
+        }
+        started
+    }
+
     fn start_processes(&mut self, ready_within: Duration) -> Result<(), Error> {
         // A coordinator is ready when there is a leader, so all of them start before any is waited for.
         for group in [&mut self.coordinators, &mut self.servers] {
@@ -200,7 +214,11 @@ impl LocalCluster {
 
     /// Addresses of all coordinators, as `--coordinators` takes them.
     pub fn coordinator_addresses(&self) -> String {
-        self.coordinators.iter().map(Process::address).collect::<Vec<_>>().join(",")
+        let own = self.coordinators.iter().map(Process::address);
+        match self.advertise.get(..self.coordinators.len()) {
+            Some(advertised) if !advertised.is_empty() => advertised.join(","),
+            _ => own.collect::<Vec<_>>().join(","),
+        }
     }
 
     /// Every process of the cluster, in the order in which they were started.
@@ -220,7 +238,7 @@ impl LocalCluster {
 
     /// Ends servers and then coordinators with SIGTERM, those that take longer than `deadline` with SIGKILL. The errors say who did not
     /// end cleanly.
-    pub fn stop(mut self, deadline: Duration) -> Vec<Error> {
+    pub fn stop(&mut self, deadline: Duration) -> Vec<Error> {
         let mut errors = stop_all(self.servers.iter_mut(), deadline);
         errors.extend(stop_all(self.coordinators.iter_mut(), deadline));
         errors

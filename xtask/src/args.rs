@@ -12,6 +12,9 @@ Usage: cargo xtask <command>
   train <arguments>             fetch, build, and pass the arguments to `psctl local`
   bench [--quick] [--train] [-o text|json]
                                 build for release and measure speed beside the floor; --train trains too
+  chaos --scenario <NAME> <arguments>
+                                build for release and disturb a cluster on this machine, for example
+                                `cargo xtask chaos --scenario mixed --seconds 60 --seed 7 -o json`; --help tells more
   test [--only STEP]... [--list]
                                 everything that CI checks; changes nothing in the repository
   libtorch                      fetch LibTorch into .cache/libtorch (an exported LIBTORCH is respected)
@@ -24,6 +27,7 @@ pub(crate) enum Command {
     ListSteps,
     Demo { output: Output },
     Train { args: Vec<OsString> },
+    Chaos { args: Vec<OsString> },
     Bench(Bench),
 }
 
@@ -46,8 +50,11 @@ pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Command> {
     let mut args = args;
     let Some(name) = args.next() else { return Err("a command is missing".into()) };
     if name == "train" {
-        // Not looked at here: the worker's own parser knows them.
+        // Not looked at here, nor those of chaos: the program's own parser knows them.
         return Ok(Command::Train { args: args.collect() });
+    }
+    if name == "chaos" {
+        return Ok(Command::Chaos { args: args.collect() });
     }
     let rest = args
         .map(|arg| arg.into_string().map_err(|arg| format!("not UTF-8: {}", arg.display())))
@@ -157,6 +164,15 @@ mod tests {
             panic!("not a train command")
         };
         assert_eq!(args, ["--help", "--", "-o", "json", "--only", "x"]);
+    }
+
+    #[test]
+    fn chaos_passes_everything_through() {
+        let Ok(Command::Chaos { args }) = parse_words("chaos --scenario mixed -o json --help")
+        else {
+            panic!("not a chaos command")
+        };
+        assert_eq!(args, ["--scenario", "mixed", "-o", "json", "--help"]);
     }
 
     #[test]

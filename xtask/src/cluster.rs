@@ -1,5 +1,5 @@
-//! `demo`, `train` and `bench`: builds the programs, then becomes `psctl`, which starts a cluster on this machine, works on
-//! it and stops it.
+//! `demo`, `train`, `bench` and `chaos`: builds the programs, then becomes `psctl` or `downpour-chaos`, which starts a cluster on this
+//! machine, works on it and stops it.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -12,6 +12,7 @@ use crate::{Result, libtorch, process};
 const PACKAGES: [&str; 3] = ["downpour-coordinator", "downpour-ps", "downpour-psctl"];
 /// Needs LibTorch.
 const WORKER: &str = "downpour";
+const CHAOS: &str = "downpour-chaos-tests";
 
 /// What `cargo xtask demo` runs, from the root of the repository. The numbers are those of docs/quality.md.
 const DEMO: &str = "local --coordinators 3 --servers 2 --workers 2 --replicas 2 -- \
@@ -28,7 +29,7 @@ pub(crate) fn demo(root: &Path, output: Output) -> Result<()> {
          \x20 disk      3 GB at most, in .cache/ and target/\n\
          \x20 time      on 2 cores 6 min to compile and 15 s to train; the next time only to train"
     );
-    let mut psctl = built(root, "demo", true)?;
+    let mut psctl = psctl(root, "demo", true)?;
     if output == Output::Json {
         psctl.args(["-o", "json"]);
     }
@@ -36,12 +37,12 @@ pub(crate) fn demo(root: &Path, output: Output) -> Result<()> {
 }
 
 pub(crate) fn train(root: &Path, args: &[OsString]) -> Result<()> {
-    process::exec(built(root, "demo", true)?.arg("local").args(args))
+    process::exec(psctl(root, "demo", true)?.arg("local").args(args))
 }
 
 /// Release binaries, since figures are quoted.
 pub(crate) fn bench(root: &Path, bench: Bench) -> Result<()> {
-    let mut psctl = built(root, "release", bench.train)?;
+    let mut psctl = psctl(root, "release", bench.train)?;
     if bench.output == Output::Json {
         psctl.args(["-o", "json"]);
     }
@@ -50,16 +51,31 @@ pub(crate) fn bench(root: &Path, bench: Bench) -> Result<()> {
     process::exec(&mut psctl)
 }
 
-/// A `psctl` that is up to date, and so are the programs it will start.
-fn built(root: &Path, profile: &str, with_worker: bool) -> Result<Command> {
-    let mut packages = PACKAGES.to_vec();
+/// Release binaries: their timing is what users have.
+pub(crate) fn chaos(root: &Path, args: &[OsString]) -> Result<()> {
+    let packages = PACKAGES.iter().copied().chain([CHAOS]);
+    process::exec(built(root, "release", packages, "downpour-chaos")?.args(args))
+}
+
+fn psctl(root: &Path, profile: &str, with_worker: bool) -> Result<Command> {
     if with_worker {
         libtorch::ensure(root)?;
-        packages.push(WORKER);
     }
+    let packages = PACKAGES.iter().copied().chain(with_worker.then_some(WORKER));
+    built(root, profile, packages, "psctl")
+}
+
+/// A program that is up to date, and so are those that it will start.
+fn built<'a>(
+    root: &Path,
+    profile: &str,
+    packages: impl Iterator<Item = &'a str>,
+    program: &str,
+) -> Result<Command> {
+    let packages: Vec<&str> = packages.collect();
     eprintln!("Building {}", packages.join(", "));
     let packages = packages.iter().flat_map(|package| ["--package", package]);
     let mut build = process::cargo(root);
     process::run(build.args(["build", "--locked", "--bins", "--profile", profile]).args(packages))?;
-    Ok(process::command(root, process::binaries(profile)?.join("psctl")))
+    Ok(process::command(root, process::binaries(profile)?.join(program)))
 }

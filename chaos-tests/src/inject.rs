@@ -1,0 +1,403 @@
+//! Does to a cluster what a schedule says, and undoes it.
+//!
+//! Faults overlap; two things are waited for, each with a deadline: full in-sync sets before the next fault that may cost a copy, and all
+//! coordinators before the next that takes one away. A process that ends without having been told to is an error.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use downpour_psctl::local::{Interrupt, Process};
+use rustix::process::Signal;
+
+use crate::acks::{Acks, Outage};
+use crate::cluster::{DEADLINE, TestCluster};
+use crate::disk;
+use crate::faults::{Fault, Kind};
+use crate::monitor::Monitor;
+use crate::network::Cut;
+use crate::probe::{self, Probe, Tally};
+use crate::report::During;
+
+const POLL: Duration = Duration::from_millis(10);
+/// Pushes of a worker that joins while nobody leads.
+const NEWCOMER_PUSHES: u64 = 20;
+
+/// Who is hit, by index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Victim {
+    Server(usize),
+    Coordinator(usize),
+    Everybody,
+}
+
+/// A fault that is not undone yet.
+struct Active {
+    fault: Fault,
+    victim: Victim,
+    until: Instant,
+}
+
+/// See the module.
+pub struct Injector<'a> {
+    cluster: &'a mut TestCluster,
+    monitor: &'a Monitor,
+    acks: &'a Acks,
+    interrupt: Interrupt,
+    start: Instant,
+    active: Vec<Active>,
+    newcomers: Vec<tokio::task::JoinHandle<Result<Tally>>>,
+    /// By kind.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// What they coincided with.
+    pub during: During,
+}
+
+impl<'a> Injector<'a> {
+    /// Nothing has happened yet.
+    #[must_use]
+    pub fn new(
+        cluster: &'a mut TestCluster,
+        monitor: &'a Monitor,
+        acks: &'a Acks,
+        interrupt: Interrupt,
+    ) -> Self {
+        Injector {
+            cluster,
+            monitor,
+            acks,
+            interrupt,
+            start: Instant::now(),
+            active: Vec::new(),
+            newcomers: Vec::new(),
+            faults: BTreeMap::new(),
+            during: During::default(),
+        }
+    }
+
+    /// Injects faults as long as each can still be undone before `end`; then waits until the cluster is whole again.
+    ///
+    /// # Errors
+    /// The cluster does not recover in time, a process crashed, or the run was interrupted.
+    pub fn run(&mut self, schedule: impl Iterator<Item = Fault>, end: Instant) -> Result<()> {
+        for fault in schedule {
+            let at = Instant::now() + fault.after;
+            if at + fault.lasts > end {
+                break;
+            }
+            while Instant::now() < at {
+                self.step()?;
+            }
+            self.make_way(&fault)?;
+            if Instant::now() + fault.lasts > end {
+                break;
+            }
+            self.inject(fault)?;
+        }
+        while Instant::now() < end {
+            self.step()?;
+        }
+        self.wait(|injector| injector.active.is_empty(), "the last faults to be undone")?;
+        self.wait(Self::coordinators_are_whole, "all coordinators to be ready")?;
+        self.wait_for_servers()
+    }
+
+    /// What the workers saw that joined while nobody led.
+    ///
+    /// # Errors
+    /// One could not join, push or read.
+    pub fn newcomers(&mut self) -> Result<Tally> {
+        let mut tally = Tally::default();
+        for newcomer in self.newcomers.drain(..) {
+            let found = self.cluster.runtime.block_on(newcomer).context("a newcomer panicked")?;
+            tally = tally.merge(&found.context("a worker that joined without a leader")?);
+        }
+        Ok(tally)
+    }
+
+    /// Undoes what is due and looks after the processes.
+    fn step(&mut self) -> Result<()> {
+        ensure!(!self.interrupt.is_set(), "interrupted");
+        let now = Instant::now();
+        for active in std::mem::take(&mut self.active) {
+            if now < active.until || !self.undo(&active)? {
+                self.active.push(active);
+            }
+        }
+        let stopping = |kind| matches!(kind, Kind::DiskFull | Kind::CorruptFile);
+        let stopping = self.active.iter().filter(|active| stopping(active.fault.kind));
+        let stopping: Vec<Victim> = stopping.map(|active| active.victim).collect();
+        for (index, coordinator) in self.cluster.processes.coordinators.iter_mut().enumerate() {
+            if !stopping.contains(&Victim::Coordinator(index)) {
+                coordinator.check()?;
+            }
+        }
+        self.cluster.processes.servers.iter_mut().try_for_each(Process::check)?;
+        std::thread::sleep(POLL);
+        Ok(())
+    }
+
+    fn wait(&mut self, mut until: impl FnMut(&mut Self) -> bool, what: &str) -> Result<()> {
+        let began = Instant::now();
+        while !until(self) {
+            ensure!(began.elapsed() < DEADLINE, "waited {DEADLINE:?} for {what}");
+            self.step()?;
+        }
+        Ok(())
+    }
+
+    fn make_way(&mut self, fault: &Fault) -> Result<()> {
+        let kind = fault.kind;
+        if kind.lethal() {
+            self.wait_for_servers()?;
+        } else if kind.of_a_coordinator() {
+            self.wait(Self::coordinators_are_whole, "all coordinators to be ready")?;
+        } else if kind == Kind::Delay {
+            let calm = |injector: &mut Self| {
+                injector.active.iter().all(|active| active.fault.kind != Kind::Delay)
+            };
+            self.wait(calm, "the network to be fast")?;
+        } else {
+            self.wait(
+                |injector| injector.free_server(fault.victim).is_some(),
+                "a server that runs",
+            )?;
+        }
+        Ok(())
+    }
+
+    fn coordinators_are_whole(&mut self) -> bool {
+        let idle = self.active.iter().all(|active| !active.fault.kind.of_a_coordinator());
+        idle && all_ready(&mut self.cluster.processes.coordinators)
+    }
+
+    /// Until all live and every in-sync set is full, by a state that was asked for after they were ready.
+    fn wait_for_servers(&mut self) -> Result<()> {
+        let hit = |active: &Active| matches!(active.victim, Victim::Server(_));
+        self.wait(|injector| !injector.active.iter().any(hit), "the servers to be left alone")?;
+        let ready = |injector: &mut Self| all_ready(&mut injector.cluster.processes.servers);
+        self.wait(ready, "all servers to be ready")?;
+        let (since, servers) = (Instant::now(), self.cluster.processes.servers.len());
+        let full = |injector: &mut Self| {
+            let seen = injector.monitor.seen();
+            seen.asked.is_some_and(|asked| asked > since)
+                && seen.short == 0
+                && seen.alive == servers
+        };
+        self.wait(full, "full in-sync sets").with_context(|| {
+            let seen = self.monitor.seen();
+            let (short, lost, alive) = (seen.short, seen.lost, seen.alive);
+            format!("{short} shards are short of replicas, {lost} lost; {alive} of {servers} servers live")
+        })
+    }
+
+    fn free_server(&self, draw: u64) -> Option<usize> {
+        let count = self.cluster.processes.servers.len();
+        let is_hit =
+            |index| self.active.iter().any(|active| active.victim == Victim::Server(index));
+        (0..count).map(|step| (draw as usize % count + step) % count).find(|&index| !is_hit(index))
+    }
+
+    fn inject(&mut self, fault: Fault) -> Result<()> {
+        let failing_over = self.acks.waiting();
+        let catching_up = self.monitor.seen().short > 0;
+        let victim = self.victim(&fault)?;
+        let now = Instant::now();
+        match fault.kind {
+            Kind::KillServer => self.acks.outage(Outage::Reset, now),
+            kind if kind.lethal() => self.acks.outage(Outage::Silence, now),
+            _ => {}
+        }
+        self.hit(&fault, victim)?;
+        self.say(&format!("{} {} for {:?}", fault.kind.name(), self.name(victim), fault.lasts));
+        *self.faults.entry(fault.kind.name()).or_default() += 1;
+        self.during.failover += u64::from(failing_over);
+        self.during.catch_up += u64::from(catching_up);
+        self.active.push(Active { fault, victim, until: now + fault.lasts });
+        Ok(())
+    }
+
+    fn victim(&mut self, fault: &Fault) -> Result<Victim> {
+        let any = |count: usize| fault.victim as usize % count;
+        Ok(match fault.kind {
+            Kind::KillLeader | Kind::PauseLeader => Victim::Coordinator(self.cluster.leader()?),
+            Kind::Delay => Victim::Everybody,
+            kind if kind.of_a_coordinator() => {
+                Victim::Coordinator(any(self.cluster.processes.coordinators.len()))
+            }
+            _ => Victim::Server(self.free_server(fault.victim).context("no server is left alone")?),
+        })
+    }
+
+    fn name(&self, victim: Victim) -> String {
+        match victim {
+            Victim::Server(index) => self.cluster.processes.servers[index].name().to_owned(),
+            Victim::Coordinator(index) => {
+                self.cluster.processes.coordinators[index].name().to_owned()
+            }
+            Victim::Everybody => "everybody".to_owned(),
+        }
+    }
+
+    fn process(&mut self, victim: Victim) -> Result<&mut Process> {
+        match victim {
+            Victim::Server(index) => Ok(&mut self.cluster.processes.servers[index]),
+            Victim::Coordinator(index) => Ok(&mut self.cluster.processes.coordinators[index]),
+            Victim::Everybody => bail!("everybody is no process"),
+        }
+    }
+
+    fn hit(&mut self, fault: &Fault, victim: Victim) -> Result<()> {
+        match fault.kind {
+            Kind::KillServer | Kind::KillCoordinator => self.process(victim)?.kill()?,
+            Kind::KillLeader => {
+                self.process(victim)?.kill()?;
+                self.welcome_newcomer();
+            }
+            Kind::PauseServer | Kind::PauseServerLong | Kind::PauseLeader => {
+                self.process(victim)?.signal(Signal::STOP)?;
+            }
+            Kind::PartitionServer | Kind::PartitionServerOneWay | Kind::PartitionCoordinator => {
+                let cuts = self.cuts(fault.kind, victim);
+                let network =
+                    self.cluster.network.as_ref().context("no network is between them")?;
+                cuts.into_iter().for_each(|cut| network.cut(cut));
+            }
+            Kind::Delay => {
+                let network =
+                    self.cluster.network.as_ref().context("no network is between them")?;
+                network.set_delay(Duration::from_millis(5 + fault.victim % 45));
+            }
+            Kind::DiskFull => self.disk(victim)?.fill()?,
+            Kind::CorruptFile => {
+                let Victim::Coordinator(index) = victim else {
+                    bail!("only coordinators have files")
+                };
+                self.process(victim)?.kill()?;
+                disk::damage(&self.cluster.data_dir(index), fault.victim)?;
+                self.process(victim)?.start()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// True: it is undone. False: not yet, ask again.
+    fn undo(&mut self, active: &Active) -> Result<bool> {
+        let victim = active.victim;
+        match active.fault.kind {
+            Kind::KillServer | Kind::KillCoordinator | Kind::KillLeader => {
+                self.process(victim)?.start()?;
+            }
+            Kind::PauseServer | Kind::PauseServerLong | Kind::PauseLeader => {
+                self.process(victim)?.signal(Signal::CONT)?;
+            }
+            kind @ (Kind::PartitionServer
+            | Kind::PartitionServerOneWay
+            | Kind::PartitionCoordinator) => {
+                let cuts = self.cuts(kind, victim);
+                let network =
+                    self.cluster.network.as_ref().context("no network is between them")?;
+                cuts.iter().for_each(|cut| network.heal(cut));
+            }
+            Kind::Delay => {
+                let network =
+                    self.cluster.network.as_ref().context("no network is between them")?;
+                network.set_delay(Duration::ZERO);
+            }
+            Kind::DiskFull => {
+                if !self.has_stopped(active, "stop although its disk is full")? {
+                    self.write_something();
+                    return Ok(false);
+                }
+                self.disk(victim)?.free()?;
+                self.process(victim)?.start()?;
+            }
+            Kind::CorruptFile => {
+                let Victim::Coordinator(index) = victim else {
+                    bail!("only coordinators have files")
+                };
+                // A bit of what nobody reads any more may have been hit.
+                let coordinator = self.process(victim)?;
+                if coordinator.wait_ready(Duration::ZERO).is_err() {
+                    if !self.has_stopped(active, "refuse a damaged file")? {
+                        return Ok(false);
+                    }
+                    empty(&self.cluster.data_dir(index))?;
+                    self.process(victim)?.start()?;
+                }
+            }
+        }
+        self.say(&format!("{} {} is over", active.fault.kind.name(), self.name(victim)));
+        Ok(true)
+    }
+
+    /// Whether the victim has ended by itself, and not in a crash of the harness's making.
+    fn has_stopped(&mut self, active: &Active, what: &str) -> Result<bool> {
+        let late = Instant::now() > active.until + DEADLINE;
+        let process = self.process(active.victim)?;
+        match process.poll()? {
+            Some(status) if status.code().is_some_and(|code| code != 0 && code != 101) => Ok(true),
+            Some(status) => bail!("{} ended ({status}):\n{}", process.name(), process.tail()),
+            None if late => bail!("{} did not {what}", process.name()),
+            None => Ok(false),
+        }
+    }
+
+    fn cuts(&self, kind: Kind, victim: Victim) -> Vec<Cut> {
+        let name = Some(self.name(victim));
+        let outwards = Cut { from: name.clone(), to: None };
+        let inwards = Cut { from: None, to: name };
+        if kind == Kind::PartitionServerOneWay { vec![outwards] } else { vec![outwards, inwards] }
+    }
+
+    fn disk(&self, victim: Victim) -> Result<&disk::SmallDisk> {
+        let Victim::Coordinator(index) = victim else { bail!("only coordinators have disks") };
+        self.cluster.disks.get(index).context("the coordinators have no small disks")
+    }
+
+    /// A member notices a full disk when it writes.
+    fn write_something(&self) {
+        let coordinators = self.cluster.coordinators.clone().with_deadline(Duration::from_secs(2));
+        self.cluster.runtime.block_on(async {
+            // Whether it succeeds is no matter here.
+            if let Ok((job, _)) = coordinators.create_job(&probe::job("write", 64, 1)).await {
+                _ = coordinators.delete_job(job.job).await;
+            }
+        });
+    }
+
+    /// While nobody leads, a job is created, and a worker joins it, pushes and reads.
+    fn welcome_newcomer(&mut self) {
+        let coordinators = self.cluster.coordinators.clone();
+        let job = probe::job(&format!("newcomer-{}", self.newcomers.len()), 4, 2);
+        self.newcomers.push(self.cluster.runtime.spawn(async move {
+            let mut probe = Probe::join(&coordinators, &job, 0).await?;
+            probe.push_until(|tally| tally.acknowledged >= NEWCOMER_PUSHES).await?;
+            // Its gaps are those of a cluster that makes a job.
+            let tally = Tally { longest_ack_gap_ms: 0, ..probe.verify().await? };
+            let made = coordinators.job(&job.name).await?;
+            coordinators.delete_job(made.job).await?;
+            Ok(tally)
+        }));
+    }
+
+    fn say(&self, what: &str) {
+        eprintln!("{:6.1} s: {what}", self.start.elapsed().as_secs_f64());
+    }
+}
+
+fn all_ready(processes: &mut [Process]) -> bool {
+    processes.iter_mut().all(|process| process.wait_ready(Duration::ZERO).is_ok())
+}
+
+/// Removes what is in a directory, which may be a mount.
+fn empty(directory: &std::path::Path) -> Result<()> {
+    for entry in fs::read_dir(directory).context("list a data directory")? {
+        let path = entry?.path();
+        let removed =
+            if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.with_context(|| format!("remove {}", path.display()))?;
+    }
+    Ok(())
+}

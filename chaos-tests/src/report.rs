@@ -1,0 +1,108 @@
+//! What a run showed.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::acks::Recovery;
+use crate::faults::Scenario;
+
+/// See the module. Every number is there in every report.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Which scenario.
+    pub scenario: Scenario,
+    /// What its faults followed from.
+    pub seed: u64,
+    /// Faults by kind.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// Faults that happened while something was under way.
+    pub during: During,
+    /// Shards that came under another primary.
+    pub promotions: u64,
+    /// Leaderships of the coordinators after the first.
+    pub leader_changes: u64,
+    /// Pushes that were acknowledged.
+    pub pushes_acked: u64,
+    /// Pushes that failed without telling whether they were applied.
+    pub pushes_unknown: u64,
+    /// Acknowledged pushes whose effect is missing.
+    pub lost: u64,
+    /// Pushes whose effect is there more than once.
+    pub duplicated: u64,
+    /// Shards that were seen in a lower epoch than before.
+    pub epochs_regressed: u64,
+    /// Servers judged dead, by how that was known.
+    pub detected_by: DetectedBy,
+    /// From SIGKILL of a server to the first acknowledgement of a push that was sent after it and touches all shards.
+    pub recovery_ms: Recovery,
+    /// The same from a long SIGSTOP, or a partition.
+    pub recovery_silence_ms: Recovery,
+    /// Longest time between two acknowledgements of one client.
+    pub longest_ack_gap_ms: u64,
+    /// Errors that the client's user would have seen.
+    pub client_errors: u64,
+}
+
+/// Counts of faults.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct During {
+    /// A checkpoint was being written.
+    pub checkpoint: u64,
+    /// An in-sync set was not full.
+    pub catch_up: u64,
+    /// A server was gone, and no push had been acknowledged since.
+    pub failover: u64,
+}
+
+/// Counts of judgements.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct DetectedBy {
+    /// Its address refused connections.
+    pub reset: u64,
+    /// It was not heard in time.
+    pub silence: u64,
+}
+
+impl DetectedBy {
+    /// From the logs of all coordinators: a judgement that several leaders, or one in several attempts, made of one life counts once.
+    pub(crate) fn from_logs<'a>(logs: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut judged: BTreeMap<&str, bool> = BTreeMap::new();
+        for line in logs.into_iter().flat_map(str::lines) {
+            let Some((_, said)) = line.split_once("judging servers dead: ") else { continue };
+            let silent = said.starts_with("not heard");
+            for life in said.split("ServerRef").skip(1) {
+                let life = life.split_once('}').map_or(life, |(life, _)| life);
+                judged.entry(life).or_insert(silent);
+            }
+        }
+        let silence = judged.values().filter(|silent| **silent).count() as u64;
+        DetectedBy { reset: judged.len() as u64 - silence, silence }
+    }
+}
+
+impl Report {
+    /// Whether the promises were kept.
+    #[must_use]
+    pub fn passed(&self) -> bool {
+        self.lost + self.duplicated + self.epochs_regressed == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_judgement_of_one_life_counts_once() {
+        let line = |how: &str, node: u64| {
+            format!(
+                "10:00 WARN judging servers dead: {how} servers=[ServerRef {{ node: NodeId({node}) }}]\n"
+            )
+        };
+        let first = line("not heard in time", 1) + &line("not heard in time", 1);
+        let second = line("not heard in time", 1) + "something else\n" + &line("refused", 2);
+        let found = DetectedBy::from_logs([first.as_str(), &second]);
+        assert_eq!(found, DetectedBy { reset: 1, silence: 1 });
+    }
+}
