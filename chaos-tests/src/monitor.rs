@@ -123,6 +123,7 @@ mod tests {
             set_version: 1,
             primary: None,
             in_sync: Vec::new(),
+            joining: None,
         };
         JobView {
             job: JobId(1),

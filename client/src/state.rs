@@ -178,6 +178,7 @@ pub(crate) mod tests {
             set_version: 1,
             primary: Some(primary),
             in_sync: vec![primary],
+            joining: None,
         };
         JobView {
             job: JobId(1),

@@ -8,6 +8,8 @@ use downpour_core::spec::{JobSpec, VariableSpec, check_name, check_range};
 use downpour_proto::{Invalid, convert, v1};
 use prost::Message;
 
+use crate::state::joins::Join;
+
 /// Largest command, encoded.
 pub const COMMAND_BYTES_MAX: usize = 1 << 20;
 /// Most variables in one request: an empty one takes two bytes encoded, and far more here.
@@ -23,7 +25,7 @@ const LABEL_VALUE_BYTES_MAX: usize = 4096;
 #[derive(Clone, PartialEq, Message)]
 pub struct Logged {
     /// What is to be done.
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub body: Option<Body>,
 }
 
@@ -53,6 +55,8 @@ pub enum Body {
     JudgeDead(ServerList),
     #[prost(message, tag = "11")]
     Revive(v1::ServerRef),
+    #[prost(message, tag = "12")]
+    PlanJoins(JoinList),
 }
 
 /// Sessions of any jobs.
@@ -61,6 +65,56 @@ pub struct SessionList {
     /// Each with its job.
     #[prost(message, repeated, tag = "1")]
     pub sessions: Vec<v1::CloseSessionRequest>,
+}
+
+/// Members that shards lack.
+#[derive(Clone, PartialEq, Message)]
+pub struct JoinList {
+    /// Each of another shard.
+    #[prost(message, repeated, tag = "1")]
+    pub joins: Vec<JoinEntry>,
+}
+
+/// See [`Join`].
+#[derive(Clone, PartialEq, Message)]
+#[allow(missing_docs)]
+pub struct JoinEntry {
+    #[prost(uint64, tag = "1")]
+    pub job: u64,
+    #[prost(uint32, tag = "2")]
+    pub shard: u32,
+    #[prost(uint64, tag = "3")]
+    pub epoch: u64,
+    #[prost(uint64, tag = "4")]
+    pub set_version: u64,
+    #[prost(message, optional, tag = "5")]
+    pub server: Option<v1::ServerRef>,
+}
+
+impl From<Join> for JoinEntry {
+    fn from(join: Join) -> Self {
+        JoinEntry {
+            job: join.job.0,
+            shard: join.shard.0,
+            epoch: join.epoch.0,
+            set_version: join.set_version,
+            server: Some(join.server.into()),
+        }
+    }
+}
+
+impl TryFrom<JoinEntry> for Join {
+    type Error = Invalid;
+
+    fn try_from(entry: JoinEntry) -> Result<Self, Invalid> {
+        Ok(Join {
+            job: job(entry.job)?,
+            shard: ShardId(entry.shard),
+            epoch: Epoch(entry.epoch),
+            set_version: entry.set_version,
+            server: convert::server("server", entry.server)?,
+        })
+    }
 }
 
 /// Lives of servers.
@@ -117,6 +171,8 @@ pub enum Command {
     JudgeDead(Vec<ServerRef>),
     /// A life that was judged dead and is heard again while it still holds what nobody else has.
     Revive(ServerRef),
+    /// Shards that lack a member are to get one.
+    PlanJoins(Vec<Join>),
 }
 
 /// See [`v1::RegisterServerRequest`].
@@ -227,6 +283,10 @@ impl TryFrom<Body> for Command {
             }
             Body::JudgeDead(list) => Command::JudgeDead(servers(list.servers)?),
             Body::Revive(server) => Command::Revive(server.try_into()?),
+            Body::PlanJoins(list) => {
+                let joins = list.joins.into_iter().map(Join::try_from);
+                Command::PlanJoins(joins.collect::<Result<_, _>>()?)
+            }
         })
     }
 }

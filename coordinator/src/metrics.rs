@@ -66,6 +66,8 @@ pub struct ClusterMetrics {
     shards_short: IntGauge,
     /// Servers that this member judged dead as leader.
     pub judged: IntCounter,
+    /// Members that this member wished for as leader, for shards that lack one.
+    pub joins: IntCounter,
     /// Sessions that this member closed as leader because they were not renewed.
     pub expired: IntCounter,
 }
@@ -89,6 +91,10 @@ impl ClusterMetrics {
                 "Shards with fewer replicas in sync than their job wants",
             ),
             judged: counter("servers_judged_total", "Servers that this member judged dead"),
+            joins: counter(
+                "joins_planned_total",
+                "Members that this member wished for, for shards that lack one",
+            ),
             expired: counter(
                 "sessions_expired_total",
                 "Sessions closed because they were not renewed",

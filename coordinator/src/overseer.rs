@@ -1,5 +1,6 @@
-//! Turns silence into commands, on the leader.
+//! Turns silence into commands, on the leader, and has shards that lack members get them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,12 +8,13 @@ use downpour_proto::v1;
 use parking_lot::Mutex;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
-use crate::command::{Body, ServerList, SessionList};
+use crate::command::{Body, JoinEntry, JoinList, ServerList, SessionList};
 use crate::liveness::{Liveness, Timeouts};
 use crate::metrics::ClusterMetrics;
 use crate::raft::Handle;
+use crate::state::joins;
 
 /// Checks this often within the shorter timeout.
 const CHECKS_PER_TIMEOUT: u32 = 15;
@@ -31,7 +33,8 @@ pub async fn run(
     let shorter = timeouts.failure.min(timeouts.session);
     let mut checks = tokio::time::interval((shorter / CHECKS_PER_TIMEOUT).max(CHECK_INTERVAL_MIN));
     checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut observed = None;
+    let (mut observed, mut planned) = (None, None);
+    let mut tried = BTreeMap::new();
     loop {
         tokio::select! {
             _ = checks.tick() => {}
@@ -62,6 +65,23 @@ pub async fn run(
                 .map(|(job, session)| v1::CloseSessionRequest { job: job.0, session: session.0 });
             propose(&handle, Body::CloseSessions(SessionList { sessions: sessions.collect() }))
                 .await;
+        }
+        let leads = status.leads().then_some(status.term);
+        if leads.is_none()
+            || planned.replace((leads, cluster.version)) == Some((leads, cluster.version))
+        {
+            continue;
+        }
+        let joins = joins::plan(&cluster, &tried);
+        if !joins.is_empty() {
+            // Whether they were committed shows in the state.
+            planned = None;
+            info!(?joins, "shards lack members");
+            metrics.joins.inc_by(joins.len() as u64);
+            tried.retain(|(job, _), _| cluster.jobs.contains_key(job));
+            tried.extend(joins.iter().map(|join| ((join.job, join.shard), join.server)));
+            let joins = joins.into_iter().map(JoinEntry::from).collect();
+            propose(&handle, Body::PlanJoins(JoinList { joins })).await;
         }
     }
 }

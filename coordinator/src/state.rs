@@ -5,10 +5,11 @@
 //! and job in it names the position in the log that last changed it, so that a watcher can be told exactly what it lacks.
 //!
 //! Follow a command: [`State::apply`] dispatches to [`nodes`] (registering, judging), [`jobs`] (creating, variables, labels) or [`sessions`];
-//! whenever a life of a server begins or ends, [`routes`] decides what that means for each shard. [`snapshot`] is the encoding of it
+//! whenever a life of a server begins or ends, [`routes`] decides what that means for each shard; [`joins`] finds those that lack a member. [`snapshot`] is the encoding of it
 //! all, and [`size`] keeps that within one message.
 
 mod jobs;
+pub mod joins;
 mod nodes;
 mod requests;
 pub mod routes;
@@ -22,7 +23,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use downpour_core::id::{JobId, NodeId, ServerRef, SessionId, VariableId};
-use downpour_core::placement::TooFewServers;
+use downpour_core::placement::{Candidate, TooFewServers};
 use downpour_core::routing::ShardRoute;
 use downpour_core::spec::Variable;
 use downpour_core::view::{JobView, NodeView};
@@ -185,6 +186,7 @@ impl State {
             Command::RegisterServer(registration) => self.register_server(registration),
             Command::JudgeDead(servers) => self.judge_dead(&servers),
             Command::Revive(server) => self.revive(server),
+            Command::PlanJoins(joins) => self.plan_joins(&joins),
             Command::ChangeInSync(change) => self.change_in_sync(&change),
             Command::CreateJob(spec) => self.create_job(spec),
             Command::DeleteJob(job) => self.delete_job(job),
@@ -219,6 +221,26 @@ impl Cluster {
     #[must_use]
     pub fn job(&self, job: JobId) -> Option<&Job> {
         self.jobs.get(&job).map(AsRef::as_ref)
+    }
+
+    /// The live servers with what they hold.
+    fn candidates(&self) -> Vec<Candidate> {
+        // Copies and primaries.
+        let mut held: BTreeMap<ServerRef, (u64, u64)> = BTreeMap::new();
+        for route in self.jobs.values().flat_map(|job| &job.view.shards) {
+            for &member in route.in_sync.iter().chain(&route.joining) {
+                held.entry(member).or_default().0 += 1;
+            }
+            if let Some(primary) = route.primary {
+                held.entry(primary).or_default().1 += 1;
+            }
+        }
+        let alive = self.nodes.values().map(|node| &node.view).filter(|view| view.alive);
+        let candidate = |view: &NodeView| {
+            let (copies, primaries) = held.get(&view.server).copied().unwrap_or_default();
+            Candidate { server: view.server, zone: view.zone.clone(), copies, primaries }
+        };
+        alive.map(candidate).collect()
     }
 
     /// Whether `server` is in an in-sync set: whether anything would be lost with it.

@@ -62,6 +62,26 @@ pub fn place(
     Ok(plan.held.into_iter().map(servers).collect())
 }
 
+/// Who of `free` is to become one more holder of a shard that `held` hold: in a zone of its own if there is one, not `tried` if there is another, then
+/// the one with the fewest copies. `live` are all live servers. None if all hold it already.
+#[must_use]
+pub fn replacement(
+    free: &[Candidate],
+    live: &[Candidate],
+    held: &[ServerRef],
+    tried: Option<ServerRef>,
+) -> Option<ServerRef> {
+    let holds = |candidate: &&Candidate| held.iter().any(|one| one.node == candidate.server.node);
+    let zones: Vec<&str> = live.iter().filter(holds).map(|one| one.zone.as_str()).collect();
+    let others = free.iter().filter(|candidate| !holds(candidate));
+    let best = others.min_by_key(|candidate| {
+        let beside = zones.contains(&candidate.zone.as_str());
+        let again = tried == Some(candidate.server);
+        (again, beside, candidate.copies, candidate.primaries, candidate.server)
+    });
+    best.map(|candidate| candidate.server)
+}
+
 /// The candidates in the order in which they are dealt shards: least loaded first, zones taking turns. A primary works more than
 /// a backup does: among servers with as many copies, those with fewer primaries come first.
 fn in_turn(candidates: &[Candidate]) -> Vec<&Candidate> {
@@ -279,6 +299,24 @@ mod tests {
         }
         let primaries: Vec<_> = servers.iter().map(|one| one.primaries).collect();
         assert!(primaries.iter().all(|held| (49..=51).contains(held)), "{primaries:?}");
+    }
+
+    #[test]
+    fn a_replacement_stands_in_a_zone_of_its_own_and_holds_least_and_was_not_tried_before() {
+        let live: Vec<_> = [(1, 0, 5), (2, 0, 0), (3, 1, 4), (4, 1, 3), (5, 2, 9)]
+            .map(|(n, z, c)| candidate(n, z, c))
+            .into();
+        let of = |held: &[u32], tried: Option<u32>| {
+            let server = |node: u32| live[node as usize - 1].server;
+            let held: Vec<_> = held.iter().map(|&node| server(node)).collect();
+            replacement(&live, &live, &held, tried.map(server)).map(|server| server.node.0)
+        };
+        assert_eq!(of(&[1], None), Some(4), "in zone 1 or 2");
+        assert_eq!(of(&[1], Some(4)), Some(3));
+        assert_eq!(of(&[1, 3], None), Some(5));
+        assert_eq!(of(&[1, 3, 5], None), Some(2), "no zone is left");
+        assert_eq!(of(&[1, 2, 3, 4, 5], None), None);
+        assert_eq!(of(&[1, 2, 3, 4], Some(5)), Some(5), "rather than nobody");
     }
 
     #[test]

@@ -16,12 +16,14 @@ pub fn shard_of(key: u64, salt: u64, shards: u32) -> ShardId {
 pub struct ShardRoute {
     /// Tenure of the primary.
     pub epoch: Epoch,
-    /// Rises with every change of `in_sync`.
+    /// Rises with every change of `in_sync` and of `joining`.
     pub set_version: u64,
     /// None when the shard is lost.
     pub primary: Option<ServerRef>,
     /// Members that must have a push before it is acknowledged, sorted; the primary is among them. Empty when the shard is lost.
     pub in_sync: Vec<ServerRef>,
+    /// Who is to become a member: the primary copies the shard to it and then adds it. It is in no set, and counts for nothing until then.
+    pub joining: Option<ServerRef>,
 }
 
 impl ShardRoute {

@@ -318,6 +318,7 @@ pub fn shard_route(shard: ShardId, route: &ShardRoute) -> v1::ShardRoute {
         primary: route.primary.map(Into::into),
         in_sync: route.in_sync.iter().map(|&server| server.into()).collect(),
         lost: route.lost(),
+        joining: route.joining.map(Into::into),
     }
 }
 
@@ -346,11 +347,19 @@ impl TryFrom<v1::ShardRoute> for ShardRoute {
             None if !route.lost => return Err(Invalid::new("route.primary", "is not given")),
             _ => {}
         }
+        let joining = route.joining.map(ServerRef::try_from).transpose()?;
+        if joining.is_some_and(|server| primary.is_none() || in_sync.contains(&server)) {
+            return Err(Invalid::new(
+                "route.joining",
+                "is in the in-sync set, or the shard is lost",
+            ));
+        }
         Ok(ShardRoute {
             epoch: Epoch(route.epoch),
             set_version: route.set_version,
             primary,
             in_sync,
+            joining,
         })
     }
 }
@@ -519,8 +528,15 @@ mod tests {
             set_version: 4,
             primary: Some(server(2, 9)),
             in_sync: vec![server(1, 7), server(2, 9)],
+            joining: Some(server(3, 8)),
         };
-        let lost = ShardRoute { epoch: Epoch(5), set_version: 6, primary: None, in_sync: vec![] };
+        let lost = ShardRoute {
+            epoch: Epoch(5),
+            set_version: 6,
+            primary: None,
+            in_sync: vec![],
+            joining: None,
+        };
         JobView {
             job: JobId(1),
             spec: JobSpec { name: "ctr".into(), shards: 2, replicas: 2, min_in_sync: 1, seed: 7 },
@@ -587,6 +603,8 @@ mod tests {
         assert_eq!(refused(|view| view.shards[0].epoch = 1 << 24), "route.epoch");
         assert_eq!(refused(|view| view.shards[0].primary = None), "route.primary");
         assert_eq!(refused(|view| view.shards[0].in_sync.clear()), "route.primary");
+        let member = |view: &mut v1::JobView| view.shards[0].joining = view.shards[0].primary;
+        assert_eq!(refused(member), "route.joining");
         assert_eq!(refused(|view| view.shards[0].in_sync[0].incarnation = 0), "server");
         let none = v1::ClosedSessions { high_water: 3, open: vec![4] };
         assert_eq!(refused(|view| view.sessions = Some(none)), "sessions.open");

@@ -40,6 +40,14 @@ const WORD_BYTES: usize = size_of::<u32>();
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CutId(u64);
 
+impl CutId {
+    /// Rises with every cut of a replica.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        self.0
+    }
+}
+
 /// There is no such cut: it was closed, or its shard is no longer served here.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("the cut is no longer open")]

@@ -1,13 +1,13 @@
 //! A shard on this server: the state machine, its lock, and who waits for it.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 
-use downpour_core::id::{JobId, ShardId};
+use downpour_core::id::{Epoch, JobId, ShardId};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::shard::{Declined, Settled, Shard, Ticket};
+use crate::shard::{Declined, Role, Settled, Shard, Ticket};
 
 /// Names a shard in a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,17 +27,48 @@ pub(crate) struct Hosted {
     pub(crate) promoting: AtomicBool,
     /// A task is changing its in-sync set.
     pub(crate) shrinking: AtomicBool,
+    /// A task copies it to who is joining.
+    pub(crate) copying: AtomicBool,
+    /// Copies that were begun since the last member was added.
+    pub(crate) copies: AtomicU32,
+    /// A task has who is joining added.
+    pub(crate) proposing: AtomicBool,
+    /// Which copy this replica was made of, if it was.
+    pub(crate) attempt: Option<u64>,
 }
 
 impl Hosted {
     pub(crate) fn new(key: ShardKey, shard: Shard) -> Arc<Self> {
+        Hosted::made(key, shard, None)
+    }
+
+    pub(crate) fn copied(key: ShardKey, shard: Shard, attempt: u64) -> Arc<Self> {
+        Hosted::made(key, shard, Some(attempt))
+    }
+
+    fn made(key: ShardKey, shard: Shard, attempt: Option<u64>) -> Arc<Self> {
         Arc::new(Hosted {
             key,
             shard: Mutex::new(shard),
             changed: watch::Sender::new(()),
             promoting: AtomicBool::new(false),
             shrinking: AtomicBool::new(false),
+            copying: AtomicBool::new(false),
+            copies: AtomicU32::new(0),
+            proposing: AtomicBool::new(false),
+            attempt,
         })
+    }
+
+    /// Whether this is a copy that a newer one replaces.
+    pub(crate) fn gives_way_to(&self, epoch: Epoch, attempt: u64) -> bool {
+        let shard = self.shard.lock();
+        let known = shard.epoch();
+        match shard.role() {
+            Role::Joining => known < epoch || (known == epoch && self.attempt < Some(attempt)),
+            Role::Removed => known <= epoch,
+            Role::Backup | Role::Promoting(_) | Role::Primary(_) => false,
+        }
     }
 
     /// Waits until a push that was logged is acknowledged by every member, or cannot be here.

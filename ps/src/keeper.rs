@@ -37,11 +37,16 @@ fn look(life: &Arc<Life>, stalls: &mut Stalls) {
     let timeout = Duration::from_millis(life.process.config.backup_timeout_ms);
     let now = Instant::now();
     let mut seen = Stalls::new();
+    let crowded = life.log_is_half_full();
     for hosted in life.all() {
         let (lagging, behind) = {
             let shard = hosted.shard.lock();
             (lagging(&shard), members_to_tell(&shard))
         };
+        if crowded {
+            // Before the members have to wait for memory.
+            life.with(&hosted, |shard| shard.drop_learner(|learner| !learner.waited_for()));
+        }
         for member in behind {
             life.link(member).mark(hosted.key);
         }
@@ -58,6 +63,8 @@ fn look(life: &Arc<Life>, stalls: &mut Stalls) {
             if gone || (waits && now.duration_since(since) > timeout) {
                 warn!(job = %hosted.key.job, shard = %hosted.key.shard, %member, %acked, gone,
                     "a member does not acknowledge and is to be removed");
+                // A copy that was not proposed can be dropped at once.
+                life.with(&hosted, |shard| shard.drop_learner(|one| one.server() == member));
                 life.remove_member(&hosted, member);
             }
         }
@@ -65,18 +72,18 @@ fn look(life: &Arc<Life>, stalls: &mut Stalls) {
     *stalls = seen;
 }
 
-/// The fenced members, how far they are, and whether they lack something.
+/// The fenced members and who has a copy, how far they are, and whether they lack something.
 fn lagging(shard: &Shard) -> Vec<(ServerRef, Lsn, bool)> {
     let last = shard.last();
     let position = |(server, member): (ServerRef, &Member)| {
         member.acked.map(|acked| (server, acked, acked < last))
     };
-    shard.members().filter_map(position).collect()
+    shard.peers().filter_map(position).collect()
 }
 
 /// Members that were not told the commit position, which lets them forget records.
 fn members_to_tell(shard: &Shard) -> Vec<ServerRef> {
-    let untold = shard.members().filter(|(_, member)| member.told() < shard.commit());
+    let untold = shard.peers().filter(|(_, member)| member.told() < shard.commit());
     untold.map(|(server, _)| server).collect()
 }
 
@@ -85,6 +92,7 @@ fn members_to_tell(shard: &Shard) -> Vec<ServerRef> {
 struct Gauges {
     primaries: i64,
     backups: i64,
+    joining: i64,
     in_sync_min: Option<i64>,
     records: i64,
     bytes: i64,
@@ -108,6 +116,7 @@ impl Gauges {
                     gauges.bytes += bytes as i64;
                 }
                 Role::Backup => gauges.backups += 1,
+                Role::Joining => gauges.joining += 1,
                 Role::Promoting(_) | Role::Removed => {}
             }
             gauges.rows += shard.state().rows() as i64;
@@ -119,6 +128,7 @@ impl Gauges {
     fn set(&self, metrics: &ServerMetrics) {
         metrics.primaries.set(self.primaries);
         metrics.backups.set(self.backups);
+        metrics.joining.set(self.joining);
         metrics.in_sync_min.set(self.in_sync_min.unwrap_or(0));
         metrics.unacknowledged_records.set(self.records);
         metrics.unacknowledged_bytes.set(self.bytes);

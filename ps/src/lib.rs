@@ -10,6 +10,9 @@
 //! Follow one cut: [`shard::Shard::open_cut`] copies what is small; [`shard::Shard::read_cut`] gives the rest piece by piece while pushes go on ([`cut`]);
 //! [`cut::Loader`] makes a state of the pieces.
 //!
+//! Follow one join: the coordinator names who is joining; `join` sends it a cut, which `receive` makes a replica of; `link` brings it the log; the state
+//! machine says when to have it added ([`shard::Proposal`]).
+//!
 //! The decisions are in [`shard`] and [`state`], which know no clock, no network and no async. *Where* a shard lives is the coordinator's to say:
 //! nothing here chooses a primary.
 
@@ -29,6 +32,7 @@ mod hosted;
 #[cfg(test)]
 mod hostile;
 mod index;
+mod join;
 mod keeper;
 mod lease;
 mod life;
@@ -42,6 +46,7 @@ mod pool;
 mod promote;
 mod pull;
 mod push;
+mod receive;
 pub mod record;
 mod replica;
 mod reply;

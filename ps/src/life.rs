@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use dashmap::DashMap;
+use dashmap::{DashMap, Entry};
 use downpour_core::id::{Epoch, JobId, NodeId, ServerRef, ShardId};
 use downpour_core::routing::ShardRoute;
 use downpour_core::view::{JobView, NodeView};
@@ -28,9 +28,9 @@ use crate::lease::{BootTime, Lease};
 use crate::link::Link;
 use crate::memory::Memory;
 use crate::metrics::ServerMetrics;
-use crate::promote;
 use crate::shard::{Declined, Redirect, Role, Shard};
 use crate::state::WithoutRoom;
+use crate::{join, promote};
 
 /// What the lives of one process share.
 #[derive(Debug)]
@@ -101,6 +101,11 @@ impl Life {
     pub(crate) fn log_is_full(&self) -> bool {
         let kept = self.log_bytes.load(Ordering::Relaxed);
         kept >= self.process.config.log_bytes_max || (kept > 0 && self.process.memory.is_full())
+    }
+
+    /// Whether who joins should no longer have records kept for it.
+    pub(crate) fn log_is_half_full(&self) -> bool {
+        self.log_bytes.load(Ordering::Relaxed) >= self.process.config.log_bytes_max / 2
     }
 
     /// What a request gets for a shard that is not here.
@@ -224,7 +229,7 @@ impl Life {
         self.log_bytes.fetch_add(grown, Ordering::Relaxed);
         let effects = shard.take_effects();
         let members: Vec<ServerRef> = match shard.wait_set() {
-            Some(set) if effects.send => set.members().map(|(member, _)| member).collect(),
+            Some(_) if effects.send => shard.peers().map(|(peer, _)| peer).collect(),
             _ => Vec::new(),
         };
         let epoch = shard.epoch();
@@ -246,8 +251,14 @@ impl Life {
         if effects.promote {
             promote::start(self, hosted);
         }
+        if effects.copy {
+            join::copy(self, hosted);
+        }
+        if effects.propose {
+            join::propose(self, hosted);
+        }
         if effects.removed {
-            self.drop_replica(hosted.key, epoch);
+            self.drop_replica(hosted, epoch);
         }
         result
     }
@@ -264,13 +275,66 @@ impl Life {
             .refused(without_room.keys, || format!("{example} of {name:?} of job {job}"));
     }
 
-    fn drop_replica(self: &Arc<Self>, key: ShardKey, epoch: Epoch) {
-        let Some((_, hosted)) = self.shards.remove(&key) else { return };
-        info!(job = %key.job, shard = %key.shard, %epoch, "replica dropped");
-        self.dropped.insert(key, epoch);
+    fn drop_replica(self: &Arc<Self>, hosted: &Arc<Hosted>, epoch: Epoch) {
+        let key = hosted.key;
+        // A newer copy may have its place.
+        if self.shards.remove_if(&key, |_, here| Arc::ptr_eq(here, hosted)).is_some() {
+            info!(job = %key.job, shard = %key.shard, %epoch, "replica dropped");
+            self.dropped.insert(key, epoch);
+        }
         // Millions of rows, whoever else still holds the shell: not on a thread that serves.
-        let memory = self.with(&hosted, Shard::take_memory);
+        let memory = self.with(hosted, Shard::take_memory);
         tokio::task::spawn_blocking(move || drop(memory));
+    }
+
+    /// The newest view of a job.
+    pub(crate) fn view(&self, job: JobId) -> Option<Arc<JobView>> {
+        self.jobs.read().get(&job).cloned()
+    }
+
+    /// Makes room for a copy: what is left of one before it goes.
+    ///
+    /// # Errors
+    /// The replica here is a member, or newer than the copy.
+    pub(crate) fn clear_for_copy(
+        self: &Arc<Self>,
+        key: ShardKey,
+        epoch: Epoch,
+        attempt: u64,
+    ) -> Result<(), tonic::Status> {
+        if self.dropped.get(&key).is_some_and(|dropped| *dropped > epoch) {
+            return Err(tonic::Status::aborted("a later epoch is known here"));
+        }
+        let Some(hosted) = self.hosted(key) else { return Ok(()) };
+        if !hosted.gives_way_to(epoch, attempt) {
+            return Err(tonic::Status::already_exists("a member, or a newer copy, is here"));
+        }
+        self.with(&hosted, Shard::remove);
+        Ok(())
+    }
+
+    /// Hosts a copy. It may come back into a set although this incarnation dropped the replica before: it is another one.
+    ///
+    /// # Errors
+    /// The replica here is a member, or newer than the copy.
+    pub(crate) fn install(
+        self: &Arc<Self>,
+        hosted: Arc<Hosted>,
+        epoch: Epoch,
+    ) -> Result<(), tonic::Status> {
+        let key = hosted.key;
+        self.clear_for_copy(key, epoch, hosted.attempt.unwrap_or_default())?;
+        match self.shards.entry(key) {
+            Entry::Occupied(_) => return Err(tonic::Status::aborted("another copy is here")),
+            Entry::Vacant(place) => drop(place.insert(Arc::clone(&hosted))),
+        }
+        self.dropped.remove(&key);
+        // What the watch said meanwhile found nothing to tell it to.
+        match self.view(key.job) {
+            Some(view) => self.with(&hosted, |shard| shard.on_view(view)),
+            None => self.with(&hosted, Shard::remove),
+        }
+        Ok(())
     }
 
     /// The link to a member, made on first use.
@@ -294,7 +358,7 @@ impl Life {
         }
         let (life, hosted) = (Arc::clone(self), Arc::clone(hosted));
         self.spawn("change in-sync set", async move {
-            if let Err(status) = life.change_in_sync(&hosted, member).await {
+            if let Err(status) = life.remove_from_set(&hosted, member).await {
                 warn!(job = %hosted.key.job, shard = %hosted.key.shard, %member, %status,
                     "the in-sync set could not be changed");
                 // The next round asks again; not at once, for the coordinators may be electing.
@@ -304,14 +368,14 @@ impl Life {
         });
     }
 
-    async fn change_in_sync(
+    async fn remove_from_set(
         self: &Arc<Self>,
         hosted: &Arc<Hosted>,
         member: ServerRef,
     ) -> Result<(), tonic::Status> {
         let request = {
             let shard = hosted.shard.lock();
-            if !shard.members().any(|(known, _)| known == member) {
+            if !shard.involves(member) {
                 return Ok(());
             }
             v1::ChangeInSyncRequest {
@@ -324,6 +388,19 @@ impl Life {
                 remove: vec![member.into()],
             }
         };
+        if self.change_in_sync(hosted, request).await? {
+            info!(job = %hosted.key.job, shard = %hosted.key.shard, %member, "removed from the in-sync set");
+            self.process.metrics.removed_members.inc();
+        }
+        Ok(())
+    }
+
+    /// Has the coordinator change the set, and takes note of what it is then. True if this request changed it.
+    pub(crate) async fn change_in_sync(
+        self: &Arc<Self>,
+        hosted: &Arc<Hosted>,
+        request: v1::ChangeInSyncRequest,
+    ) -> Result<bool, tonic::Status> {
         let sent = BootTime::now();
         let reply = (self.process.coordinators)
             .call(CHANGE_PATIENCE, |mut client| {
@@ -336,12 +413,8 @@ impl Life {
         self.lease.renew(sent, Duration::from_millis(reply.lease_ms));
         let route = reply.route.ok_or_else(|| tonic::Status::internal("the reply has no route"))?;
         let route = ShardRoute::try_from(route)?;
-        if reply.changed {
-            info!(job = %hosted.key.job, shard = %hosted.key.shard, %member, "removed from the in-sync set");
-            self.process.metrics.removed_members.inc();
-        }
         self.with(hosted, |shard| shard.on_route(&route));
-        Ok(())
+        Ok(reply.changed)
     }
 
     /// Why this server is not ready, if it is not.

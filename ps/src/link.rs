@@ -268,7 +268,7 @@ impl Link {
     fn needed(&self, life: &Arc<Life>) -> bool {
         life.all()
             .iter()
-            .any(|hosted| hosted.shard.lock().members().any(|(member, _)| member == self.peer))
+            .any(|hosted| hosted.shard.lock().peers().any(|(peer, _)| peer == self.peer))
     }
 }
 

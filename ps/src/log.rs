@@ -16,6 +16,11 @@ pub(crate) struct Log {
 }
 
 impl Log {
+    /// Empty, for the records after `base`.
+    pub(crate) fn starting_after(base: Lsn) -> Self {
+        Log { base, ..Log::default() }
+    }
+
     /// Bytes that the records occupy, about.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes

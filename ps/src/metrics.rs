@@ -15,8 +15,11 @@ pub(crate) struct ServerMetrics {
     pub(crate) refused_keys: IntCounter,
     pub(crate) promotions: IntCounter,
     pub(crate) removed_members: IntCounter,
+    pub(crate) added_members: IntCounter,
+    pub(crate) copied_bytes: IntCounter,
     pub(crate) primaries: IntGauge,
     pub(crate) backups: IntGauge,
+    pub(crate) joining: IntGauge,
     pub(crate) in_sync_min: IntGauge,
     pub(crate) unacknowledged_records: IntGauge,
     pub(crate) unacknowledged_bytes: IntGauge,
@@ -62,8 +65,20 @@ impl ServerMetrics {
                 "downpour_ps_removed_members_total",
                 "Members that this server had removed from in-sync sets",
             ),
+            added_members: counter(
+                "downpour_ps_added_members_total",
+                "Members that this server had added to in-sync sets",
+            ),
+            copied_bytes: counter(
+                "downpour_ps_copied_bytes_total",
+                "Bytes of shards that this server sent to new members",
+            ),
             primaries: gauge("downpour_ps_primaries", "Shards that this server serves"),
             backups: gauge("downpour_ps_backups", "Shards that this server is a backup of"),
+            joining: gauge(
+                "downpour_ps_joining",
+                "Shards that this server has a copy of and is not yet a backup of",
+            ),
             in_sync_min: gauge(
                 "downpour_ps_in_sync_members_min",
                 "Members of the smallest in-sync set that this server is the primary of",
@@ -97,9 +112,12 @@ mod tests {
         let names: Vec<String> =
             registry.gather().iter().map(|family| family.name().to_owned()).collect();
         let expected = [
+            "downpour_ps_added_members_total",
             "downpour_ps_apply_seconds",
             "downpour_ps_backups",
+            "downpour_ps_copied_bytes_total",
             "downpour_ps_in_sync_members_min",
+            "downpour_ps_joining",
             "downpour_ps_not_stored_elements_total",
             "downpour_ps_parameter_bytes",
             "downpour_ps_primaries",

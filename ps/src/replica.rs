@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use crate::hosted::ShardKey;
 use crate::life::Life;
 use crate::membership::Current;
+use crate::receive;
 use crate::record::Record;
 use crate::service::meant_for;
 use crate::shard::{Ack, Incoming};
@@ -83,6 +84,20 @@ impl Replica for Service {
             last_lsn: fenced.last.0,
             not_ready: fenced.not_ready,
         }))
+    }
+
+    async fn copy(
+        &self,
+        request: Request<Streaming<v1::CopyRequest>>,
+    ) -> Result<Response<v1::CopyReply>, Status> {
+        let mut requests = request.into_inner();
+        let first = requests.message().await?.and_then(|request| request.head);
+        let head = first.ok_or_else(|| Invalid::new("head", "is not given"))?;
+        let life = self.life(head.incarnation)?;
+        let over = || Status::failed_precondition("this incarnation is over");
+        let copying = life.token.run_until_cancelled(receive::copy(&life, head, requests));
+        let last = copying.await.ok_or_else(over)??;
+        Ok(Response::new(v1::CopyReply { last_lsn: last.0 }))
     }
 
     async fn fetch_log(

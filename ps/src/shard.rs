@@ -6,6 +6,7 @@
 //! levels with them ([`Role::Promoting`]); then it serves ([`Role::Primary`]): [`Shard::push`] appends a record, the members
 //! [acknowledge](Shard::acked) it, and the push [settles](Shard::settle). A higher epoch from anywhere ends the tenure at once.
 
+mod joining;
 mod member;
 mod promotion;
 mod replication;
@@ -21,6 +22,7 @@ use downpour_core::view::JobView;
 use downpour_proto::v1::RetryReason;
 use downpour_proto::v1::cut_piece::Piece;
 
+pub use joining::{Copy, Learner, Proposal};
 pub use member::{Member, WaitSet};
 pub use promotion::{Diverged, Fenced, Promotion};
 pub use replication::{Ack, Batch, FetchRefused, Incoming, Room};
@@ -46,6 +48,8 @@ pub struct Shard {
     set_version: u64,
     /// Primary of `epoch`, as far as known.
     leader: Option<ServerRef>,
+    /// Who is to become a member, by the newest route.
+    joining: Option<ServerRef>,
     commit: Lsn,
     state: ShardState,
     log: Log,
@@ -58,6 +62,8 @@ pub struct Shard {
 pub enum Role {
     /// Follows the primary of the epoch.
     Backup,
+    /// Follows it too, but is in no set yet.
+    Joining,
     /// Named primary of the epoch: fences and levels the members, and serves nobody yet.
     Promoting(WaitSet),
     /// Serves.
@@ -83,6 +89,10 @@ pub struct Effects {
     pub not_stored: u64,
     /// New keys that were refused.
     pub without_room: Option<WithoutRoom>,
+    /// The shard is to be copied to who is joining.
+    pub copy: bool,
+    /// Who is joining is to be added.
+    pub propose: bool,
 }
 
 /// Who a request should have gone to.
@@ -160,6 +170,7 @@ impl Shard {
             epoch: Epoch(0),
             set_version: 0,
             leader: None,
+            joining: None,
             commit: Lsn::ZERO,
             state: ShardState::new(identity),
             log: Log::default(),
@@ -212,10 +223,11 @@ impl Shard {
         &self.state
     }
 
-    /// Records kept, and their bytes.
+    /// Records kept for the members, and the bytes of all that are kept.
     #[must_use]
     pub fn log_size(&self) -> (usize, usize) {
-        (self.log.len(), self.log.bytes())
+        let learner = self.learner().map_or(0, |learner| learner.log.bytes());
+        (self.log.len(), self.log.bytes() + learner)
     }
 
     /// The other members of the wait-set, for who promotes or serves.
@@ -223,7 +235,7 @@ impl Shard {
     pub fn wait_set(&self) -> Option<&WaitSet> {
         match &self.role {
             Role::Promoting(set) | Role::Primary(set) => Some(set),
-            Role::Backup | Role::Removed => None,
+            Role::Backup | Role::Joining | Role::Removed => None,
         }
     }
 
@@ -254,22 +266,31 @@ impl Shard {
         if matches!(self.role, Role::Removed) || (route.epoch, route.set_version) < known {
             return;
         }
-        if !route.in_sync.contains(&self.me) {
+        let member = route.in_sync.contains(&self.me);
+        let waits = matches!(self.role, Role::Joining) && route.joining == Some(self.me);
+        if !member && !waits {
             return self.remove();
         }
         let tenure_goes_on = route.epoch == self.epoch;
         (self.epoch, self.set_version) = (route.epoch, route.set_version);
-        self.leader = route.primary;
-        let others = route.others(self.me);
-        if route.primary != Some(self.me) {
+        (self.leader, self.joining) = (route.primary, route.joining);
+        if waits {
+            return;
+        }
+        let me = self.me;
+        if route.primary != Some(me) {
             self.step_down();
+            self.role = Role::Backup;
         } else if tenure_goes_on && let Some(set) = self.wait_set_mut() {
-            set.replace(others);
+            if let Some(learner) = set.replace(route, me) {
+                self.state.close_cut(learner.cut());
+            }
         } else {
             self.step_down();
-            self.role = Role::Promoting(WaitSet::new(others));
+            self.role = Role::Promoting(WaitSet::new(route.others(me)));
         }
         self.progress();
+        self.want_copy();
     }
 
     /// The shard is no longer here: its job was deleted, or this replica left the set.
@@ -294,10 +315,9 @@ impl Shard {
         lease: bool,
         room: u64,
     ) -> Pushed {
-        let alone = match self.serving(epoch, lease) {
-            Ok(set) => set.is_empty(),
-            Err(declined) => return Pushed::Declined(declined),
-        };
+        if let Err(declined) = self.serving(epoch, lease) {
+            return Pushed::Declined(declined);
+        }
         if view_version > self.view.version {
             return Pushed::Declined(Declined::Retry(RetryReason::NotReady));
         }
@@ -318,7 +338,7 @@ impl Shard {
         if self.state.cut_bytes() >= SAVED_BYTES_MAX {
             return Pushed::Declined(Declined::Retry(RetryReason::Overloaded));
         }
-        if !alone && self.log.bytes() >= self.log_bytes_max {
+        if self.log.bytes() >= self.log_bytes_max {
             return Pushed::Declined(Declined::Retry(RetryReason::Overloaded));
         }
         let (push, without_room) = self.state.resolve(push, room);
@@ -375,7 +395,7 @@ impl Shard {
         }
         match &self.role {
             _ if epoch < self.epoch => Err(self.redirect()),
-            Role::Backup | Role::Removed => Err(self.redirect()),
+            Role::Backup | Role::Joining | Role::Removed => Err(self.redirect()),
             Role::Promoting(_) => Err(Declined::Retry(RetryReason::NotReady)),
             Role::Primary(set) if set.is_empty() && !lease => {
                 Err(Declined::Retry(RetryReason::NoLease))
@@ -396,7 +416,7 @@ impl Shard {
     fn wait_set_mut(&mut self) -> Option<&mut WaitSet> {
         match &mut self.role {
             Role::Promoting(set) | Role::Primary(set) => Some(set),
-            Role::Backup | Role::Removed => None,
+            Role::Backup | Role::Joining | Role::Removed => None,
         }
     }
 
@@ -423,6 +443,7 @@ impl Shard {
         let applied = self.state.apply(&record).expect("a primary applies what it resolved");
         self.effects.not_stored += applied.not_stored;
         let lsn = record.lsn;
+        self.log_for_learner(&record);
         self.log.push(record);
         self.effects.send = true;
         self.progress();
@@ -448,8 +469,10 @@ impl Shard {
             }
             self.role = Role::Primary(std::mem::take(set));
             self.effects.serving = true;
+            self.want_copy();
             self.log_view();
         }
+        self.learner_progress();
     }
 
     /// Logs what the view has and the log has not: variables, and sessions that ended. So records are closed and backups need no configuration.

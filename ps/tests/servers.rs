@@ -46,6 +46,7 @@ fn create_job(script: &Script, servers: &[&str]) {
         primary: Some(members[0]),
         in_sync: members.clone(),
         lost: false,
+        joining: None,
     });
     script.commit(|event| {
         event.jobs = vec![v1::JobView {

@@ -63,6 +63,8 @@ pub(crate) struct Shard {
     pub(crate) primary: Option<String>,
     /// Names, the primary's among them.
     pub(crate) in_sync: Vec<String>,
+    /// Who is being made a member.
+    pub(crate) joining: Option<String>,
     /// Members that the job wants.
     pub(crate) replicas: u32,
     pub(crate) lost: bool,
@@ -165,6 +167,7 @@ fn shards(status: &v1::JobStatus, names: &BTreeMap<u32, &str>) -> Vec<Shard> {
             set_version: route.set_version,
             primary: route.primary.as_ref().map(name),
             in_sync: route.in_sync.iter().map(name).collect(),
+            joining: route.joining.as_ref().map(name),
             replicas,
             lost: route.lost,
             rows: report.map_or(0, |report| report.rows),
@@ -339,8 +342,17 @@ impl Row for Node {
 }
 
 impl Row for Shard {
-    const TITLES: &'static [&'static str] =
-        &["JOB", ">SHARD", ">EPOCH", "PRIMARY", "IN SYNC", ">ROWS", ">BYTES", ">LAST LSN"];
+    const TITLES: &'static [&'static str] = &[
+        "JOB",
+        ">SHARD",
+        ">EPOCH",
+        "PRIMARY",
+        "IN SYNC",
+        "JOINING",
+        ">ROWS",
+        ">BYTES",
+        ">LAST LSN",
+    ];
     fn cells(&self) -> Vec<String> {
         vec![
             self.job.clone(),
@@ -348,6 +360,7 @@ impl Row for Shard {
             self.epoch.to_string(),
             self.primary.clone().unwrap_or_else(|| "lost".to_owned()),
             self.in_sync.join(","),
+            self.joining.clone().unwrap_or_else(|| "-".to_owned()),
             count(self.rows),
             bytes(self.bytes),
             Lsn(self.last_lsn).to_string(),

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use downpour_core::cells::ClosedSessions;
 use downpour_core::id::{Epoch, JobId, ServerRef, SessionId, VariableId};
-use downpour_core::placement::{self, Candidate};
+use downpour_core::placement;
 use downpour_core::routing::ShardRoute;
 use downpour_core::spec::{JobSpec, Shape, Variable, VariableSpec};
-use downpour_core::view::{JobView, NodeView};
+use downpour_core::view::JobView;
 
 use super::size::{JOB_BYTES, SHARD_BYTES, VARIABLE_BYTES, label_bytes};
 use super::{Defined, Dense, Job, Outcome, Refused, Reply, State};
@@ -38,7 +38,7 @@ impl State {
             return Err(Refused::FailedPrecondition(problem));
         }
         self.check_room(JOB_BYTES + spec.shards as usize * SHARD_BYTES)?;
-        let plan = placement::place(&self.candidates(), spec.shards, spec.replicas)?;
+        let plan = placement::place(&self.cluster.candidates(), spec.shards, spec.replicas)?;
         self.last.job += 1;
         let job = JobId(self.last.job);
         let view = JobView {
@@ -57,26 +57,6 @@ impl State {
         };
         self.cluster.jobs.insert(job, Arc::new(job_state));
         Ok(Reply::Created { job, created: true })
-    }
-
-    /// The live servers with what they hold.
-    fn candidates(&self) -> Vec<Candidate> {
-        // Copies and primaries.
-        let mut held: BTreeMap<ServerRef, (u64, u64)> = BTreeMap::new();
-        for route in self.cluster.jobs.values().flat_map(|job| &job.view.shards) {
-            for &member in &route.in_sync {
-                held.entry(member).or_default().0 += 1;
-            }
-            if let Some(primary) = route.primary {
-                held.entry(primary).or_default().1 += 1;
-            }
-        }
-        let alive = self.cluster.nodes.values().map(|node| &node.view).filter(|view| view.alive);
-        let candidate = |view: &NodeView| {
-            let (copies, primaries) = held.get(&view.server).copied().unwrap_or_default();
-            Candidate { server: view.server, zone: view.zone.clone(), copies, primaries }
-        };
-        alive.map(candidate).collect()
     }
 
     /// A job that was deleted before is as deleted as it can be.
@@ -223,7 +203,7 @@ fn first_route(servers: Vec<ServerRef>) -> ShardRoute {
     let primary = servers.first().copied();
     let mut in_sync = servers;
     in_sync.sort_unstable();
-    ShardRoute { epoch: Epoch(1), set_version: 1, primary, in_sync }
+    ShardRoute { epoch: Epoch(1), set_version: 1, primary, in_sync, joining: None }
 }
 
 fn difference(is: &JobSpec, wanted: &JobSpec) -> String {

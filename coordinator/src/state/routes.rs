@@ -11,7 +11,7 @@ use crate::command::InSyncChange;
 
 /// Makes a route agree with what is known of its members. Lives that are over leave the set. A primary that is over or judged dead is
 /// replaced by a member of the set; where nobody else is heard, one that is only judged dead is waited for, and where nobody is left the
-/// shard is lost. `primaries` counts the shards of each server: the one with the fewest is promoted. Gives the new route if it differs.
+/// shard is lost. Who is joining goes on only while it is heard and the primary stays. `primaries` counts the shards of each server: the one with the fewest is promoted. Gives the new route if it differs.
 #[must_use]
 pub fn settle(
     route: &ShardRoute,
@@ -37,15 +37,18 @@ pub fn settle(
             *primaries.entry(successor).or_default() += 1;
         }
     }
-    if in_sync.len() == route.in_sync.len() {
+    let promoted = successor.is_some() && successor != Some(primary);
+    let goes_on = |&server: &ServerRef| successor == Some(primary) && life(server) == Life::Alive;
+    let joining = route.joining.filter(goes_on);
+    if in_sync.len() == route.in_sync.len() && joining == route.joining {
         return None;
     }
-    let promoted = successor.is_some() && successor != Some(primary);
     Some(ShardRoute {
         epoch: Epoch(route.epoch.0 + u64::from(promoted)),
         set_version: route.set_version + 1,
         primary: successor,
         in_sync,
+        joining,
     })
 }
 
@@ -90,10 +93,12 @@ impl State {
         in_sync.dedup();
         self.check_set(change, &in_sync, job.view.spec.replicas)?;
         let mut route = route.clone();
-        let changed = in_sync != route.in_sync;
-        if changed {
+        let over =
+            |server: &ServerRef| change.add.contains(server) || change.remove.contains(server);
+        let joining = route.joining.filter(|server| !over(server));
+        if in_sync != route.in_sync || joining != route.joining {
             let version = self.cluster.version;
-            route.in_sync = in_sync;
+            (route.in_sync, route.joining) = (in_sync, joining);
             route.set_version += 1;
             let view = &mut self.job_mut(change.job).view;
             view.version = version;
@@ -114,6 +119,16 @@ impl State {
         }
         if let Some(dead) = change.add.iter().find(|&&one| self.cluster.life(one) != Life::Alive) {
             return refuse(format!("{dead} is not alive"));
+        }
+        let route = self.job(change.job)?.view.route(change.shard);
+        let expected = |server: &ServerRef| {
+            let is = |route: &ShardRoute| {
+                route.joining == Some(*server) || route.in_sync.contains(server)
+            };
+            route.is_some_and(is)
+        };
+        if let Some(stranger) = change.add.iter().find(|server| !expected(server)) {
+            return refuse(format!("{stranger} is not joining"));
         }
         if in_sync.windows(2).any(|pair| pair[0].node == pair[1].node) {
             return refuse("two lives of one node cannot be in a set".into());

@@ -1,5 +1,7 @@
 mod invariants;
 
+use std::collections::BTreeMap;
+
 use downpour_core::id::{Epoch, Incarnation, JobId, NodeId, ServerRef, SessionId, ShardId};
 use downpour_core::init::Init;
 use downpour_core::optimizer::{OptimizerSpec, Sgd};
@@ -8,6 +10,7 @@ use downpour_core::routing::ShardRoute;
 use downpour_core::spec::{DenseSpec, JobSpec, Shape, TableSpec, VariableSpec};
 use downpour_proto::v1;
 
+use super::joins::{self, Join};
 use super::{Outcome, Refused, Reply, State};
 use crate::command::{Command, InSyncChange, LabelChange, Opening, Registration};
 
@@ -73,6 +76,13 @@ impl Machine {
 
     fn route(&self) -> ShardRoute {
         self.state.cluster().job(JOB).unwrap().view.route(SHARD).unwrap().clone()
+    }
+
+    /// Has `server` join, if it may.
+    fn join(&mut self, server: ServerRef) {
+        let ShardRoute { epoch, set_version, .. } = self.route();
+        let join = Join { job: JOB, shard: SHARD, epoch, set_version, server };
+        assert_eq!(self.apply(Command::PlanJoins(vec![join])), Ok(Reply::Done));
     }
 
     /// A change that is based on what is committed now.
@@ -222,9 +232,113 @@ fn a_set_takes_only_live_servers_on_nodes_of_their_own_and_keeps_its_primary() {
     let outcome = machine.apply(Command::ChangeInSync(machine.change(&[], &members[1..])));
     assert!(matches!(outcome, Ok(Reply::InSync { changed: true, .. })));
     let again = machine.restart(third);
+    let change = machine.change(&[again], &[]);
+    refused(&mut machine, change); // it is not joining
+    machine.join(again);
     let outcome = machine.apply(Command::ChangeInSync(machine.change(&[again], &[])));
     assert!(matches!(outcome, Ok(Reply::InSync { changed: true, .. })));
-    assert!(machine.route().in_sync.contains(&again));
+    assert!(machine.route().in_sync.contains(&again) && machine.route().joining.is_none());
+}
+
+#[test]
+fn a_shard_that_lacks_a_member_gets_one_that_lives_and_the_wish_ends_with_the_tenure_or_that_life()
+{
+    let (mut machine, members) = Machine::with_job(3, 2);
+    let third = (1..=3).map(|n| server(n, n.into())).find(|one| !members.contains(one)).unwrap();
+    let plan = |machine: &Machine| joins::plan(machine.state.cluster(), &BTreeMap::new());
+    assert_eq!(plan(&machine), [], "nothing is missing");
+    machine.join(third);
+    assert_eq!(machine.route().joining, None, "nor taken");
+    machine.judge(members[1]);
+    machine.apply(Command::ChangeInSync(machine.change(&[], &members[1..]))).unwrap();
+    let joins = plan(&machine);
+    let ShardRoute { epoch, set_version, .. } = machine.route();
+    assert_eq!(joins, [Join { job: JOB, shard: SHARD, epoch, set_version, server: third }]);
+    machine.apply(Command::PlanJoins(joins.clone())).unwrap();
+    assert_eq!(
+        (machine.route().joining, machine.route().set_version),
+        (Some(third), set_version + 1)
+    );
+    assert_eq!(plan(&machine), [], "one at a time");
+    let before = machine.route();
+    machine.apply(Command::PlanJoins(joins)).unwrap();
+    assert_eq!(machine.route(), before, "based on what is over");
+    // Its life ends.
+    let next = machine.restart(third);
+    assert_eq!((machine.route().joining, machine.route().set_version), (None, set_version + 2));
+    // Proposals that were on their way cannot succeed any more.
+    let late = InSyncChange { set_version: set_version + 1, ..machine.change(&[third], &[]) };
+    let outcome = machine.apply(Command::ChangeInSync(late));
+    assert!(matches!(outcome, Ok(Reply::InSync { changed: false, .. })));
+    // The primary gives up, and somebody else is better.
+    machine.join(next);
+    let given_up = machine.change(&[], &[next]);
+    machine.apply(Command::ChangeInSync(given_up)).unwrap();
+    assert_eq!((machine.route().joining, machine.route().in_sync), (None, vec![members[0]]));
+    let again = machine.restart(members[1]);
+    let tried = [((JOB, SHARD), next)].into();
+    assert_eq!(joins::plan(machine.state.cluster(), &tried)[0].server, again);
+    let tried = [((JOB, SHARD), again)].into();
+    assert_eq!(joins::plan(machine.state.cluster(), &tried)[0].server, next);
+    // The tenure ends: its primary alone could have gone on.
+    machine.join(again);
+    machine.apply(Command::ChangeInSync(machine.change(&[again], &[]))).unwrap();
+    assert_eq!(machine.route().in_sync.len(), 2);
+}
+
+#[test]
+fn who_is_joining_is_never_promoted_and_joins_no_more_under_another_primary() {
+    let (mut machine, members) = Machine::with_job(3, 3);
+    machine.apply(Command::ChangeInSync(machine.change(&[], &members[2..]))).unwrap();
+    machine.join(members[2]);
+    machine.judge(members[0]);
+    let route = machine.route();
+    assert_eq!((route.primary, route.joining), (Some(members[1]), None));
+    assert_eq!(route.in_sync, vec![members[1]]);
+}
+
+#[test]
+fn no_server_copies_or_is_copied_to_more_than_twice_at_once() {
+    let mut machine = Machine::default();
+    for number in 0..3 {
+        machine.register(number);
+    }
+    machine.apply(Command::CreateJob(job_spec("ctr", 30, 2))).unwrap();
+    let dead = server(1, 1);
+    machine.restart(dead);
+    let mut rounds = 0;
+    loop {
+        let joins = joins::plan(machine.state.cluster(), &BTreeMap::new());
+        if joins.is_empty() {
+            break;
+        }
+        rounds += 1;
+        machine.apply(Command::PlanJoins(joins)).unwrap();
+        let view = &machine.state.cluster().job(JOB).unwrap().view;
+        let mut busy: BTreeMap<ServerRef, u32> = BTreeMap::new();
+        let mut open = Vec::new();
+        for (shard, route) in (0..).map(ShardId).zip(&view.shards) {
+            let Some(joining) = route.joining else { continue };
+            *busy.entry(joining).or_default() += 1;
+            *busy.entry(route.primary.unwrap()).or_default() += 1;
+            open.push((shard, route.clone()));
+        }
+        assert!(busy.values().all(|&joins| joins <= 2), "{busy:?}");
+        for (shard, route) in open {
+            let change = InSyncChange {
+                job: JOB,
+                shard,
+                epoch: route.epoch,
+                set_version: route.set_version,
+                primary: route.primary.unwrap(),
+                add: route.joining.into_iter().collect(),
+                remove: Vec::new(),
+            };
+            machine.apply(Command::ChangeInSync(change)).unwrap();
+        }
+    }
+    let view = &machine.state.cluster().job(JOB).unwrap().view;
+    assert!(rounds >= 4 && view.shards.iter().all(|route| route.in_sync.len() == 2));
 }
 
 #[test]

@@ -3,12 +3,17 @@
 use std::collections::BTreeMap;
 
 use downpour_core::id::{Lsn, ServerRef};
+use downpour_core::routing::ShardRoute;
+
+use super::joining::Learner;
 
 /// The other members of the in-sync set: a push is acknowledged when all of them have it. A member leaves only by a committed route
 /// that was read back (docs/protocol.md 3.2).
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct WaitSet {
     members: BTreeMap<ServerRef, Member>,
+    /// Who the shard is copied to: waited for from shortly before its addition is proposed, and no member before that is known to be committed.
+    pub(super) learner: Option<Learner>,
 }
 
 /// How far a member is.
@@ -23,7 +28,8 @@ pub struct Member {
 
 impl WaitSet {
     pub(super) fn new(members: impl Iterator<Item = ServerRef>) -> Self {
-        WaitSet { members: members.map(|server| (server, Member::default())).collect() }
+        let members = members.map(|server| (server, Member::default())).collect();
+        WaitSet { members, learner: None }
     }
 
     /// Members beside the primary.
@@ -43,20 +49,39 @@ impl WaitSet {
         self.members.iter().map(|(server, member)| (*server, member))
     }
 
-    /// The committed set changed: who stays keeps its position, who left is no longer waited for.
-    pub(super) fn replace(&mut self, members: impl Iterator<Item = ServerRef>) {
-        let old = std::mem::take(&mut self.members);
+    /// A committed set was read back: who stays keeps its position, who left is no longer waited for. Gives the learner if it left.
+    pub(super) fn replace(&mut self, route: &ShardRoute, me: ServerRef) -> Option<Learner> {
+        let mut old = std::mem::take(&mut self.members);
+        if let Some(learner) = &self.learner {
+            old.insert(learner.server(), learner.position);
+        }
         let position = |server| old.get(&server).copied().unwrap_or_default();
-        self.members = members.map(|server| (server, position(server))).collect();
+        self.members = route.others(me).map(|server| (server, position(server))).collect();
+        let members = &self.members;
+        self.learner.take_if(|learner| {
+            members.contains_key(&learner.server())
+                || !learner.goes_on(route.joining, route.set_version)
+        })
     }
 
-    pub(super) fn get_mut(&mut self, server: ServerRef) -> Option<&mut Member> {
+    pub(super) fn member_mut(&mut self, server: ServerRef) -> Option<&mut Member> {
         self.members.get_mut(&server)
+    }
+
+    /// The position of a member, or of the learner.
+    pub(super) fn get_mut(&mut self, server: ServerRef) -> Option<&mut Member> {
+        let learner = self.learner.as_mut().filter(|learner| learner.server() == server);
+        match learner {
+            Some(learner) => Some(&mut learner.position),
+            None => self.members.get_mut(&server),
+        }
     }
 
     /// What every member has, of a log that ends at `last`; none while a member's position is unknown.
     pub(super) fn committed(&self, last: Lsn) -> Option<Lsn> {
-        self.members.values().try_fold(last, |commit, member| Some(commit.min(member.acked?)))
+        let learner = self.learner.iter().filter(|learner| learner.waited_for());
+        let mut positions = self.members.values().chain(learner.map(|learner| &learner.position));
+        positions.try_fold(last, |commit, member| Some(commit.min(member.acked?)))
     }
 
     /// Every member is fenced and has exactly the log that ends at `last`.

@@ -76,16 +76,20 @@ impl Shard {
         let (epoch, commit, last) = (self.epoch, self.commit, self.last());
         let set = match &mut self.role {
             Role::Promoting(set) | Role::Primary(set) => set,
-            Role::Backup | Role::Removed => return None,
+            Role::Backup | Role::Joining | Role::Removed => return None,
         };
-        let position = set.get_mut(member)?;
+        let learner = set.learner.as_mut().filter(|learner| learner.server() == member);
+        let (position, log) = match learner {
+            Some(learner) => (&mut learner.position, &learner.log),
+            None => (set.member_mut(member)?, &self.log),
+        };
         position.acked?;
         if position.sent >= last && position.sent_commit >= commit {
             return None;
         }
         let mut bytes = 0;
         let mut records = Vec::new();
-        for record in self.log.after(position.sent)? {
+        for record in log.after(position.sent)? {
             bytes += record.bytes();
             if bytes > bytes_max && !(whatever && records.is_empty()) {
                 break;
@@ -128,6 +132,12 @@ impl Shard {
         }
         if let Some(acked) = &mut position.acked {
             *acked = ack.last.max(*acked);
+            let acked = *acked;
+            if let Role::Primary(set) = &mut self.role
+                && let Some(learner) = set.learner.as_mut().filter(|one| one.server() == member)
+            {
+                learner.log.trim(acked);
+            }
         }
         self.progress();
         Ok(())
@@ -136,7 +146,7 @@ impl Shard {
     /// A primary or candidate sends records. A lower epoch, a gap and a foreign history are refused by an answer that acknowledges none of it.
     pub fn replicate(&mut self, incoming: Incoming) -> (Ack, Result<(), CannotApply>) {
         self.adopt(incoming.epoch, Some(incoming.source));
-        let backup = matches!(self.role, Role::Backup);
+        let backup = matches!(self.role, Role::Backup | Role::Joining);
         let mut followed = Ok(());
         if backup && incoming.epoch == self.epoch {
             self.leader = Some(incoming.source);

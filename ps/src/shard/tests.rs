@@ -2,6 +2,7 @@
 
 pub(crate) mod fixture;
 mod identity;
+mod joining;
 mod simulation;
 
 use downpour_core::cells::{CELLS_MAX, ClosedSessions, Refusal, RefusalReason};

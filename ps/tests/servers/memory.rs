@@ -50,6 +50,7 @@ fn create_job(script: &Script, server: v1::ServerRef) {
         primary: Some(server),
         in_sync: vec![server],
         lost: false,
+        joining: None,
     };
     script.commit(|event| {
         event.jobs = vec![v1::JobView {

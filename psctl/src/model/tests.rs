@@ -14,6 +14,7 @@ fn route(shard: u32, primary: Option<u32>, in_sync: &[u32]) -> v1::ShardRoute {
         primary: primary.map(server),
         in_sync: in_sync.iter().map(|node| server(*node)).collect(),
         lost: primary.is_none(),
+        joining: (primary.is_some() && in_sync.len() < 2).then(|| server(1)),
     }
 }
 
@@ -123,7 +124,7 @@ fn the_json_of_a_cluster_is_a_promise() {
         json(&cluster.shards[1]),
         json!({
             "job": "ctr", "shard": 1, "epoch": 2, "set_version": 3, "primary": "ps-1",
-            "in_sync": ["ps-1"], "replicas": 2, "lost": false, "rows": 20, "bytes": 2000,
+            "in_sync": ["ps-1"], "joining": "ps-0", "replicas": 2, "lost": false, "rows": 20, "bytes": 2000,
             "last_lsn": 2_199_023_255_557_u64,
         })
     );

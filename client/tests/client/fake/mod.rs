@@ -211,6 +211,7 @@ impl State {
             set_version: route.set_version + 1,
             primary: Some(next),
             in_sync: vec![next],
+            joining: None,
         };
         view.version += 1;
     }
@@ -243,6 +244,7 @@ impl State {
                     set_version: 1,
                     primary: Some(servers[shard % servers.len()]),
                     in_sync: vec![servers[shard % servers.len()]],
+                    joining: None,
                 })
                 .collect(),
             sessions: ClosedSessions::default(),

@@ -1,12 +1,13 @@
 //! Random commands never break what must always hold, and a state that went through a snapshot goes on as if it had not.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use downpour_core::id::{Epoch, JobId, ServerRef, SessionId, ShardId};
 use downpour_core::routing::ShardRoute;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+use super::super::joins::{self, Join};
 use super::super::{Cluster, Life, Outcome, Reply, State};
 use super::{Machine, job_spec, server, table};
 use crate::command::{Command, InSyncChange, LabelChange, Opening, Registration};
@@ -17,6 +18,7 @@ enum Step {
     Register { name: u32, request: u8 },
     Judge(Index),
     Revive(Index),
+    Join { job: Index, shard: Index, server: Option<Index> },
     Change { job: Index, shard: Index, add: Option<Index>, remove: Option<Index>, stale: bool },
     Create { name: u8, shards: u32, replicas: u32 },
     Delete(Index),
@@ -34,6 +36,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => index().prop_map(Step::Revive),
         6 => (index(), index(), any::<Option<Index>>(), any::<Option<Index>>(), prop::bool::weighted(0.2))
             .prop_map(|(job, shard, add, remove, stale)| Step::Change { job, shard, add, remove, stale }),
+        4 => (index(), index(), any::<Option<Index>>())
+            .prop_map(|(job, shard, server)| Step::Join { job, shard, server }),
         2 => (0u8..4, 1u32..6, 1u32..=3)
             .prop_map(|(name, shards, replicas)| Step::Create { name, shards, replicas }),
         1 => index().prop_map(Step::Delete),
@@ -76,19 +80,36 @@ fn command(cluster: &Cluster, step: Step) -> Command {
         }),
         Step::Judge(index) => Command::JudgeDead(vec![any_server(cluster, &index)]),
         Step::Revive(index) => Command::Revive(any_server(cluster, &index)),
+        Step::Join { job, shard, server } => {
+            let planned = joins::plan(cluster, &BTreeMap::new());
+            let Some(server) = server else { return Command::PlanJoins(planned) };
+            let job = any_job(cluster, &job);
+            let routes = cluster.job(job).map_or(Vec::new(), |job| job.view.shards.clone());
+            let shard = shard.index(routes.len().max(1));
+            let (epoch, set_version) =
+                routes.get(shard).map_or((Epoch(1), 1), |route| (route.epoch, route.set_version));
+            let server = any_server(cluster, &server);
+            let shard = ShardId(shard as u32);
+            Command::PlanJoins(vec![Join { job, shard, epoch, set_version, server }])
+        }
         Step::Change { job, shard, add, remove, stale } => {
             let job = any_job(cluster, &job);
             let shards = cluster.job(job).map_or(1, |job| job.view.shards.len());
             let shard = shard.index(shards);
             let route = cluster.job(job).map(|job| job.view.shards[shard].clone());
             let nobody = server(9, 99);
+            let route_joining = route.as_ref().and_then(|route| route.joining);
             Command::ChangeInSync(InSyncChange {
                 job,
                 shard: ShardId(shard as u32),
                 epoch: route.as_ref().map_or(Epoch(1), |route| route.epoch),
                 set_version: route.as_ref().map_or(1, |one| one.set_version - u64::from(stale)),
                 primary: route.and_then(|route| route.primary).unwrap_or(nobody),
-                add: add.map(|index| any_server(cluster, &index)).into_iter().collect(),
+                // Mostly who is joining.
+                add: match route_joining {
+                    Some(joining) if remove.is_none() => vec![joining],
+                    _ => add.map(|index| any_server(cluster, &index)).into_iter().collect(),
+                },
                 remove: remove.map(|index| any_server(cluster, &index)).into_iter().collect(),
             })
         }
@@ -130,6 +151,10 @@ fn check_route(cluster: &Cluster, route: &ShardRoute, replicas: u32) {
         Some(primary) => assert!(route.in_sync.contains(&primary), "{route:?}"),
         None => assert!(route.in_sync.is_empty(), "lost: {route:?}"),
     }
+    if let Some(joining) = route.joining {
+        assert!(!nodes.contains(&joining.node) && route.in_sync.len() < replicas as usize);
+        assert_eq!(cluster.life(joining), Life::Alive, "{route:?}");
+    }
     for &member in &route.in_sync {
         assert_ne!(cluster.life(member), Life::Over, "{member} in {route:?}");
     }
@@ -138,7 +163,9 @@ fn check_route(cluster: &Cluster, route: &ShardRoute, replicas: u32) {
 /// What may become of a route in one step.
 fn check_route_step(before: &ShardRoute, after: &ShardRoute, cluster: &Cluster) {
     assert!(after.epoch >= before.epoch && after.set_version >= before.set_version);
-    if before.in_sync != after.in_sync {
+    let added = after.in_sync.iter().filter(|one| !before.in_sync.contains(one));
+    assert!(added.clone().all(|&one| before.joining == Some(one)), "{before:?} {after:?}");
+    if (&before.in_sync, before.joining) != (&after.in_sync, after.joining) {
         assert_eq!(after.set_version, before.set_version + 1);
     } else {
         assert_eq!(before, after);

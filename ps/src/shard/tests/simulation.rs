@@ -1,7 +1,8 @@
-//! Replicas of one shard, a scripted coordinator and two clients, over a network that loses, repeats and reorders; servers crash and return empty.
+//! Replicas of one shard, a scripted coordinator and two clients, over a network that loses, repeats and reorders; servers crash and return empty, and
+//! become members again by a cut and the log after it.
 //!
-//! Checked at every step: acknowledgements never come from an epoch below one that has acknowledged (invariant 2 of the design), and replicas
-//! at one LSN are equal (3). At the end, with faults over, the shard serves again and the probe of docs/protocol.md 10 holds (1): every push was
+//! Checked at every step: whoever acknowledges in an epoch has everything that any epoch acknowledged, also what an older one acknowledges later
+//! because an answer was long on its way (invariant 2 of the design), and replicas at one LSN are equal (3). At the end, with faults over, the shard serves again and the probe of docs/protocol.md 10 holds (1): every push was
 //! counted once. One seed decides everything.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,9 +14,11 @@ use downpour_core::routing::ShardRoute;
 use downpour_core::view::JobView;
 
 use super::fixture::*;
+use crate::cut::Loader;
 use crate::record::Record;
 use crate::shard::{
-    Ack, Fenced, Incoming, Promotion, Pushed, Redirect, Role, Room, Settled, Shard, Ticket,
+    Ack, Copy, Fenced, Incoming, Promotion, Proposal, Pushed, Redirect, Role, Room, Settled, Shard,
+    Ticket,
 };
 
 const SERVERS: u32 = 4;
@@ -57,6 +60,11 @@ enum Message {
         epoch: Epoch,
         records: Vec<Record>,
     },
+    /// The primary asks for the addition of who is joining.
+    Add {
+        proposal: Proposal,
+        primary: ServerRef,
+    },
     /// The primary asks for the removal of a member.
     Remove {
         epoch: Epoch,
@@ -71,6 +79,13 @@ struct Server {
     me: ServerRef,
     shard: Option<Shard>,
     waiting: Vec<(u64, u64, Ticket)>,
+}
+
+/// A copy on its way: a stream, in order, which may break.
+struct Copying {
+    from: ServerRef,
+    copy: Copy,
+    loader: Loader,
 }
 
 struct Client {
@@ -89,9 +104,22 @@ struct Simulation {
     servers: Vec<Server>,
     clients: Vec<Client>,
     network: Vec<(Option<ServerRef>, Message)>,
-    acknowledging: Epoch,
+    /// The newest tenure that acknowledged anything.
+    acknowledging: (Epoch, ServerRef),
+    acknowledged: BTreeSet<Lsn>,
     digests: BTreeMap<Lsn, u64>,
+    copies: Vec<Copying>,
+    seen: Seen,
+}
+
+/// What happened, to know that the schedules are worth something.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    served: u32,
     moves: u32,
+    copies: u32,
+    added: u32,
+    promoted: u32,
 }
 
 impl Simulation {
@@ -113,9 +141,11 @@ impl Simulation {
             servers: members.into_iter().map(idle).collect(),
             clients: (1..=CLIENTS).map(client).collect(),
             network: Vec::new(),
-            acknowledging: Epoch(0),
+            acknowledging: (Epoch(0), server(1)),
+            acknowledged: BTreeSet::new(),
             digests: BTreeMap::new(),
-            moves: 0,
+            copies: Vec::new(),
+            seen: Seen::default(),
         }
     }
 
@@ -132,14 +162,16 @@ impl Simulation {
         self.network.push((Some(to), message));
     }
 
-    fn run(mut self) -> (bool, u32) {
+    fn run(mut self) -> Seen {
         for _ in 0..FAULTY_STEPS {
             match self.draw(1000) {
                 _ if self.network.len() > IN_FLIGHT_MAX => self.drop_one(),
-                0 => self.crash(),
-                1..8 => self.change_primary(),
-                8 | 9 => self.ask_for_removal(),
-                10..40 => self.rewind(),
+                0..3 => self.crash(),
+                3..10 => self.change_primary(),
+                10..14 => self.ask_for_removal(),
+                14 => self.break_copies(),
+                15..20 => self.drop_learners(),
+                20..40 => self.rewind(),
                 40..150 => self.send_pushes(),
                 150..250 => self.publish(),
                 250..500 => self.tick(),
@@ -148,7 +180,7 @@ impl Simulation {
                 _ => self.deliver(),
             }
             if self.lost {
-                return (false, self.moves);
+                return self.seen;
             }
         }
         for _ in 0..CALM_STEPS {
@@ -162,7 +194,8 @@ impl Simulation {
             }
             if self.finished() {
                 self.probe();
-                return (true, self.moves);
+                self.seen.served = 1;
+                return self.seen;
             }
         }
         panic!("seed {}: the shard does not serve after the faults ended", self.seed);
@@ -176,6 +209,9 @@ impl Simulation {
         let me = ServerRef { node: old.node, incarnation: Incarnation(self.incarnations) };
         self.servers[index] = Server { me, shard: None, waiting: Vec::new() };
         if !self.route().in_sync.contains(&old) {
+            if self.route().joining == Some(old) {
+                self.commit(None, Some(old));
+            }
             return;
         }
         if self.route().in_sync == [old] {
@@ -190,6 +226,7 @@ impl Simulation {
     fn change_primary(&mut self) {
         let next = self.other_member();
         if next.is_some() {
+            self.seen.promoted += 1;
             let dead = if self.draw(3) == 0 { self.route().primary } else { None };
             self.commit(next, dead);
         }
@@ -210,12 +247,94 @@ impl Simulation {
             if primary.is_some() {
                 route.epoch.0 += 1;
                 route.primary = primary;
+                route.joining = None;
             }
+            route.joining = route.joining.filter(|server| Some(*server) != removed);
             route.in_sync.retain(|member| Some(*member) != removed);
         });
     }
 
+    /// The coordinator has a server join where a member is missing.
+    fn plan_join(&mut self) {
+        let route = self.route();
+        if route.in_sync.len() >= SERVERS as usize - 1 || route.joining.is_some() {
+            return;
+        }
+        let free: Vec<_> = self
+            .servers
+            .iter()
+            .map(|one| one.me)
+            .filter(|me| !route.in_sync.contains(me))
+            .collect();
+        let joining = free[self.draw(free.len())];
+        self.view = changed(&self.view, |view| {
+            view.version += 1;
+            let route = &mut view.shards[0];
+            route.set_version += 1;
+            route.joining = Some(joining);
+        });
+    }
+
+    fn break_copies(&mut self) {
+        for Copying { from, copy, .. } in std::mem::take(&mut self.copies) {
+            if let Some(shard) = self.shard_of(from) {
+                shard.drop_copy(copy.cut);
+            }
+        }
+        (0..SERVERS as usize).for_each(|index| self.settle(index));
+    }
+
+    /// A copy that makes no progress is given up.
+    fn drop_learners(&mut self) {
+        let index = self.draw(SERVERS as usize);
+        if let Some(shard) = self.servers[index].shard.as_mut() {
+            shard.drop_learner(|_| true);
+        }
+        self.settle(index);
+    }
+
+    fn shard_of(&mut self, server: ServerRef) -> Option<&mut Shard> {
+        self.servers.iter_mut().find(|one| one.me == server)?.shard.as_mut()
+    }
+
+    /// One piece of each copy arrives.
+    fn copy(&mut self) {
+        for mut one in std::mem::take(&mut self.copies) {
+            let bytes = 100 + self.draw(400);
+            let (from, copy) = (one.from, one.copy);
+            let Some(shard) = self.shard_of(from) else { continue };
+            let Ok(piece) = shard.read_cut(copy.cut, bytes) else { continue };
+            if !one.loader.take(piece).expect("a cut fits together") {
+                self.copies.push(one);
+                continue;
+            }
+            self.seen.copies += 1;
+            let state = one.loader.finish().expect("it is whole");
+            let view = Arc::clone(&self.view);
+            let Some(target) = self.servers.iter_mut().find(|server| server.me == copy.server)
+            else {
+                continue;
+            };
+            let gives_way = |shard: &Shard| match shard.role() {
+                Role::Joining | Role::Removed => shard.epoch() <= copy.epoch,
+                _ => false,
+            };
+            if target.shard.as_ref().is_none_or(gives_way) {
+                let tenure = (copy.epoch, copy.set_version);
+                target.shard = Some(Shard::joining(target.me, LOG_BYTES_MAX, view, state, tenure));
+                if let Some(shard) = self.shard_of(from) {
+                    shard.copied(copy.cut);
+                }
+            } else if let Some(shard) = self.shard_of(from) {
+                shard.drop_copy(copy.cut);
+            }
+        }
+    }
+
     fn publish(&mut self) {
+        if self.draw(4) == 0 {
+            self.plan_join();
+        }
         let index = self.draw(SERVERS as usize);
         let (to, view) = (self.servers[index].me, Arc::clone(&self.view));
         self.send(to, Message::View(view));
@@ -233,22 +352,20 @@ impl Simulation {
     fn ask_for_removal(&mut self) {
         let index = self.draw(SERVERS as usize);
         let Some(shard) = self.leading(index) else { return };
-        let members: Vec<_> = shard.members().collect();
-        let Some((member, _)) = members.first() else { return };
-        let message = Message::Remove {
-            epoch: shard.epoch(),
-            set_version: shard.set_version(),
-            primary: shard.me,
-            member: *member,
-        };
+        let learner = shard.learner().map(crate::shard::Learner::server);
+        let members: Vec<_> = shard.members().map(|(member, _)| member).chain(learner).collect();
+        let (epoch, set_version, primary) = (shard.epoch(), shard.set_version(), shard.me);
+        let member = self.draw(members.len());
+        let Some(&member) = members.get(member) else { return };
+        let message = Message::Remove { epoch, set_version, primary, member };
         self.network.push((None, message));
     }
 
     fn rewind(&mut self) {
         let index = self.draw(SERVERS as usize);
         let Some(shard) = self.servers[index].shard.as_mut() else { return };
-        let members: Vec<_> = shard.members().map(|(m, _)| m).collect();
-        members.into_iter().for_each(|member| shard.rewind(member));
+        let peers: Vec<_> = shard.peers().map(|(peer, _)| peer).collect();
+        peers.into_iter().for_each(|peer| shard.rewind(peer));
     }
 
     fn send_pushes(&mut self) {
@@ -282,7 +399,14 @@ impl Simulation {
             Promotion::Level(_) | Promotion::Over => {}
         }
         assert_eq!(shard.diverged(), [], "seed {}", self.seed);
-        let members: Vec<_> = shard.members().map(|(m, _)| m).collect();
+        if let Some(copy) = shard.begin_copy() {
+            let loader = Loader::new(shard.state().identity());
+            self.copies.push(Copying { from: me, copy, loader });
+        }
+        if let Some(proposal) = shard.proposal() {
+            self.network.push((None, Message::Add { proposal, primary: me }));
+        }
+        let members: Vec<_> = shard.peers().map(|(peer, _)| peer).collect();
         for member in members {
             if let Some(batch) = shard.batch(member, Room::Whole(bytes)) {
                 let incoming = Incoming {
@@ -296,28 +420,45 @@ impl Simulation {
         }
         out.into_iter().for_each(|(to, message)| self.send(to, message));
         self.settle(index);
+        self.copy();
+        (0..SERVERS as usize).for_each(|index| self.settle(index));
     }
 
     fn settle(&mut self, index: usize) {
-        let server = &mut self.servers[index];
-        let Some(shard) = server.shard.as_ref() else { return };
-        let acknowledging = &mut self.acknowledging;
-        let clients = &mut self.clients;
-        server.waiting.retain(|(client, sequence, ticket)| match shard.settle(ticket, true) {
+        let mut waiting = std::mem::take(&mut self.servers[index].waiting);
+        let mut acknowledged = Vec::new();
+        let Some(shard) = self.servers[index].shard.as_ref() else { return };
+        let (me, epoch) = (shard.me, shard.epoch());
+        waiting.retain(|(client, sequence, ticket)| match shard.settle(ticket, true) {
             Settled::Pending => true,
             Settled::Declined(_) => false,
             Settled::Acknowledged => {
-                let epoch = shard.epoch();
-                assert!(epoch >= *acknowledging, "seed {}: two primaries", self.seed);
-                *acknowledging = epoch;
+                acknowledged.push(ticket.lsn);
                 // The reply may be lost on its way like anything else; a repeat brings it again.
                 let lost = mix64(self.seed ^ ticket.lsn.0).is_multiple_of(4);
                 if !lost || ticket.repeated {
-                    clients[*client as usize].acknowledged.insert(*sequence);
+                    self.clients[*client as usize].acknowledged.insert(*sequence);
                 }
                 false
             }
         });
+        self.servers[index].waiting = waiting;
+        if acknowledged.is_empty() {
+            return;
+        }
+        self.acknowledged.extend(acknowledged);
+        let before = self.acknowledging;
+        self.acknowledging = before.max((epoch, me));
+        // All that was ever acknowledged, once for each epoch; then what is new.
+        let (seed, (_, newest)) = (self.seed, self.acknowledging);
+        if before.0 != epoch
+            && let Some(shard) = self.servers.iter().find(|server| server.me == newest)
+            && let Some(shard) = shard.shard.as_ref()
+            && shard.wait_set().is_some()
+        {
+            let has = |lsn: &Lsn| shard.state().lineage().contains(*lsn);
+            assert!(self.acknowledged.iter().all(has), "seed {seed}: {newest} lacks a push");
+        }
     }
 
     fn drop_one(&mut self) {
@@ -398,7 +539,7 @@ impl Simulation {
                 // Reordered answers do not continue the history; the candidate asks again.
                 let _ = shard.fetched(epoch, records);
             }
-            Message::Remove { .. } => unreachable!("goes to the coordinator"),
+            Message::Remove { .. } | Message::Add { .. } => unreachable!("goes to the coordinator"),
         }
         out.into_iter().for_each(|(to, message)| self.send(to, message));
         self.compare(index, before);
@@ -406,10 +547,28 @@ impl Simulation {
     }
 
     fn coordinate(&mut self, message: Message) {
-        let Message::Remove { epoch, set_version, primary, member } = message else { return };
+        let (epoch, set_version, primary) = match &message {
+            Message::Remove { epoch, set_version, primary, .. } => (*epoch, *set_version, *primary),
+            Message::Add { proposal, primary } => (proposal.epoch, proposal.set_version, *primary),
+            _ => return,
+        };
         let route = self.route();
         if (route.epoch, route.set_version, route.primary) == (epoch, set_version, Some(primary)) {
-            self.commit(None, Some(member));
+            match message {
+                Message::Remove { member, .. } => self.commit(None, Some(member)),
+                Message::Add { proposal, .. } if route.joining == Some(proposal.server) => {
+                    self.seen.added += 1;
+                    self.view = changed(&self.view, |view| {
+                        view.version += 1;
+                        let route = &mut view.shards[0];
+                        route.set_version += 1;
+                        route.joining = None;
+                        route.in_sync.push(proposal.server);
+                        route.in_sync.sort_unstable();
+                    });
+                }
+                _ => {}
+            }
         }
         let route = self.route().clone();
         self.send(primary, Message::Route(route));
@@ -421,7 +580,7 @@ impl Simulation {
         if shard.last() == before || matches!(shard.role(), Role::Removed) {
             return;
         }
-        self.moves += 1;
+        self.seen.moves += 1;
         // Positions are never used twice, so one digest each; one in eight is enough and spares most of the time.
         if !mix64(shard.last().0).is_multiple_of(8) {
             return;
@@ -460,15 +619,21 @@ fn counting_of(session: SessionId, sequence: u64) -> crate::record::Push {
 
 #[test]
 fn acknowledged_pushes_survive_crashes_moves_and_a_bad_network_exactly_once() {
-    let (mut served, mut moves) = (0, 0);
+    let mut all = Seen::default();
     for seed in 1..=200 {
-        let (alive, applied) = Simulation::new(seed).run();
-        served += u32::from(alive);
-        moves += applied;
+        let Seen { served, moves, copies, added, promoted } = Simulation::new(seed).run();
+        all = Seen {
+            served: all.served + served,
+            moves: all.moves + moves,
+            copies: all.copies + copies,
+            added: all.added + added,
+            promoted: all.promoted + promoted,
+        };
     }
     // The schedules must be rough, and not so rough that nothing is left to check.
-    assert!(
-        served > 100 && moves > 20_000,
-        "{served} runs served to the end, {moves} steps of a log"
+    let Seen { served, moves, copies, added, promoted } = all;
+    let told = format!(
+        "{served} runs served to the end, {moves} steps of a log, {copies} copies, {added} additions, {promoted} promotions"
     );
+    assert!(served > 100 && moves > 20_000 && copies > 500 && added > 300, "{told}");
 }
