@@ -6,10 +6,11 @@
 //! began after it was called.
 //!
 //! The order that everything rests on: what a message promises is on the disk before the message leaves. Only the driver sends, and it sends
-//! such messages after [`log::Log::persist`] has returned.
+//! such messages after [`log::Log::persist`] has returned. A member that may have lost its disk promises nothing at all: [`joining`].
 
 pub mod driver;
 mod handle;
+pub mod joining;
 pub mod log;
 pub mod mem_disk;
 pub mod peers;

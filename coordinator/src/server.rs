@@ -1,5 +1,6 @@
 //! One member from its options to its end.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use crate::config::Config;
 use crate::liveness::Liveness;
 use crate::metrics::{ClusterMetrics, RaftMetrics};
 use crate::overseer;
-use crate::raft::log::{Identity, Log};
+use crate::raft::log::{Admission, Identity, Log};
 use crate::raft::peers::{self, Group, Links, Receiver};
 use crate::raft::sled_disk::SledDisk;
 use crate::raft::{Driver, Fatal, Handle};
@@ -38,10 +39,14 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
         member: group.me,
         voters: group.members.keys().copied().collect(),
     };
+    // Alone it can only have forgotten what nobody else knew.
+    let fresh = Admission { birth: random(), joining: identity.voters.len() > 1 };
     let directory = config.data_dir.clone();
-    let opening =
-        tokio::task::spawn_blocking(move || Log::open(SledDisk::open(&directory)?, &identity));
+    let opening = tokio::task::spawn_blocking(move || {
+        Log::open(SledDisk::open(&directory)?, &identity, fresh)
+    });
     let log = opening.await.context("open the log")??;
+    let admission = log.image().admission;
     let (links, link_ends) = peers::links(&group);
     let metrics = RaftMetrics::new(&node.registry);
     let (driver, handle) = Driver::new(config.raft(), log, links, metrics)?;
@@ -50,10 +55,10 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
     let status = handle.watch_status();
     node.readiness.check("raft", move || match status.borrow().ready {
         true => Ok(()),
-        false => Err("no leader yet, or not caught up with it".into()),
+        false => Err("no leader yet, not caught up with it, or not yet told by every other member what it knows (the data directory is new)".into()),
     });
     let stop = node.shutdown.token();
-    link_ends.start(&group, &handle, &node.shutdown)?;
+    link_ends.start(&group, admission, &handle, &node.shutdown)?;
     let liveness = Arc::new(Mutex::new(Liveness::new(Instant::now())));
     let overseeing = overseer::run(
         handle.clone(),
@@ -91,6 +96,11 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
         Err(_) => warn!("some connections did not close in time"),
     }
     result
+}
+
+/// Not 0, and different in all likelihood each time: each of the standard library's hash builders has a key of its own, from the system.
+fn random() -> u64 {
+    RandomState::new().hash_one(std::process::id()) | 1
 }
 
 async fn leave(handle: &Handle, ended: oneshot::Receiver<Result<(), Fatal>>) -> anyhow::Result<()> {

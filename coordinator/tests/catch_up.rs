@@ -1,4 +1,4 @@
-//! Members that were away come back by log or by snapshot; one that forgot what it promised does not come back at all.
+//! Members that were away come back by log or by snapshot; one that lost its disk is silent until it has; one that has an old copy does not come back at all.
 
 mod support;
 
@@ -91,27 +91,72 @@ async fn five_members_go_on_without_two_and_all_restart() {
     assert_eq!(cluster.members.iter().filter(|member| member.leader).count(), 1);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_that_forgot_what_it_acknowledged_stops_and_says_so() {
-    let mut group = Group::start(3).await;
-    group.register("ps-0", "").await;
-    let leader = group.leader().await;
-    let victim = group.ids().into_iter().find(|&id| id != leader).unwrap();
-    let caught_up = || async {
+/// Until the leader knows that `member` has what it has itself.
+async fn caught_up(group: &Group, leader: u64, member: u64) {
+    let matched = || async {
         let cluster = support::get_cluster(&group.client(leader)).await?;
         let matched = |id| cluster.members.iter().find(|one| one.id == id).unwrap().matched;
-        if matched(victim) == matched(leader) {
+        if matched(member) == matched(leader) {
             return Ok(());
         }
         Err(tonic::Status::unavailable("it lags"))
     };
-    eventually("the leader knows what it has", caught_up).await;
+    eventually("the leader knows what it has", matched).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_with_an_old_copy_of_its_data_stops_and_says_so() {
+    let mut group = Group::start(3).await;
+    group.register("ps-0", "").await;
+    let leader = group.leader().await;
+    let victim = group.ids().into_iter().find(|&id| id != leader).unwrap();
+    caught_up(&group, leader, victim).await;
+    group.stop(victim).await.unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    copy_dir(&group.data_dir(victim), copy.path());
+    group.restart(victim).await;
+    group.register("ps-1", "").await;
+    caught_up(&group, leader, victim).await;
     group.stop(victim).await.unwrap();
     std::fs::remove_dir_all(group.data_dir(victim)).unwrap();
+    copy_dir(copy.path(), &group.data_dir(victim));
     group.restart(victim).await;
     let error = group.ended(victim).await.unwrap_err();
     assert!(error.to_string().contains("must not vote with what it forgot"), "{error:#}");
-    group.register("ps-1", "").await;
+    group.register("ps-2", "").await;
+}
+
+fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_lost_its_disk_comes_back_by_itself_and_votes_once_it_is_ready() {
+    let mut group = Group::start_with(3, compact_often).await;
+    for number in 0..40 {
+        group.register(&format!("ps-{number}"), "").await;
+    }
+    let leader = group.leader().await;
+    let victim = group.ids().into_iter().find(|&id| id != leader).unwrap();
+    caught_up(&group, leader, victim).await;
+    group.stop(victim).await.unwrap();
+    std::fs::remove_dir_all(group.data_dir(victim)).unwrap();
+    group.restart(victim).await;
+    group.ready(victim).await;
+    let leader = group.leader().await;
+    group.stop(leader).await.unwrap();
+    let rest: Vec<u64> = group.ids().into_iter().filter(|&id| id != leader).collect();
+    let next = group.leader_among(&rest).await;
+    let cluster = support::get_cluster(&group.client(next)).await.unwrap();
+    assert_eq!(cluster.nodes.len(), 40);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -123,6 +168,7 @@ async fn members_of_other_clusters_are_refused() {
         source: 2,
         target: 1,
         message: Vec::new().into(),
+        birth: 0,
     };
     let mut client = group.raft_client(1);
     let mut deliver = async |envelope| {

@@ -31,7 +31,7 @@ async fn no_stray_message_about_what_a_member_lacks_ends_it() {
         gap,
     ];
     for message in strays {
-        network.members[&victim].0.deliver(message).await;
+        network.members[&victim].0.deliver(message, 0).await;
     }
     network.commit(10).await;
     assert!(network.members.values().all(|(_, task)| !task.is_finished()));

@@ -4,10 +4,11 @@
 //! arrived together shares one barrier of the disk. The price: a slow disk or a large snapshot delays ticks too, which is why
 //! the driver has a thread of its own (`run` blocks it) and elections take ten ticks.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use raft::eraftpb::{Entry, EntryType, Message, MessageType};
+use raft::eraftpb::{Entry, EntryType, HardState, Message, MessageType};
 use raft::{Config, RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -15,6 +16,7 @@ use tokio::time::MissedTickBehavior;
 use tracing::{debug, info, warn};
 
 use super::handle::{Error, Handle, Input, Member, Status};
+use super::joining::{Joining, Standing, Told};
 use super::log::{self, Disk, Log};
 use super::pending::{Proposals, Reads};
 use super::tracing_drain;
@@ -101,6 +103,9 @@ pub struct Driver<D: Disk, O> {
     proposals: Proposals,
     reads: Reads,
     leaving: Option<(oneshot::Sender<()>, u32)>,
+    joining: Option<Joining>,
+    /// Of the data directories of other members that were met.
+    births: BTreeMap<u64, u64>,
     /// The index at which this member counts as ready: what a leader had committed when it was asked.
     ready_at: Option<u64>,
     ticks_without_lead: usize,
@@ -123,6 +128,10 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
         let snapshot = log.image().snapshot.as_ref();
         let state = snapshot.map_or(Ok(State::default()), |one| restore(&one.data))?;
         let applied = log.snapshot_index();
+        let joining = log.image().admission.joining.then(|| {
+            let voters = log.image().identity.iter().flat_map(|identity| &identity.voters);
+            Joining::new(voters.copied().filter(|&id| id != options.id))
+        });
         let config = Config {
             id: options.id,
             election_tick: options.election_ticks,
@@ -152,6 +161,8 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
             proposals: Proposals::default(),
             reads: Reads::default(),
             leaving: None,
+            joining,
+            births: BTreeMap::new(),
             ready_at: None,
             ticks_without_lead: 0,
             cluster,
@@ -192,13 +203,17 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
                 self.process_ready()?;
                 self.begin_reads();
             }
+            self.admit()?;
             self.publish();
         }
     }
 
     /// False: this member has left.
     fn tick(&mut self) -> bool {
-        self.node.tick();
+        // Time is what makes a member campaign.
+        if self.joining.is_none() {
+            self.node.tick();
+        }
         self.proposals.prune();
         self.reads.prune();
         if self.ready_at.is_none() && self.leader().is_some() {
@@ -221,7 +236,19 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
 
     fn take(&mut self, input: Input) -> Result<(), Fatal> {
         match input {
-            Input::Peer(message) => self.step(*message)?,
+            Input::Peer(message, birth) => {
+                let known = self.births.get(&message.from);
+                if known.is_none_or(|known| *known == birth) {
+                    self.step(*message)?;
+                }
+            }
+            Input::Meet(member, birth, reply) => self.meet(member, birth, reply),
+            Input::Met(member, told) => {
+                if let Some(joining) = &mut self.joining {
+                    info!(member, told.term, told.commit, "met a member");
+                    joining.met(member, told);
+                }
+            }
             Input::Unreachable(member) => self.node.report_unreachable(member),
             Input::SnapshotSent(member) => {
                 self.node.report_snapshot(member, SnapshotStatus::Finish);
@@ -236,9 +263,60 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
         Ok(())
     }
 
+    /// What this member counted on the other's having may be gone with its former data directory.
+    fn meet(&mut self, member: u64, birth: u64, reply: oneshot::Sender<Result<Told, Error>>) {
+        if self.births.insert(member, birth) != Some(birth)
+            && let Some(progress) = self.node.raft.mut_prs().get_mut(member)
+        {
+            progress.matched = 0;
+            progress.become_probe();
+        }
+        let raft = &self.node.raft;
+        let _ = reply.send(Ok(Told { term: raft.term, commit: raft.raft_log.committed }));
+    }
+
+    /// Ends the silence of a member that has all that it may have promised before.
+    fn admit(&mut self) -> Result<(), Fatal> {
+        let Some(joining) = &self.joining else { return Ok(()) };
+        let raft = &self.node.raft;
+        let commit = raft.raft_log.committed;
+        let standing = Standing {
+            term: raft.term,
+            follows: raft.leader_id != 0,
+            commit,
+            commit_term: raft.raft_log.term(commit)?,
+        };
+        if !joining.is_over(standing) {
+            return Ok(());
+        }
+        let me = self.options.id;
+        let (term, founding) = (raft.term, raft.term == 0);
+        // It may have voted in this term.
+        let vote = if founding { 0 } else { me };
+        self.node.mut_store().admit(HardState { term, vote, commit, ..HardState::default() })?;
+        self.node.raft.vote = vote;
+        self.joining = None;
+        if founding {
+            info!("no member has a history: founding the cluster");
+        } else {
+            info!(term, commit, "caught up: this member votes from now on");
+        }
+        Ok(())
+    }
+
     fn step(&mut self, mut message: Message) -> Result<(), Fatal> {
         let raft = &self.node.raft;
         let has = raft.raft_log.last_index();
+        if self.joining.is_some() {
+            match message.get_msg_type() {
+                MessageType::MsgRequestVote
+                | MessageType::MsgRequestPreVote
+                | MessageType::MsgTimeoutNow => return Ok(()),
+                // The leader does not know yet what was forgotten.
+                MessageType::MsgHeartbeat => message.commit = message.commit.min(has),
+                _ => {}
+            }
+        }
         match message.get_msg_type() {
             // Members propose only where they lead: nobody forwards.
             MessageType::MsgPropose => return Ok(()),
@@ -443,7 +521,8 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
             leader,
             commit,
             applied: self.applied,
-            ready: self.ready_at.is_some_and(|index| self.applied >= index),
+            ready: self.joining.is_none()
+                && self.ready_at.is_some_and(|index| self.applied >= index),
             members,
         };
         self.status.send_if_modified(|published| {

@@ -8,6 +8,7 @@ use raft::eraftpb::Message;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::joining::Told;
 use crate::command::Body;
 use crate::state::{Cluster, Outcome, Refused, Reply};
 
@@ -46,7 +47,12 @@ pub enum Error {
 /// Everything that reaches the driver from outside but time.
 #[derive(Debug)]
 pub(super) enum Input {
-    Peer(Box<Message>),
+    /// With the birth of the sender's data directory.
+    Peer(Box<Message>, u64),
+    /// A member with a data directory of this birth asks what this one knows.
+    Meet(u64, u64, oneshot::Sender<Result<Told, Error>>),
+    /// Another member told this one, which joins.
+    Met(u64, Told),
     Unreachable(u64),
     SnapshotSent(u64),
     Propose(Vec<u8>, oneshot::Sender<Result<Outcome, Error>>),
@@ -130,10 +136,23 @@ impl Handle {
         tokio::time::timeout(ANSWER_TIMEOUT, asked).await.unwrap_or(Err(Error::Unknown))
     }
 
-    /// Hands over a message from another member.
-    pub async fn deliver(&self, message: Message) {
+    /// Hands over a message from another member, whose data directory has this birth.
+    pub async fn deliver(&self, message: Message, birth: u64) {
         // A driver that stopped misses nothing.
-        let _ = self.inputs.send(Input::Peer(Box::new(message))).await;
+        let _ = self.inputs.send(Input::Peer(Box::new(message), birth)).await;
+    }
+
+    /// Another member has a data directory of this birth: from now on only that is believed. Tells what this member knows.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn meet(&self, member: u64, birth: u64) -> Result<Told, Error> {
+        self.ask(|reply| Input::Meet(member, birth, reply)).await
+    }
+
+    /// What another member told this one when they met.
+    pub async fn met(&self, member: u64, told: Told) {
+        let _ = self.inputs.send(Input::Met(member, told)).await;
     }
 
     pub(super) async fn report(&self, input: Input) {

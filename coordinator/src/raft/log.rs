@@ -23,7 +23,10 @@ pub enum Error {
         problem: String,
     },
     /// What is on the disk is not what was written.
-    #[error("{record} is corrupted: {problem}")]
+    #[error(
+        "{record} is corrupted: {problem}; move this member's data directory away and start it again: it takes the log from the others, \
+         and does not vote before it has"
+    )]
     Corrupted {
         /// Which record.
         record: String,
@@ -70,6 +73,15 @@ impl std::fmt::Display for Identity {
     }
 }
 
+/// How far a data directory is trusted: see [`super::joining`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Admission {
+    /// Drawn when the directory was first used. 0: it is from before there were such numbers.
+    pub birth: u64,
+    /// The member may have forgotten what it promised with an earlier directory.
+    pub joining: bool,
+}
+
 /// A position in the log: index and term.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
@@ -84,6 +96,8 @@ pub struct Position {
 pub struct Image {
     /// None: never used.
     pub identity: Option<Identity>,
+    /// How far it is trusted.
+    pub admission: Admission,
     /// Term, vote, commit.
     pub hard_state: HardState,
     /// The newest snapshot, with its data.
@@ -99,6 +113,8 @@ pub struct Image {
 pub struct Change<'a> {
     /// Given when the directory is first used.
     pub identity: Option<&'a Identity>,
+    /// Replaces the older one.
+    pub admission: Option<Admission>,
     /// Replaces the older snapshot.
     pub snapshot: Option<&'a Snapshot>,
     /// Where the log begins from now on.
@@ -139,11 +155,11 @@ pub struct Log<D> {
 }
 
 impl<D: Disk> Log<D> {
-    /// Opens the log of `identity`; an unused disk becomes that member's.
+    /// Opens the log of `identity`; an unused disk becomes that member's, with `fresh` trust.
     ///
     /// # Errors
     /// The disk fails or is somebody else's.
-    pub fn open(mut disk: D, identity: &Identity) -> Result<Self, Error> {
+    pub fn open(mut disk: D, identity: &Identity, fresh: Admission) -> Result<Self, Error> {
         let mut image = disk.load()?;
         match &image.identity {
             Some(found) if found == identity => {}
@@ -152,9 +168,9 @@ impl<D: Disk> Log<D> {
                 return Err(Error::Stranger { found, expected });
             }
             None => {
-                let identity = Some(identity);
-                disk.write(&Change { identity, sync: true, ..Change::default() })?;
-                image.identity = identity.cloned();
+                let (identity, admission) = (Some(identity), Some(fresh));
+                disk.write(&Change { identity, admission, sync: true, ..Change::default() })?;
+                (image.identity, image.admission) = (identity.cloned(), fresh);
             }
         }
         // A commit index is written without a barrier; the snapshot proves at least its own.
@@ -253,6 +269,23 @@ impl<D: Disk> Log<D> {
             self.image.truncated = position;
         }
         self.image.snapshot = Some(snapshot);
+        Ok(())
+    }
+
+    /// From now on the member is trusted: it has all that it may have promised before, and `hard_state` keeps it from voting twice. Durable
+    /// on return.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn admit(&mut self, hard_state: HardState) -> Result<(), Error> {
+        let admission = Admission { joining: false, ..self.image.admission };
+        self.disk.write(&Change {
+            admission: Some(admission),
+            hard_state: Some(&hard_state),
+            sync: true,
+            ..Change::default()
+        })?;
+        (self.image.admission, self.image.hard_state) = (admission, hard_state);
         Ok(())
     }
 

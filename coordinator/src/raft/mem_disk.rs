@@ -35,6 +35,9 @@ impl Disk for MemDisk {
         if let Some(identity) = change.identity {
             image.identity = Some(identity.clone());
         }
+        if let Some(admission) = change.admission {
+            image.admission = admission;
+        }
         if let Some(snapshot) = change.snapshot {
             image.snapshot = Some(snapshot.clone());
         }

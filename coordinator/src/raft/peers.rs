@@ -21,11 +21,16 @@ use tracing::{debug, warn};
 
 use super::driver::Outbox;
 use super::handle::{Handle, Input};
+use super::joining::Told;
+use super::log::Admission;
 
 /// Messages that wait for a member.
 const QUEUE_MAX: usize = 256;
 /// Pause before a broken stream is opened again.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+
+/// For one answer of a member that is met.
+const MEET_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Who is in the group.
 #[derive(Clone, Debug)]
@@ -66,33 +71,82 @@ impl Outbox for Links {
 }
 
 impl LinkEnds {
-    /// Starts to carry.
+    /// Starts to carry; a member that joins also meets every other one.
     ///
     /// # Errors
     /// A member's address is not host:port.
-    pub fn start(self, group: &Group, handle: &Handle, shutdown: &Shutdown) -> Result<(), Invalid> {
+    pub fn start(
+        self,
+        group: &Group,
+        admission: Admission,
+        handle: &Handle,
+        shutdown: &Shutdown,
+    ) -> Result<(), Invalid> {
+        let birth = admission.birth;
         for (id, queue) in self.0 {
             let channel = transport::channel(&group.members[&id])?;
             let client = RaftClient::new(channel)
                 .max_encoding_message_size(MESSAGE_BYTES_MAX)
                 .max_decoding_message_size(MESSAGE_BYTES_MAX);
             let (cluster, source) = (group.cluster.clone(), group.me);
-            let link = Link { cluster, source, target: id, client, handle: handle.clone() };
+            let (target, handle) = (id, handle.clone());
+            let link = Link { cluster, source, target, birth, client, handle };
+            if admission.joining {
+                shutdown.spawn(format!("meeting with member {id}"), link.clone().meet());
+            }
             shutdown.spawn(format!("link to member {id}"), link.carry(queue));
         }
         Ok(())
     }
 }
 
+#[derive(Clone)]
 struct Link {
     cluster: String,
     source: u64,
     target: u64,
+    birth: u64,
     client: RaftClient<tonic::transport::Channel>,
     handle: Handle,
 }
 
 impl Link {
+    /// Ends with the other member's answer.
+    async fn meet(mut self) {
+        let request = v1::MeetRequest {
+            cluster: self.cluster,
+            source: self.source,
+            target: self.target,
+            birth: self.birth,
+        };
+        let mut waiting = false;
+        loop {
+            let call = self.client.meet(request.clone());
+            match tokio::time::timeout(MEET_TIMEOUT, call).await {
+                Ok(Ok(reply)) => {
+                    let v1::MeetReply { term, commit } = reply.into_inner();
+                    return self.handle.met(self.target, Told { term, commit }).await;
+                }
+                failed if !std::mem::replace(&mut waiting, true) => {
+                    let problem = failed.map_or_else(
+                        |_| "no answer".into(),
+                        |said| {
+                            said.err().map(|status| status.message().to_owned()).unwrap_or_default()
+                        },
+                    );
+                    let member = self.target;
+                    warn!(
+                        member,
+                        problem,
+                        "the data directory is new: waiting to be told by every other member what it knows"
+                    );
+                }
+                _ => {}
+            }
+            tokio::time::sleep(RECONNECT_PAUSE).await;
+        }
+    }
+
     /// Ends when the driver, and with it the other end of the queue, is gone.
     async fn carry(mut self, mut queue: mpsc::Receiver<Message>) {
         while let Some(first) = queue.recv().await {
@@ -134,6 +188,7 @@ impl Link {
             source: self.source,
             target: self.target,
             message: Bytes::from(bytes),
+            birth: self.birth,
         });
         if sent.is_err() {
             self.handle.report(Input::Unreachable(self.target)).await;
@@ -162,19 +217,24 @@ impl Receiver {
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    fn open(&self, envelope: &v1::RaftEnvelope) -> Result<Message, Invalid> {
-        if envelope.cluster != self.group.cluster {
-            let problem = format!("is {:?}, not {:?}", envelope.cluster, self.group.cluster);
+    fn check(&self, cluster: &str, source: u64, target: u64) -> Result<(), Invalid> {
+        if cluster != self.group.cluster {
+            let problem = format!("is {cluster:?}, not {:?}", self.group.cluster);
             return Err(Invalid::new("cluster", problem));
         }
-        if envelope.target != self.group.me {
-            let problem = format!("is {}, not {}", envelope.target, self.group.me);
+        if target != self.group.me {
+            let problem = format!("is {target}, not {}", self.group.me);
             return Err(Invalid::new("target", problem));
         }
-        if envelope.source == self.group.me || !self.group.members.contains_key(&envelope.source) {
-            let problem = format!("{} is no other member of the group", envelope.source);
+        if source == self.group.me || !self.group.members.contains_key(&source) {
+            let problem = format!("{source} is no other member of the group");
             return Err(Invalid::new("source", problem));
         }
+        Ok(())
+    }
+
+    fn open(&self, envelope: &v1::RaftEnvelope) -> Result<Message, Invalid> {
+        self.check(&envelope.cluster, envelope.source, envelope.target)?;
         let message = Message::parse_from_bytes(&envelope.message)
             .map_err(|error| Invalid::new("message", error.to_string()))?;
         if message.from != envelope.source || message.to != envelope.target {
@@ -200,7 +260,21 @@ impl Raft for Receiver {
             let message = self.open(&envelope).inspect_err(|error| {
                 warn!(%error, source = envelope.source, "refused a raft message");
             })?;
-            self.handle.deliver(message).await;
+            self.handle.deliver(message, envelope.birth).await;
         }
+    }
+
+    async fn meet(
+        &self,
+        request: Request<v1::MeetRequest>,
+    ) -> Result<Response<v1::MeetReply>, Status> {
+        let v1::MeetRequest { cluster, source, target, birth } = request.into_inner();
+        self.check(&cluster, source, target)?;
+        if birth == 0 {
+            return Err(Invalid::new("birth", "must not be 0").into());
+        }
+        let told = self.handle.meet(source, birth).await;
+        let Told { term, commit } = told.map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(Response::new(v1::MeetReply { term, commit }))
     }
 }

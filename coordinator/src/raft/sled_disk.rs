@@ -4,11 +4,18 @@
 //! file is. Large pages go to blob files that are never synced: large segments and values under [`PART_BYTES`] keep them from
 //! occurring, so a longer entry is cut into parts. A batch is recovered whole or not at all: each change is one.
 //!
-//! Keys: `i` identity, `h` hard state, `s` snapshot, `t` truncated, `l` + index + part (big-endian) an entry. Each value begins with the CRC-32
+//! A record that sled finds damaged it takes for the torn end of its log, and forgets it and all that came after. So each change has a
+//! number, and a file beside sled's, the witness, holds that of the last change that was made durable: a log that ends earlier is refused. The
+//! witness is written after the barrier and has none of its own, so it never promises too much; after a power cut it may lag by what the
+//! system had not written yet.
+//!
+//! Keys: `w` number of the last change, `i` identity, `a` admission, `h` hard state, `s` snapshot, `t` truncated, `l` + index + part (big-endian) an entry. Each value begins with the CRC-32
 //! of its key and the rest, so that a record that is damaged or misplaced is named and never believed.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::ops::RangeInclusive;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +26,7 @@ use protobuf::Message as _;
 use raft::eraftpb::{Entry, HardState};
 use sled::{Batch, Db, IVec};
 
-use super::log::{Change, Disk, Error, Identity, Image, Position};
+use super::log::{Admission, Change, Disk, Error, Identity, Image, Position};
 use super::snapshot_file::{self, SnapshotRecord};
 
 const SEGMENT_BYTES: usize = 8 << 20;
@@ -27,6 +34,7 @@ const CACHE_BYTES: u64 = 32 << 20;
 /// Most bytes of an entry in one value.
 const PART_BYTES: usize = 48 << 10;
 const CHECKSUM_BYTES: usize = 4;
+const WITNESS: &str = "witness";
 /// A predecessor that is ending, and sled's own threads, let go of the lock a moment late.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
@@ -39,6 +47,9 @@ pub struct SledDisk {
     /// Our own handle of sled's file, for the barrier.
     file: File,
     syncs: Arc<AtomicU64>,
+    /// Of the last change.
+    number: u64,
+    witness: File,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -49,6 +60,14 @@ struct IdentityRecord {
     member: u64,
     #[prost(uint64, repeated, tag = "3")]
     voters: Vec<u64>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct AdmissionRecord {
+    #[prost(uint64, tag = "1")]
+    birth: u64,
+    #[prost(bool, tag = "2")]
+    joining: bool,
 }
 
 impl SledDisk {
@@ -77,10 +96,20 @@ impl SledDisk {
             }
         };
         let file = File::open(path.join("db")).map_err(|error| Error::disk(action(), error))?;
+        let witness = directory.join(WITNESS);
+        let is_used = !db.is_empty() || witness.exists();
+        let mut options = File::options();
+        let options = options.read(true).write(true).create(true).truncate(false);
+        let witness = options.open(witness).map_err(|error| Error::disk(action(), error))?;
         for made in [&path, directory] {
             snapshot_file::sync_directory(made)?;
         }
-        Ok(SledDisk { directory: directory.to_owned(), db, file, syncs: Arc::default() })
+        let directory = directory.to_owned();
+        let mut disk = SledDisk { directory, db, file, syncs: Arc::default(), number: 0, witness };
+        if is_used {
+            disk.hear_witness()?;
+        }
+        Ok(disk)
     }
 
     /// How many times a change was made durable.
@@ -93,6 +122,35 @@ impl SledDisk {
         let value =
             self.db.get(key).map_err(|error| Error::disk(format!("read {record}"), error))?;
         value.map(|value| unseal(key, &value, record)).transpose()
+    }
+
+    /// See the module.
+    fn hear_witness(&mut self) -> Result<(), Error> {
+        if let Some(value) = self.get(b"w", "the number of the last change")? {
+            let malformed =
+                || Error::corrupted("the number of the last change", "it has another length");
+            self.number = u64::from_be_bytes(value.as_ref().try_into().map_err(|_| malformed())?);
+        }
+        let mut said = Vec::new();
+        let mut witness = &self.witness;
+        witness.read_to_end(&mut said).map_err(|error| Error::disk("read the witness", error))?;
+        let durable = match said.split_first_chunk() {
+            // Nothing was durable yet, or a power cut took the word away.
+            None if said.is_empty() => 0,
+            Some((sum, rest)) if *sum == checksum(b"witness", rest) && rest.len() == 8 => {
+                rest.iter().fold(0, |number, &byte| number << 8 | u64::from(byte))
+            }
+            _ => return Err(Error::corrupted("the witness", "its checksum differs")),
+        };
+        if durable > self.number {
+            let problem =
+                format!("it ends with change {}, and change {durable} was durable", self.number);
+            return Err(Error::corrupted(
+                self.directory.join("log/db").display().to_string(),
+                problem,
+            ));
+        }
+        Ok(())
     }
 
     fn load_entries(&self, image: &mut Image) -> Result<(), Error> {
@@ -143,7 +201,9 @@ impl SledDisk {
         self.db.flush().map_err(|error| Error::disk("flush the log", error))?;
         self.file.sync_data().map_err(|error| Error::disk("sync the log", error))?;
         self.syncs.fetch_add(1, Ordering::Relaxed);
-        Ok(())
+        let number = self.number.to_be_bytes();
+        let word = [checksum(b"witness", &number).as_slice(), &number].concat();
+        self.witness.write_all_at(&word, 0).map_err(|error| Error::disk("write the witness", error))
     }
 }
 
@@ -154,6 +214,11 @@ impl Disk for SledDisk {
             let IdentityRecord { cluster, member, voters } = IdentityRecord::decode(&value[..])
                 .map_err(|error| Error::corrupted("the identity", error))?;
             image.identity = Some(Identity { cluster, member, voters });
+        }
+        if let Some(value) = self.get(b"a", "the admission")? {
+            let AdmissionRecord { birth, joining } = AdmissionRecord::decode(&value[..])
+                .map_err(|error| Error::corrupted("the admission", error))?;
+            image.admission = Admission { birth, joining };
         }
         if let Some(value) = self.get(b"h", "the hard state")? {
             image.hard_state = HardState::parse_from_bytes(&value)
@@ -173,10 +238,16 @@ impl Disk for SledDisk {
 
     fn write(&mut self, change: &Change<'_>) -> Result<(), Error> {
         let mut batch = Batch::default();
+        self.number += 1;
+        let number = self.number.to_be_bytes();
         let mut put = |key: &[u8], value: &[u8]| batch.insert(key, seal(key, value));
+        put(b"w", &number);
         if let Some(Identity { cluster, member, voters }) = change.identity {
             let (cluster, voters) = (cluster.clone(), voters.clone());
             put(b"i", &IdentityRecord { cluster, member: *member, voters }.encode_to_vec());
+        }
+        if let Some(Admission { birth, joining }) = change.admission {
+            put(b"a", &AdmissionRecord { birth, joining }.encode_to_vec());
         }
         if let Some(hard_state) = change.hard_state {
             put(b"h", &encode(hard_state)?);

@@ -164,6 +164,16 @@ impl Group {
         self.run(id, listener);
     }
 
+    /// Waits until a member says that it is ready.
+    pub async fn ready(&self, id: u64) {
+        let running = self.members[&id].running.as_ref().unwrap();
+        let ready = || async {
+            let reasons = running.node.readiness.reasons();
+            if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+        };
+        eventually("it is ready", ready).await;
+    }
+
     pub fn data_dir(&self, id: u64) -> PathBuf {
         self.members[&id].config.data_dir.clone()
     }

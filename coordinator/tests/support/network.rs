@@ -2,13 +2,13 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use downpour_coordinator::command::Body;
 use downpour_coordinator::metrics::RaftMetrics;
-use downpour_coordinator::raft::log::{Change, Disk, Error, Identity, Image, Log};
+use downpour_coordinator::raft::log::{Admission, Change, Disk, Error, Identity, Image, Log};
 use downpour_coordinator::raft::mem_disk::{MemDisk, Platters};
 use downpour_coordinator::raft::{Driver, Fatal, Handle, Options, driver};
 use downpour_node::metrics::Registry;
@@ -46,7 +46,8 @@ pub struct Findings {
 /// Looks at each message as it leaves.
 struct TestOutbox {
     platters: Platters,
-    network: mpsc::UnboundedSender<Message>,
+    birth: u64,
+    network: mpsc::UnboundedSender<(Message, u64)>,
     findings: Arc<Mutex<Findings>>,
 }
 
@@ -59,7 +60,7 @@ impl driver::Outbox for TestOutbox {
         } else {
             findings.broken.push(format!("{message:?} while {:?} is durable", durable.hard_state));
         }
-        self.network.send(message).is_ok()
+        self.network.send((message, self.birth)).is_ok()
     }
 }
 
@@ -84,9 +85,13 @@ pub struct Network {
     /// Members whose messages are lost, to and fro.
     pub isolated: BTreeSet<u64>,
     platters: BTreeMap<u64, Platters>,
+    /// Of disks that came in place of lost ones.
+    births: BTreeMap<u64, u64>,
     pub members: BTreeMap<u64, Member>,
-    sender: mpsc::UnboundedSender<Message>,
-    receiver: mpsc::UnboundedReceiver<Message>,
+    sender: mpsc::UnboundedSender<(Message, u64)>,
+    receiver: mpsc::UnboundedReceiver<(Message, u64)>,
+    /// Messages that reached a member, by kind.
+    pub delivered: HashMap<(u64, MessageType), u32>,
     pub findings: Arc<Mutex<Findings>>,
     honest: bool,
     /// Of member 3; the others have 10.
@@ -107,9 +112,11 @@ impl Network {
         let mut network = Network {
             isolated,
             platters,
+            births: BTreeMap::new(),
             members,
             sender,
             receiver,
+            delivered: HashMap::new(),
             findings,
             honest,
             election_ticks,
@@ -122,8 +129,9 @@ impl Network {
         let platters = self.platters[&id].clone();
         let disk = TestDisk { disk: MemDisk::new(&platters), honest: self.honest };
         let identity = Identity { cluster: "test".into(), member: id, voters: vec![1, 2, 3] };
-        let outbox =
-            TestOutbox { platters, network: self.sender.clone(), findings: self.findings.clone() };
+        let birth = self.births.get(&id).copied().unwrap_or(0);
+        let (network, findings) = (self.sender.clone(), self.findings.clone());
+        let outbox = TestOutbox { platters, birth, network, findings };
         let options = Options {
             id,
             tick: Duration::from_millis(5),
@@ -134,7 +142,10 @@ impl Network {
             keep_entries: 5,
         };
         let metrics = RaftMetrics::new(&Registry::new());
-        let log = Log::open(disk, &identity).unwrap();
+        // Groups of tests are founded by decree, but a member without its disk joins.
+        let joining = self.births.contains_key(&id);
+        let fresh = Admission { birth, joining };
+        let log = Log::open(disk, &identity, fresh).unwrap();
         let (driver, handle) = Driver::new(options, log, outbox, metrics).unwrap();
         self.members.insert(id, (handle, tokio::spawn(driver.run())));
     }
@@ -146,17 +157,30 @@ impl Network {
         let _ = task.await;
     }
 
+    /// A member that is down has an empty disk from now on.
+    pub fn lose_disk(&mut self, id: u64) {
+        self.platters.insert(id, Platters::default());
+        self.births.insert(id, 7);
+    }
+
+    /// `joiner` asks another member.
+    pub async fn meet(&self, joiner: u64, other: u64) {
+        let told = self.members[&other].0.meet(joiner, self.births[&joiner]).await.unwrap();
+        self.members[&joiner].0.met(other, told).await;
+    }
+
     /// Carries messages until `done`.
     pub async fn carry_until(&mut self, mut done: impl FnMut(&Network) -> bool) {
         let deadline = tokio::time::Instant::now() + DEADLINE;
         while !done(self) {
             let message = tokio::time::timeout_at(deadline, self.receiver.recv()).await;
-            let message = message.expect("in time").expect("the network goes on");
+            let (message, birth) = message.expect("in time").expect("the network goes on");
             if self.isolated.contains(&message.from) || self.isolated.contains(&message.to) {
                 continue;
             }
             if let Some((handle, _)) = self.members.get(&message.to) {
-                handle.deliver(message).await;
+                *self.delivered.entry((message.to, message.get_msg_type())).or_default() += 1;
+                handle.deliver(message, birth).await;
             }
         }
     }
