@@ -25,6 +25,9 @@ pub struct Config {
     /// A backup that acknowledges nothing for this long is removed from its in-sync set
     #[arg(long, value_name = "MS")]
     pub backup_timeout_ms: u64,
+    /// After this long the members of each shard compare a sample of their values with the primary's; 0: never
+    #[arg(long, value_name = "MS")]
+    pub check_interval_ms: u64,
     /// Bytes of all records kept because a backup has not acknowledged them; beyond, pushes are asked to come later
     #[arg(long, value_name = "BYTES")]
     pub log_bytes_max: usize,
@@ -53,6 +56,7 @@ impl Default for Config {
             coordinators: Vec::new(),
             zone: String::new(),
             backup_timeout_ms: 1000,
+            check_interval_ms: 10_000,
             log_bytes_max: 512 << 20,
             shard_log_bytes_max: 32 << 20,
             push_requests_max: 64,

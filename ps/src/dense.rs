@@ -228,10 +228,25 @@ impl Dense {
         (out, cut.saved.is_empty())
     }
 
+    /// Blocks of the variable, on all shards.
+    pub(crate) fn count(&self) -> u32 {
+        self.spec.blocks()
+    }
+
     /// Hands the canonical encoding to `sink`: by rising number, LSN and floats of each block.
     pub(crate) fn encode(&self, sink: &mut impl FnMut(u64)) {
         sink(self.blocks.len() as u64);
-        for (&number, block) in &self.blocks {
+        self.sample(0, usize::MAX, sink);
+    }
+
+    /// The same of some blocks: from `first` on, and from the beginning after the last, about `floats` floats.
+    pub(crate) fn sample(&self, first: u32, floats: usize, sink: &mut impl FnMut(u64)) {
+        let mut sampled = 0;
+        for (&number, block) in self.blocks.range(first..).chain(self.blocks.range(..first)) {
+            if sampled >= floats {
+                break;
+            }
+            sampled += block.floats.len();
             sink(number.into());
             sink(block.lsn.0);
             block.floats.iter().for_each(|float| sink(float.to_bits().into()));

@@ -101,7 +101,15 @@ fn some_records() -> v1::ShardRecords {
         previous_lsn: if count == 1 { 0 } else { 1 << 40 | (count - 1) },
         body: Some(body),
     });
-    v1::ShardRecords { job: 1, shard: 0, epoch: 1, commit_lsn: 0, records: records.collect() }
+    let check = Some(v1::Check { lsn: 1 << 40 | 2, digest: 3 });
+    v1::ShardRecords {
+        job: 1,
+        shard: 0,
+        epoch: 1,
+        commit_lsn: 0,
+        records: records.collect(),
+        check,
+    }
 }
 
 /// A message with a few bytes changed, if it still is one.

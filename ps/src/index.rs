@@ -17,6 +17,7 @@
 //! The hash must be a bijection of the key: it stands for the key in `spilled`.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 
 use crate::pool::{Line as Bucket, PAGE_BYTES, PAGE_LINES as BUCKETS, Page};
 
@@ -144,6 +145,20 @@ impl Index {
         if self.len >= self.step_at {
             self.step(soon, hash_of);
         }
+    }
+
+    /// Rows on the pages of the hashes whose low word is in `range`, and some of other hashes with them.
+    pub(crate) fn near(&self, range: RangeInclusive<u32>) -> impl Iterator<Item = u32> + '_ {
+        let pages = match self.pages.is_empty() {
+            true => 0..0,
+            false => {
+                let number = |word: &u32| self.page_number(u64::from(*word));
+                number(range.start())..number(range.end()) + 1
+            }
+        };
+        let buckets = self.pages[pages].iter().flatten().flat_map(Page::lines);
+        let here = buckets.flat_map(|bucket| bucket[ROWS..ROWS + count(bucket)].iter().copied());
+        here.chain(self.spilled.values().copied())
     }
 
     fn put(&mut self, hash: u64, row: u32) {
@@ -312,6 +327,16 @@ mod tests {
             for (row, &hash) in self.hashes.iter().enumerate() {
                 assert_eq!(self.find(hash), Some(row as u32), "{hash:x} of {}", self.hashes.len());
             }
+            self.check_near(0..=u32::MAX);
+            self.check_near(1 << 30..=3 << 30);
+        }
+
+        fn check_near(&self, range: RangeInclusive<u32>) {
+            let inside = |row: &u32| range.contains(&(self.hashes[*row as usize] as u32));
+            let mut near: Vec<u32> = self.index.near(range.clone()).filter(inside).collect();
+            near.sort_unstable();
+            let wanted: Vec<u32> = (0..self.hashes.len() as u32).filter(inside).collect();
+            assert_eq!(near, wanted);
         }
     }
 

@@ -22,11 +22,17 @@ type Stalls = HashMap<(ShardKey, ServerRef), (Lsn, Instant)>;
 /// Runs until the incarnation ends.
 pub(crate) async fn run(life: Arc<Life>) {
     let mut stalls = Stalls::new();
+    let check_interval = Duration::from_millis(life.process.config.check_interval_ms);
+    let mut checked = Instant::now();
     let mut rounds = tokio::time::interval(ROUND);
     rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for round in 0u32.. {
         rounds.tick().await;
         look(&life, &mut stalls);
+        if !check_interval.is_zero() && checked.elapsed() >= check_interval {
+            checked = Instant::now();
+            life.all().iter().for_each(|hosted| hosted.shard.lock().check_soon());
+        }
         if round.is_multiple_of(GAUGE_ROUNDS) {
             Gauges::of(&life).set(&life.process.metrics);
         }

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::hosted::ShardKey;
 use crate::life::Life;
@@ -226,6 +226,9 @@ impl Link {
                 shard: key.shard.0,
                 epoch: batch.epoch.0,
                 commit_lsn: batch.commit.0,
+                check: batch
+                    .check
+                    .map(|check| v1::Check { lsn: check.lsn.0, digest: check.digest }),
                 records: batch.records.iter().map(|record| (&**record).into()).collect(),
             });
         }
@@ -243,8 +246,18 @@ impl Link {
         if ack.not_ready {
             not_ready.insert(key);
         }
-        let ack =
-            Ack { epoch: Epoch(ack.epoch), last: Lsn(ack.last_lsn), not_ready: ack.not_ready };
+        let ack = Ack {
+            epoch: Epoch(ack.epoch),
+            last: Lsn(ack.last_lsn),
+            not_ready: ack.not_ready,
+            differs: ack.differs,
+        };
+        if ack.differs && hosted.shard.lock().epoch() == ack.epoch {
+            error!(job = %key.job, shard = %key.shard, member = %self.peer, last = %ack.last,
+                "a member has other values than this primary and is to be removed");
+            life.process.metrics.differing_members.inc();
+            life.remove_member(&hosted, self.peer);
+        }
         if let Err(diverged) = life.with(&hosted, |shard| shard.acked(self.peer, ack)) {
             warn!(job = %key.job, shard = %key.shard, %diverged, "a member has another history");
             life.remove_member(&hosted, self.peer);

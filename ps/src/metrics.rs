@@ -16,6 +16,7 @@ pub(crate) struct ServerMetrics {
     pub(crate) promotions: IntCounter,
     pub(crate) removed_members: IntCounter,
     pub(crate) added_members: IntCounter,
+    pub(crate) differing_members: IntCounter,
     pub(crate) copied_bytes: IntCounter,
     pub(crate) primaries: IntGauge,
     pub(crate) backups: IntGauge,
@@ -69,6 +70,10 @@ impl ServerMetrics {
                 "downpour_ps_added_members_total",
                 "Members that this server had added to in-sync sets",
             ),
+            differing_members: counter(
+                "downpour_ps_differing_members_total",
+                "Answers of members that had other values than this primary",
+            ),
             copied_bytes: counter(
                 "downpour_ps_copied_bytes_total",
                 "Bytes of shards that this server sent to new members",
@@ -116,6 +121,7 @@ mod tests {
             "downpour_ps_apply_seconds",
             "downpour_ps_backups",
             "downpour_ps_copied_bytes_total",
+            "downpour_ps_differing_members_total",
             "downpour_ps_in_sync_members_min",
             "downpour_ps_joining",
             "downpour_ps_not_stored_elements_total",

@@ -84,9 +84,9 @@ pub struct Blocks {
     pub floats: Bytes,
 }
 
-/// Bytes that the record of a push adds to the part that it came in, alone in a message to a backup: the headers of five messages, and
-/// their eight numbers of up to 11 bytes.
-const ENVELOPE_BYTES: usize = 128;
+/// Bytes that the record of a push adds to the part that it came in, alone in a message to a backup: the headers of six messages, and
+/// their ten numbers of up to 11 bytes.
+const ENVELOPE_BYTES: usize = 160;
 /// Bytes that it adds for each update: a header of up to 6, and the numbers that the primary decides.
 const RESOLVED_BYTES: usize = 6 + 5 + 11 + 2 * 9;
 
@@ -355,6 +355,7 @@ mod tests {
                 epoch: max,
                 commit_lsn: max,
                 records: vec![v1::Record { lsn: max, previous_lsn: max, body }],
+                check: Some(v1::Check { lsn: max, digest: max }),
             };
             let message = v1::ReplicateRequest {
                 source: Some(v1::ServerRef { node: u32::MAX, incarnation: max }),

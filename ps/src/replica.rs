@@ -18,7 +18,7 @@ use crate::membership::Current;
 use crate::receive;
 use crate::record::Record;
 use crate::service::meant_for;
-use crate::shard::{Ack, Incoming};
+use crate::shard::{Ack, Check, Incoming};
 
 /// Answers other servers.
 #[derive(Clone, Debug)]
@@ -136,12 +136,15 @@ pub(crate) fn replicate(
         epoch: ack.epoch.0,
         last_lsn: ack.last.0,
         not_ready: ack.not_ready,
+        differs: ack.differs,
     };
-    let unknown = Ack { epoch: Epoch(0), last: Lsn::ZERO, not_ready: true };
+    let unknown = Ack { epoch: Epoch(0), last: Lsn::ZERO, not_ready: true, differs: false };
     let Some(hosted) = life.hosted(key) else { return ack(unknown) };
     let records = shard.records.into_iter().map(Record::try_from).collect::<Result<Vec<_>, _>>();
     let incoming = records.and_then(|records| {
-        Ok(Incoming { epoch: epoch(shard.epoch)?, source, commit: Lsn(shard.commit_lsn), records })
+        let check = shard.check.map(|check| Check { lsn: Lsn(check.lsn), digest: check.digest });
+        let (epoch, commit) = (epoch(shard.epoch)?, Lsn(shard.commit_lsn));
+        Ok(Incoming { epoch, source, commit, records, check })
     });
     let incoming = match incoming {
         Ok(incoming) => incoming,

@@ -25,7 +25,7 @@ use downpour_proto::v1::cut_piece::Piece;
 pub use joining::{Copy, Learner, Proposal};
 pub use member::{Member, WaitSet};
 pub use promotion::{Diverged, Fenced, Promotion};
-pub use replication::{Ack, Batch, FetchRefused, Incoming, Room};
+pub use replication::{Ack, Batch, Check, FetchRefused, Incoming, Room};
 
 use crate::cut::{CutGone, CutId, SAVED_BYTES_MAX};
 use crate::log::Log;
@@ -54,6 +54,12 @@ pub struct Shard {
     state: ShardState,
     log: Log,
     role: Role,
+    /// The next record is to be followed by a digest.
+    check_due: bool,
+    /// The last digest of a primary.
+    check: Option<Check>,
+    /// What is here differs from what a primary had.
+    differs: bool,
     effects: Effects,
 }
 
@@ -175,6 +181,9 @@ impl Shard {
             state: ShardState::new(identity),
             log: Log::default(),
             role: Role::Backup,
+            check_due: false,
+            check: None,
+            differs: false,
             effects: Effects::default(),
         };
         shard.on_view(view);
@@ -291,6 +300,11 @@ impl Shard {
         }
         self.progress();
         self.want_copy();
+    }
+
+    /// The members are to compare what they have with what is here, after the next record.
+    pub fn check_soon(&mut self) {
+        self.check_due = true;
     }
 
     /// The shard is no longer here: its job was deleted, or this replica left the set.
@@ -443,6 +457,9 @@ impl Shard {
         let applied = self.state.apply(&record).expect("a primary applies what it resolved");
         self.effects.not_stored += applied.not_stored;
         let lsn = record.lsn;
+        if std::mem::take(&mut self.check_due) && self.peers().next().is_some() {
+            self.check = Some(Check { lsn, digest: self.state.sample_digest() });
+        }
         self.log_for_learner(&record);
         self.log.push(record);
         self.effects.send = true;

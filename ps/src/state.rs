@@ -22,6 +22,11 @@ use crate::dense::{Dense, Place};
 use crate::record::{Body, Change, Push, Record, Update};
 use crate::table::{self, Table, TableRules};
 
+/// Rows of all tables that a sample has, about.
+const SAMPLED_ROWS: u64 = 4096;
+/// Floats of a dense variable that a sample has, about.
+const SAMPLED_FLOATS: usize = 1 << 15;
+
 /// Which shard of which job this is: what never changes and is not in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -93,6 +98,9 @@ pub enum CannotApply {
     /// The sequence number is not the session's next.
     #[error("record {0} has a sequence number that is not its session's next")]
     Sequence(Lsn),
+    /// It was applied, and then the values here were not those of the primary.
+    #[error("at {0} the values here differ from the primary's")]
+    Differs(Lsn),
     /// The update does not fit its variable.
     #[error("record {0} does not fit the variables that are defined here")]
     Fit(Lsn),
@@ -489,7 +497,43 @@ impl ShardState {
     #[must_use]
     pub fn digest(&self) -> u64 {
         let mut digest = 0u64;
-        self.encode(&mut |word| digest = mix64(digest.rotate_left(1) ^ word).wrapping_add(word));
+        self.encode(&mut |word| digest = mix(digest, word));
+        digest
+    }
+
+    /// A hash of a sample of the canonical encoding, which costs little: all that is small, some thousand rows and some blocks. Which ones follows from the
+    /// position, so members at one LSN take the same, and in time everything is looked at.
+    #[must_use]
+    pub fn sample_digest(&self) -> u64 {
+        let mut digest = 0u64;
+        let mut sink = |word: u64| digest = mix(digest, word);
+        sink(self.last().0);
+        sink(self.clock);
+        for (session, cell) in self.cells.after(SessionId(0)) {
+            let words = [session.0, cell.last, cell.lsn.0, cell.refusals.len() as u64];
+            words.into_iter().for_each(&mut sink);
+        }
+        for (epoch, previous) in self.lineage.starts() {
+            [epoch.0, previous.0].into_iter().for_each(&mut sink);
+        }
+        let chance = mix64(self.last().0);
+        // As large a part of each table.
+        let part = ((1 << 32) / self.rows().div_ceil(SAMPLED_ROWS).max(1)).max(1);
+        let first = ((chance >> 32) * ((1 << 32) - part)) >> 32;
+        let range = first as u32..=(first + part - 1) as u32;
+        for VariableState { steps, parameters, .. } in &self.variables {
+            sink(*steps);
+            match parameters {
+                Parameters::Table(table) => {
+                    sink(table.rows());
+                    table.sample(range.clone(), &mut sink);
+                }
+                Parameters::Dense(dense) => {
+                    let first = (chance % u64::from(dense.count().max(1))) as u32;
+                    dense.sample(first, SAMPLED_FLOATS, &mut sink);
+                }
+            }
+        }
         digest
     }
 
@@ -600,6 +644,10 @@ fn without(items: &[u8], width: usize, places: &[usize]) -> Bytes {
     }
     rest.extend_from_slice(&items[start..]);
     rest.into()
+}
+
+fn mix(digest: u64, word: u64) -> u64 {
+    mix64(digest.rotate_left(1) ^ word).wrapping_add(word)
 }
 
 /// The parameters, for a cut to read.

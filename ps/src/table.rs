@@ -8,6 +8,8 @@
 //!
 //! **Price.** 16 bytes of header and about 7 of index beside a row's floats. Growing pauses for some thousand rows at once (0.1 ms), never for all.
 
+use std::ops::RangeInclusive;
+
 use bytes::BytesMut;
 use downpour_core::id::Lsn;
 use downpour_core::init::{Init, init_row};
@@ -181,8 +183,17 @@ impl Table {
 
     /// Hands the canonical encoding to `sink`: by rising key, header and floats of each row.
     pub(crate) fn encode(&self, sink: &mut impl FnMut(u64)) {
-        let mut rows: Vec<(u64, u32)> =
-            self.arena.numbers().map(|row| (self.arena.key(row), row)).collect();
+        self.encode_rows(self.arena.numbers(), sink);
+    }
+
+    /// The same of the rows whose hash is in `range` (by its low word): members with the same rows choose the same, wherever these lie.
+    pub(crate) fn sample(&self, range: RangeInclusive<u32>, sink: &mut impl FnMut(u64)) {
+        let inside = |row: &u32| range.contains(&(self.hash(self.arena.key(*row)) as u32));
+        self.encode_rows(self.index.near(range.clone()).filter(inside), sink);
+    }
+
+    fn encode_rows(&self, rows: impl Iterator<Item = u32>, sink: &mut impl FnMut(u64)) {
+        let mut rows: Vec<(u64, u32)> = rows.map(|row| (self.arena.key(row), row)).collect();
         rows.sort_unstable();
         sink(rows.len() as u64);
         for (_, row) in rows {

@@ -338,7 +338,7 @@ fn records(shard: u32, variable: v1::Variable) -> v1::ShardRecords {
         record(1, v1::record::Body::Define(variable)),
         record(2, v1::record::Body::Push(push)),
     ];
-    v1::ShardRecords { job: 1, shard, epoch: 1, commit_lsn: 0, records }
+    v1::ShardRecords { job: 1, shard, epoch: 1, commit_lsn: 0, records, check: None }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -135,6 +135,9 @@ impl Shard {
             log: Log::starting_after(state.last()),
             state,
             role: Role::Joining,
+            check_due: false,
+            check: None,
+            differs: false,
             effects: Effects::default(),
         };
         shard.on_view(view);

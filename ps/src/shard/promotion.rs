@@ -51,7 +51,7 @@ impl Shard {
     pub fn fence(&mut self, epoch: Epoch, candidate: ServerRef) -> Fenced {
         self.adopt(epoch, Some(candidate));
         // Epochs have one primary each: nobody else can be the candidate of an epoch in which this replica is.
-        let not_ready = !matches!(self.role, Role::Backup);
+        let not_ready = !matches!(self.role, Role::Backup) || self.differs;
         if epoch == self.epoch && !not_ready {
             self.leader = Some(candidate);
         }
@@ -117,7 +117,7 @@ impl Shard {
     /// They do not continue the history here.
     pub fn fetched(&mut self, epoch: Epoch, records: Vec<Record>) -> Result<(), CannotApply> {
         if epoch == self.epoch && matches!(self.role, Role::Promoting(_)) {
-            self.follow(records)?;
+            self.follow(records, None)?;
         }
         self.progress();
         Ok(())

@@ -18,8 +18,19 @@ pub struct Batch {
     pub commit: Lsn,
     /// Contiguous.
     pub records: Vec<Arc<Record>>,
+    /// Of one of the records.
+    pub check: Option<Check>,
     /// There is more to send.
     pub more: bool,
+}
+
+/// What a replica must have after a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// The record.
+    pub lsn: Lsn,
+    /// See [`ShardState::sample_digest`](crate::state::ShardState::sample_digest).
+    pub digest: u64,
 }
 
 /// Bytes that a message has for the records of a shard, about.
@@ -42,6 +53,8 @@ pub struct Incoming {
     pub commit: Lsn,
     /// Contiguous.
     pub records: Vec<Record>,
+    /// Of one of the records.
+    pub check: Option<Check>,
 }
 
 /// What a member answers.
@@ -53,6 +66,8 @@ pub struct Ack {
     pub last: Lsn,
     /// Nothing is acknowledged.
     pub not_ready: bool,
+    /// What it has differs from what a primary had: it must leave the set.
+    pub differs: bool,
 }
 
 /// Why the log cannot be fetched here.
@@ -100,7 +115,9 @@ impl Shard {
             position.sent = record.lsn;
         }
         position.sent_commit = commit;
-        Some(Batch { epoch, commit, records, more: position.sent < last })
+        let sent = |check: &Check| records.iter().any(|record| record.lsn == check.lsn);
+        let check = self.check.filter(sent);
+        Some(Batch { epoch, commit, check, more: position.sent < last, records })
     }
 
     /// The connection to `member` broke, or it answered that it is not ready: what it did not acknowledge is sent again.
@@ -148,16 +165,17 @@ impl Shard {
         self.adopt(incoming.epoch, Some(incoming.source));
         let backup = matches!(self.role, Role::Backup | Role::Joining);
         let mut followed = Ok(());
-        if backup && incoming.epoch == self.epoch {
+        if backup && incoming.epoch == self.epoch && !self.differs {
             self.leader = Some(incoming.source);
-            followed = self.follow(incoming.records);
+            followed = self.follow(incoming.records, incoming.check);
             if followed.is_ok() {
                 self.commit = self.commit.max(incoming.commit.min(self.last()));
                 self.log.trim(self.commit);
             }
         }
-        let not_ready = !backup || followed.is_err();
-        (Ack { epoch: self.epoch, last: self.last(), not_ready }, followed)
+        let differs = self.differs;
+        let not_ready = !backup || differs || followed.is_err();
+        (Ack { epoch: self.epoch, last: self.last(), not_ready, differs }, followed)
     }
 
     /// Records after `after`, about `bytes_max` of them, for a candidate of `epoch` that fenced this member.
@@ -185,7 +203,11 @@ impl Shard {
     }
 
     /// Applies what continues the history here and passes over what is part of it already.
-    pub(super) fn follow(&mut self, records: Vec<Record>) -> Result<(), CannotApply> {
+    pub(super) fn follow(
+        &mut self,
+        records: Vec<Record>,
+        check: Option<Check>,
+    ) -> Result<(), CannotApply> {
         for record in records {
             if record.lsn <= self.last() && self.state.lineage().contains(record.lsn) {
                 continue;
@@ -194,7 +216,14 @@ impl Shard {
                 return Err(CannotApply::Fit(record.lsn));
             }
             self.effects.not_stored += self.state.apply(&record)?.not_stored;
+            let lsn = record.lsn;
             self.log.push(Arc::new(record));
+            if let Some(check) = check.filter(|check| check.lsn == lsn)
+                && check.digest != self.state.sample_digest()
+            {
+                self.differs = true;
+                return Err(CannotApply::Differs(lsn));
+            }
         }
         Ok(())
     }

@@ -287,6 +287,7 @@ fn a_fenced_backup_refuses_the_old_epoch() {
         source: server(1),
         commit: batch.commit,
         records: owned(&batch.records),
+        check: None,
     };
     let (ack, _) = backup.replicate(incoming);
     assert_eq!(ack.epoch, Epoch(2));
@@ -387,6 +388,7 @@ fn a_record_out_of_order_is_refused() {
             source: server(1),
             commit: Lsn::ZERO,
             records,
+            check: None,
         })
     };
     let before = (backup.last(), encoded(&backup));
@@ -417,6 +419,7 @@ fn a_record_of_another_history_is_not_passed_over() {
         source: server(1),
         commit: Lsn::ZERO,
         records: vec![record],
+        check: None,
     });
     assert!(ack.not_ready && matches!(refused, Err(CannotApply::OutOfOrder { .. })));
 }
@@ -454,6 +457,7 @@ fn a_record_that_does_not_apply_changes_nothing_and_is_not_acknowledged() {
             source: server(1),
             commit: Lsn::ZERO,
             records: vec![record],
+            check: None,
         };
         let (ack, refused) = backup.replicate(incoming);
         assert!(ack.not_ready && refused.is_err());
@@ -505,7 +509,7 @@ fn a_member_with_another_history_is_not_counted() {
     let [mut primary, _] = cluster();
     let pushed = ticket(push(&mut primary, counting(1, &[5])));
     let ahead = Lsn::new(Epoch(1), 99);
-    let ack = Ack { epoch: Epoch(1), last: ahead, not_ready: false };
+    let ack = Ack { epoch: Epoch(1), last: ahead, not_ready: false, differs: false };
     let diverged = Diverged { member: server(2), last: ahead };
     assert_eq!(primary.acked(server(2), ack), Err(diverged));
     assert_eq!(primary.settle(&pushed, true), Settled::Pending);
@@ -523,7 +527,7 @@ fn a_candidate_takes_an_acknowledgement_from_a_member_that_is_ahead_of_it() {
     second.on_view(view(2, route(2, 2, 2, &[2, 3])));
     let answer = third.fence(Epoch(2), server(2));
     second.fenced(Epoch(2), server(3), answer).expect("one history");
-    let ack = Ack { epoch: Epoch(2), last: third.last(), not_ready: false };
+    let ack = Ack { epoch: Epoch(2), last: third.last(), not_ready: false, differs: false };
     second.acked(server(3), ack).expect("ahead, and not of another history");
     assert!(matches!(second.promotion(), Promotion::Fetch { .. }));
 }
@@ -539,7 +543,7 @@ fn a_member_that_was_removed_while_ahead_is_no_longer_listened_to() {
     second.on_route(&route(2, 3, 2, &[2]));
     second.fenced(Epoch(2), server(3), answer).expect("not a member");
     push(&mut second, counting(1, &[5]));
-    let ack = Ack { epoch: Epoch(2), last: third.last(), not_ready: false };
+    let ack = Ack { epoch: Epoch(2), last: third.last(), not_ready: false, differs: false };
     second.acked(server(3), ack).expect("not a member");
     assert_eq!(count(&second, 5), 1.0);
 }
@@ -548,7 +552,7 @@ fn a_member_that_was_removed_while_ahead_is_no_longer_listened_to() {
 fn an_epoch_that_nobody_can_have_minted_ends_no_tenure() {
     let [mut primary, _] = cluster();
     let absurd = Epoch(u64::MAX);
-    let ack = Ack { epoch: absurd, last: Lsn::ZERO, not_ready: false };
+    let ack = Ack { epoch: absurd, last: Lsn::ZERO, not_ready: false, differs: false };
     primary.acked(server(2), ack).expect("ignored");
     assert_eq!(primary.fence(absurd, server(2)).epoch, Epoch(1));
     assert!(matches!(push(&mut primary, counting(1, &[5])), Pushed::Logged(_)));
@@ -571,8 +575,75 @@ fn an_acknowledgement_of_an_older_tenure_is_ignored() {
     let [mut primary, mut backup] = cluster();
     push(&mut primary, counting(1, &[5]));
     replicate(&mut primary, &mut backup);
-    let stale = Ack { epoch: Epoch(1), last: primary.last(), not_ready: false };
+    let stale = Ack { epoch: Epoch(1), last: primary.last(), not_ready: false, differs: false };
     primary.on_view(view(2, route(3, 2, 1, &[1, 2])));
     primary.acked(server(2), stale).expect("no contradiction");
     assert_eq!(primary.promotion(), Promotion::Fence(vec![server(2)]));
+}
+
+#[test]
+fn a_backup_whose_values_differ_says_so_acknowledges_nothing_more_and_is_no_member_to_count_on() {
+    let [mut primary, mut backup] = cluster();
+    push(&mut primary, counting(1, &[5]));
+    let batch = primary.batch(server(2), Room::Whole(1000)).expect("something to send");
+    assert_eq!(batch.check, None, "not each time");
+    let mut records = owned(&batch.records);
+    // As if the backup's arithmetic were another one.
+    if let Body::Push(push) = &mut records[0].body {
+        push.updates[0].scalars.learning_rate = -2.0;
+    }
+    let send = |primary: &mut Shard, backup: &mut Shard, batch: Batch, records| {
+        let incoming = Incoming {
+            epoch: batch.epoch,
+            source: server(1),
+            commit: batch.commit,
+            check: batch.check,
+            records,
+        };
+        let (ack, _) = backup.replicate(incoming);
+        primary.acked(server(2), ack).expect("one history");
+        ack
+    };
+    let ack = send(&mut primary, &mut backup, batch, records);
+    assert!(!ack.differs && !ack.not_ready, "nobody looked");
+    primary.check_soon();
+    let pushed = ticket(push(&mut primary, counting(2, &[6])));
+    let batch = primary.batch(server(2), Room::Whole(1000)).expect("something to send");
+    assert_eq!(batch.check.map(|check| check.lsn), Some(pushed.lsn));
+    let records = owned(&batch.records);
+    let ack = send(&mut primary, &mut backup, batch, records);
+    assert!(ack.differs && ack.not_ready);
+    assert_eq!(primary.settle(&pushed, true), Settled::Pending);
+    primary.rewind(server(2));
+    let batch = primary.batch(server(2), Room::Whole(1000)).expect("sent again");
+    let records = owned(&batch.records);
+    assert!(send(&mut primary, &mut backup, batch, records).differs, "and it stays so");
+    assert!(backup.fence(Epoch(2), server(3)).not_ready);
+}
+
+#[test]
+fn members_that_are_equal_agree_on_every_sample_and_a_sample_sees_every_row_in_time() {
+    let [mut primary, mut backup] = cluster();
+    let keys: Vec<u64> = (0..20_000).collect();
+    push(&mut primary, push_of(SESSION, 1, vec![rows(COUNTS, 1, &keys, 1.0)]));
+    replicate(&mut primary, &mut backup);
+    let [mut other, _] = cluster();
+    push(&mut other, push_of(SESSION, 1, vec![rows(COUNTS, 1, &keys, 1.0)]));
+    // One float of one row, and then the same pushes.
+    let Body::Push(mut odd) = Body::Push(counting(2, &[77])) else { return };
+    odd.updates = vec![rows(COUNTS, 1, &[77], 1.5)];
+    push(&mut primary, counting(2, &[77]));
+    push(&mut other, odd);
+    let mut seen = 0;
+    for sequence in 3..200 {
+        push(&mut primary, counting(sequence, &[5]));
+        push(&mut other, counting(sequence, &[5]));
+        replicate(&mut primary, &mut backup);
+        assert_eq!(primary.state().sample_digest(), backup.state().sample_digest());
+        seen += u32::from(primary.state().sample_digest() != other.state().sample_digest());
+    }
+    assert!(
+        (10..150).contains(&seen),
+        "{seen} of 197 samples have the row: a fifth of the table each"
+    );
 }

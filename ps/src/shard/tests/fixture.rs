@@ -128,6 +128,7 @@ pub(crate) fn replicate(primary: &mut Shard, backup: &mut Shard) {
             source: primary.me,
             commit: batch.commit,
             records: owned(&batch.records),
+            check: batch.check,
         };
         let (ack, followed) = backup.replicate(incoming);
         followed.expect("a backup can follow");

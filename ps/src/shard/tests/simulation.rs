@@ -120,6 +120,7 @@ struct Seen {
     copies: u32,
     added: u32,
     promoted: u32,
+    checks: u32,
 }
 
 impl Simulation {
@@ -166,12 +167,13 @@ impl Simulation {
         for _ in 0..FAULTY_STEPS {
             match self.draw(1000) {
                 _ if self.network.len() > IN_FLIGHT_MAX => self.drop_one(),
-                0..3 => self.crash(),
-                3..10 => self.change_primary(),
+                0..2 => self.crash(),
+                2..10 => self.change_primary(),
                 10..14 => self.ask_for_removal(),
                 14 => self.break_copies(),
                 15..20 => self.drop_learners(),
-                20..40 => self.rewind(),
+                20..30 => self.check_soon(),
+                30..40 => self.rewind(),
                 40..150 => self.send_pushes(),
                 150..250 => self.publish(),
                 250..500 => self.tick(),
@@ -291,6 +293,13 @@ impl Simulation {
             shard.drop_learner(|_| true);
         }
         self.settle(index);
+    }
+
+    fn check_soon(&mut self) {
+        let index = self.draw(SERVERS as usize);
+        if let Some(shard) = self.servers[index].shard.as_mut() {
+            shard.check_soon();
+        }
     }
 
     fn shard_of(&mut self, server: ServerRef) -> Option<&mut Shard> {
@@ -414,6 +423,7 @@ impl Simulation {
                     source: me,
                     commit: batch.commit,
                     records: owned(&batch.records),
+                    check: batch.check,
                 };
                 out.push((member, Message::Replicate(incoming)));
             }
@@ -515,7 +525,9 @@ impl Simulation {
             }
             Message::Replicate(incoming) => {
                 let source = incoming.source;
+                self.seen.checks += u32::from(incoming.check.is_some());
                 let (ack, _) = shard.replicate(incoming);
+                assert!(!ack.differs, "seed {}: {to} differs from {source}", self.seed);
                 out.push((source, Message::Ack { from: to, ack }));
             }
             Message::Ack { from, ack } => {
@@ -621,19 +633,23 @@ fn counting_of(session: SessionId, sequence: u64) -> crate::record::Push {
 fn acknowledged_pushes_survive_crashes_moves_and_a_bad_network_exactly_once() {
     let mut all = Seen::default();
     for seed in 1..=200 {
-        let Seen { served, moves, copies, added, promoted } = Simulation::new(seed).run();
+        let Seen { served, moves, copies, added, promoted, checks } = Simulation::new(seed).run();
         all = Seen {
             served: all.served + served,
             moves: all.moves + moves,
             copies: all.copies + copies,
             added: all.added + added,
             promoted: all.promoted + promoted,
+            checks: all.checks + checks,
         };
     }
     // The schedules must be rough, and not so rough that nothing is left to check.
-    let Seen { served, moves, copies, added, promoted } = all;
+    let Seen { served, moves, copies, added, promoted, checks } = all;
     let told = format!(
-        "{served} runs served to the end, {moves} steps of a log, {copies} copies, {added} additions, {promoted} promotions"
+        "{served} runs served to the end, {moves} steps of a log, {copies} copies, {added} additions, {promoted} promotions, {checks} checks"
     );
-    assert!(served > 100 && moves > 20_000 && copies > 500 && added > 300, "{told}");
+    assert!(
+        served > 100 && moves > 20_000 && copies > 500 && added > 300 && checks > 100,
+        "{told}"
+    );
 }
