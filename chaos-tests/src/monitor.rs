@@ -132,6 +132,7 @@ mod tests {
             variables: Vec::new(),
             shards: epochs.map(route).into(),
             sessions: ClosedSessions::default(),
+            orders: downpour_core::checkpoint::Orders::default(),
         }
     }
 

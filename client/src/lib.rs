@@ -56,6 +56,7 @@
 mod backoff;
 pub mod blocking;
 mod buffers;
+mod checkpoint;
 mod coordinator;
 mod dense;
 mod driver;

@@ -187,6 +187,7 @@ pub(crate) mod tests {
             variables: Vec::new(),
             shards: vec![route(server(1, 1)), route(server(2, 2))],
             sessions: ClosedSessions::default(),
+            orders: downpour_core::checkpoint::Orders::default(),
         }
     }
 

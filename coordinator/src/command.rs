@@ -3,8 +3,13 @@
 //! A change that somebody asks for is logged as the request that asked: [`Logged`] wraps the messages of the wire contract, whose rules of
 //! compatibility are also those of the log. [`Command`] is the same, checked: what a handler lets through, and what apply reads.
 
-use downpour_core::id::{Epoch, JobId, ServerRef, SessionId, ShardId, VariableId};
-use downpour_core::spec::{JobSpec, VariableSpec, check_name, check_range};
+use std::collections::BTreeMap;
+
+use downpour_checkpoint::manifest::CHAIN_MAX;
+use downpour_checkpoint::name::CheckpointName;
+use downpour_core::checkpoint::{CheckpointOrder, RestoreOrder};
+use downpour_core::id::{Epoch, JobId, Lsn, ServerRef, SessionId, ShardId, VariableId};
+use downpour_core::spec::{JobSpec, Variable, VariableSpec, check_name, check_range};
 use downpour_proto::{Invalid, convert, v1};
 use prost::Message;
 
@@ -18,6 +23,10 @@ const VARIABLES_MAX: u64 = 4096;
 const REQUEST_ID_BYTES_MAX: usize = 64;
 /// Longest address, zone, name of a session.
 const TEXT_BYTES_MAX: usize = 256;
+/// Longest place of checkpoints.
+const URI_BYTES_MAX: usize = 1024;
+/// Longest reason why a checkpoint failed.
+pub const ERROR_BYTES_MAX: usize = 1024;
 /// Longest value of a label.
 const LABEL_VALUE_BYTES_MAX: usize = 4096;
 
@@ -25,7 +34,7 @@ const LABEL_VALUE_BYTES_MAX: usize = 4096;
 #[derive(Clone, PartialEq, Message)]
 pub struct Logged {
     /// What is to be done.
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 20, 21, 22, 23, 24")]
     pub body: Option<Body>,
 }
 
@@ -57,6 +66,16 @@ pub enum Body {
     Revive(v1::ServerRef),
     #[prost(message, tag = "12")]
     PlanJoins(JoinList),
+    #[prost(message, tag = "20")]
+    BeginCheckpoint(BeginCheckpoint),
+    #[prost(message, tag = "21")]
+    ShardsSaved(v1::ReportSavedRequest),
+    #[prost(message, tag = "22")]
+    EndCheckpoint(EndCheckpoint),
+    #[prost(message, tag = "23")]
+    ScheduleCheckpoints(v1::ScheduleCheckpointsRequest),
+    #[prost(message, tag = "24")]
+    RestoreJob(RestoreJob),
 }
 
 /// Sessions of any jobs.
@@ -125,6 +144,56 @@ pub struct ServerList {
     pub servers: Vec<v1::ServerRef>,
 }
 
+/// A checkpoint begins.
+#[derive(Clone, PartialEq, Message)]
+#[allow(missing_docs)]
+pub struct BeginCheckpoint {
+    #[prost(uint64, tag = "1")]
+    pub job: u64,
+    #[prost(message, optional, tag = "2")]
+    pub order: Option<v1::CheckpointOrder>,
+    #[prost(uint64, tag = "3")]
+    pub created_ms: u64,
+    #[prost(string, repeated, tag = "4")]
+    pub chain: Vec<String>,
+}
+
+/// The open checkpoint of a job is whole, or will never be.
+#[derive(Clone, PartialEq, Message)]
+#[allow(missing_docs)]
+pub struct EndCheckpoint {
+    #[prost(uint64, tag = "1")]
+    pub job: u64,
+    #[prost(string, tag = "2")]
+    pub checkpoint: String,
+    /// Empty: it is whole.
+    #[prost(string, tag = "3")]
+    pub error: String,
+    #[prost(uint64, tag = "4")]
+    pub ended_ms: u64,
+}
+
+/// A job begins with what a manifest says.
+#[derive(Clone, PartialEq, Message)]
+#[allow(missing_docs)]
+pub struct RestoreJob {
+    #[prost(message, optional, tag = "1")]
+    pub spec: Option<v1::JobSpec>,
+    #[prost(message, repeated, tag = "2")]
+    pub variables: Vec<v1::Variable>,
+    #[prost(uint32, repeated, tag = "3")]
+    pub initialized: Vec<u32>,
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub labels: BTreeMap<String, String>,
+    /// Sessions up to here have ended.
+    #[prost(uint64, tag = "5")]
+    pub high_water: u64,
+    #[prost(message, optional, tag = "6")]
+    pub order: Option<v1::RestoreOrder>,
+    #[prost(bool, tag = "7")]
+    pub replace: bool,
+}
+
 impl Body {
     /// As it goes into the log.
     ///
@@ -173,6 +242,49 @@ pub enum Command {
     Revive(ServerRef),
     /// Shards that lack a member are to get one.
     PlanJoins(Vec<Join>),
+    /// Primaries are to write what they hold.
+    BeginCheckpoint(CheckpointStart),
+    /// They wrote it.
+    ShardsSaved(JobId, String, Vec<v1::ShardSaved>),
+    /// A checkpoint is whole, or was given up.
+    EndCheckpoint(CheckpointEnd),
+    /// When checkpoints begin by themselves.
+    ScheduleCheckpoints(JobId, v1::CheckpointSchedule),
+    /// A job begins from a checkpoint.
+    RestoreJob(Restoring),
+}
+
+/// See [`BeginCheckpoint`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct CheckpointStart {
+    pub job: JobId,
+    pub order: CheckpointOrder,
+    pub created_ms: u64,
+    pub chain: Vec<String>,
+}
+
+/// See [`EndCheckpoint`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct CheckpointEnd {
+    pub job: JobId,
+    pub checkpoint: String,
+    pub error: String,
+    pub ended_ms: u64,
+}
+
+/// See [`RestoreJob`].
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Restoring {
+    pub spec: JobSpec,
+    pub variables: Vec<Variable>,
+    pub initialized: Vec<VariableId>,
+    pub labels: BTreeMap<String, String>,
+    pub high_water: u64,
+    pub order: RestoreOrder,
+    pub replace: bool,
 }
 
 /// See [`v1::RegisterServerRequest`].
@@ -287,6 +399,78 @@ impl TryFrom<Body> for Command {
                 let joins = list.joins.into_iter().map(Join::try_from);
                 Command::PlanJoins(joins.collect::<Result<_, _>>()?)
             }
+            Body::BeginCheckpoint(begin) => Command::BeginCheckpoint(begin.try_into()?),
+            Body::ShardsSaved(report) => {
+                let job = job(report.job)?;
+                check_checkpoint(&report.checkpoint)?;
+                Command::ShardsSaved(job, report.checkpoint, report.saved)
+            }
+            Body::EndCheckpoint(end) => {
+                let EndCheckpoint { job: id, checkpoint, error, ended_ms } = end;
+                check_checkpoint(&checkpoint)?;
+                bounded("error", &error, ERROR_BYTES_MAX)?;
+                Command::EndCheckpoint(CheckpointEnd { job: job(id)?, checkpoint, error, ended_ms })
+            }
+            Body::ScheduleCheckpoints(request) => {
+                let job = job(request.job)?;
+                let schedule = request.schedule.unwrap_or_default();
+                if schedule.every_ms > 0 {
+                    check_uri(&schedule.uri)?;
+                    check_range("schedule.every_ms", schedule.every_ms, 1000, u64::MAX)?;
+                    check_range(
+                        "schedule.full_every",
+                        schedule.full_every.into(),
+                        0,
+                        CHAIN_MAX as u64,
+                    )?;
+                }
+                Command::ScheduleCheckpoints(job, schedule)
+            }
+            Body::RestoreJob(restore) => Command::RestoreJob(restore.try_into()?),
+        })
+    }
+}
+
+impl TryFrom<BeginCheckpoint> for CheckpointStart {
+    type Error = Invalid;
+
+    fn try_from(begin: BeginCheckpoint) -> Result<Self, Invalid> {
+        let BeginCheckpoint { job: id, order, created_ms, chain } = begin;
+        let order: CheckpointOrder =
+            order.ok_or_else(|| Invalid::new("order", "is not given"))?.into();
+        check_uri(&order.uri)?;
+        check_checkpoint(&order.checkpoint)?;
+        check_range("chain", chain.len() as u64, 0, CHAIN_MAX as u64)?;
+        chain.iter().try_for_each(|name| check_checkpoint(name))?;
+        Ok(CheckpointStart { job: job(id)?, order, created_ms, chain })
+    }
+}
+
+impl TryFrom<RestoreJob> for Restoring {
+    type Error = Invalid;
+
+    fn try_from(restore: RestoreJob) -> Result<Self, Invalid> {
+        let missing = |field| move || Invalid::new(field, "is not given");
+        let RestoreJob { spec, variables, initialized, labels, high_water, order, replace } =
+            restore;
+        let order: RestoreOrder = order.ok_or_else(missing("order"))?.into();
+        check_uri(&order.uri)?;
+        check_name("order.job", &order.job)?;
+        check_checkpoint(&order.checkpoint)?;
+        check_range("order.epoch", order.epoch.0, 1, Lsn::EPOCH_MAX.0)?;
+        let variables = variables.into_iter().map(Variable::try_from);
+        let variables = variables.collect::<Result<Vec<_>, _>>()?;
+        for (variable, id) in variables.iter().zip(1..) {
+            check_range("variables.id", variable.id.0.into(), id, id)?;
+        }
+        Ok(Restoring {
+            spec: spec.ok_or_else(missing("spec"))?.try_into()?,
+            variables,
+            initialized: initialized.into_iter().map(VariableId).collect(),
+            labels,
+            high_water,
+            order,
+            replace,
         })
     }
 }
@@ -355,6 +539,20 @@ fn bounded(field: &'static str, text: &str, bytes_max: usize) -> Result<(), Inva
         return Err(Invalid::new(field, problem));
     }
     Ok(())
+}
+
+fn check_checkpoint(name: &str) -> Result<(), Invalid> {
+    let checked = CheckpointName::new(name);
+    checked.map(|_| ()).map_err(|bad| Invalid::new("checkpoint", bad.problem))
+}
+
+/// That a place is named at all; whether it can be reached shows where it is used.
+fn check_uri(uri: &str) -> Result<(), Invalid> {
+    bounded("uri", uri, URI_BYTES_MAX)?;
+    if uri.starts_with("file:///") || uri.starts_with("s3://") {
+        return Ok(());
+    }
+    Err(Invalid::new("uri", format!("{uri:?} is neither file:///folder nor s3://bucket/prefix")))
 }
 
 fn request_id(id: String) -> Result<String, Invalid> {

@@ -3,7 +3,7 @@
 //! Follow one change: [`service`] decodes the request, [`command`] checks it, [`raft`] makes it durable on a majority and applies it to
 //! [`state`], whose outcome is the answer. Follow one fact to its watchers: the driver publishes the new [`state::Cluster`],
 //! and each [`service::watch`] stream sends what its watcher lacks. Who lives is volatile: [`liveness`] remembers on the leader who was
-//! heard, and [`overseer`] turns silence into commands. [`server`] starts all of it, [`config`] says how.
+//! heard, and [`overseer`] turns silence into commands; [`scribe`] begins checkpoints and writes their manifests. [`server`] starts all of it, [`config`] says how.
 //!
 //! Bytes of models never pass here, and nothing here knows what a gradient is.
 
@@ -16,6 +16,7 @@ pub mod liveness;
 pub mod metrics;
 pub mod overseer;
 pub mod raft;
+pub mod scribe;
 pub mod server;
 pub mod service;
 pub mod state;

@@ -7,6 +7,7 @@ pub mod watch;
 use std::sync::Arc;
 use std::time::Instant;
 
+use downpour_checkpoint::Error as StoreError;
 use downpour_core::id::{JobId, ServerRef, ShardId};
 use downpour_core::view::JobView;
 use downpour_proto::convert;
@@ -22,6 +23,7 @@ use crate::command::{self, Body, COMMAND_BYTES_MAX, SessionList};
 use crate::liveness::Liveness;
 use crate::raft::Handle;
 use crate::raft::peers::Group;
+use crate::scribe::{self, Failure};
 use crate::state::{Cluster, Life, Reply};
 
 /// Largest request, for what its many small parts take once they are decoded is many times more. The largest there are: commands, and
@@ -106,6 +108,21 @@ impl Service {
                 Ok(true)
             }
             Life::Judged | Life::Over => Ok(false),
+        }
+    }
+}
+
+impl Service {
+    fn failure(&self, failure: Failure) -> Status {
+        match failure {
+            Failure::Raft(error) => self.status(error),
+            Failure::NoJob(_) | Failure::Store(StoreError::Missing(_)) => {
+                Status::not_found(failure.to_string())
+            }
+            Failure::Invalid(_) | Failure::Store(StoreError::Uri { .. }) => {
+                Status::invalid_argument(failure.to_string())
+            }
+            Failure::Store(_) => Status::failed_precondition(failure.to_string()),
         }
     }
 }
@@ -279,6 +296,47 @@ impl Coordinator for Service {
         self.propose(Body::CloseSessions(SessionList { sessions: vec![request] })).await?;
         info!(job = request.job, session = request.session, "session closed");
         Ok(Response::new(v1::CloseSessionReply {}))
+    }
+
+    async fn create_checkpoint(
+        &self,
+        request: Request<v1::CreateCheckpointRequest>,
+    ) -> Answer<v1::CreateCheckpointReply> {
+        let v1::CreateCheckpointRequest { job, uri, incremental } = request.into_inner();
+        let job = command::job(job)?;
+        let begun = scribe::begin(&self.handle, job, &uri, incremental).await;
+        let (checkpoint, chain) = begun.map_err(|failure| self.failure(failure))?;
+        Ok(Response::new(v1::CreateCheckpointReply { checkpoint: checkpoint.to_string(), chain }))
+    }
+
+    async fn report_saved(
+        &self,
+        request: Request<v1::ReportSavedRequest>,
+    ) -> Answer<v1::ReportSavedReply> {
+        self.propose(Body::ShardsSaved(request.into_inner())).await?;
+        Ok(Response::new(v1::ReportSavedReply {}))
+    }
+
+    async fn schedule_checkpoints(
+        &self,
+        request: Request<v1::ScheduleCheckpointsRequest>,
+    ) -> Answer<v1::ScheduleCheckpointsReply> {
+        self.propose(Body::ScheduleCheckpoints(request.into_inner())).await?;
+        Ok(Response::new(v1::ScheduleCheckpointsReply {}))
+    }
+
+    async fn restore_job(
+        &self,
+        request: Request<v1::RestoreJobRequest>,
+    ) -> Answer<v1::RestoreJobReply> {
+        // Who does not lead need not look.
+        self.read().await?;
+        let restoring = scribe::restore(request.into_inner()).await;
+        let (restore, checkpoint) = restoring.map_err(|failure| self.failure(failure))?;
+        let reply = self.propose(Body::RestoreJob(restore)).await?;
+        let Reply::Created { job, .. } = reply else { return Err(mismatch(&reply)) };
+        info!(%job, %checkpoint, "job begins from a checkpoint");
+        Ok(Response::new(v1::RestoreJobReply { job: job.0, checkpoint: checkpoint.to_string() }))
     }
 
     async fn get_cluster(

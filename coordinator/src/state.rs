@@ -8,6 +8,7 @@
 //! whenever a life of a server begins or ends, [`routes`] decides what that means for each shard; [`joins`] finds those that lack a member. [`snapshot`] is the encoding of it
 //! all, and [`size`] keeps that within one message.
 
+pub mod checkpoints;
 mod jobs;
 pub mod joins;
 mod nodes;
@@ -81,6 +82,8 @@ pub struct Job {
     pub labels: BTreeMap<String, String>,
     /// Open sessions.
     pub sessions: BTreeMap<SessionId, Session>,
+    /// Taken, being taken, to be taken.
+    pub checkpoints: v1::JobCheckpoints,
     /// Dense variables.
     dense: BTreeMap<VariableId, Dense>,
 }
@@ -197,6 +200,11 @@ impl State {
             Command::LabelJob(job, change) => self.label_job(job, change),
             Command::OpenSession(job, opening) => self.open_session(job, opening),
             Command::CloseSessions(sessions) => self.close_sessions(&sessions),
+            Command::BeginCheckpoint(start) => self.begin_checkpoint(start),
+            Command::ShardsSaved(job, name, saved) => self.shards_saved(job, &name, saved),
+            Command::EndCheckpoint(end) => self.end_checkpoint(end),
+            Command::ScheduleCheckpoints(job, schedule) => self.schedule_checkpoints(job, schedule),
+            Command::RestoreJob(restoring) => self.restore_job(restoring),
         }
     }
 

@@ -11,6 +11,7 @@
 #![warn(missing_docs)]
 
 pub mod cells;
+pub mod checkpoint;
 pub mod id;
 pub mod init;
 mod instruction_set;

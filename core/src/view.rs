@@ -1,6 +1,7 @@
 //! What the coordinator tells clients and servers.
 
 use crate::cells::ClosedSessions;
+use crate::checkpoint::Orders;
 use crate::id::{JobId, ServerRef, ShardId, VariableId};
 use crate::routing::ShardRoute;
 use crate::spec::{JobSpec, Variable};
@@ -20,6 +21,8 @@ pub struct JobView {
     pub shards: Vec<ShardRoute>,
     /// Sessions that have ended.
     pub sessions: ClosedSessions,
+    /// Of checkpoints.
+    pub orders: Orders,
 }
 
 impl JobView {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use downpour_core::cells::{ClosedSessions, Refusal, RefusalReason};
+use downpour_core::checkpoint::{CheckpointOrder, Orders, RestoreOrder};
 use downpour_core::id::{
     Epoch, Incarnation, JobId, Lsn, NodeId, ServerRef, SessionId, ShardId, VariableId,
 };
@@ -395,6 +396,8 @@ impl From<&JobView> for v1::JobView {
             variables: view.variables.iter().map(Into::into).collect(),
             shards: shards.map(|(shard, route)| shard_route(shard, route)).collect(),
             sessions: Some((&view.sessions).into()),
+            checkpoint: view.orders.checkpoint.as_ref().map(Into::into),
+            restore: view.orders.restore.as_ref().map(Into::into),
         }
     }
 }
@@ -426,7 +429,41 @@ impl TryFrom<v1::JobView> for JobView {
             shards: (view.shards.into_iter().map(ShardRoute::try_from))
                 .collect::<Result<_, _>>()?,
             sessions: view.sessions.unwrap_or_default().try_into()?,
+            orders: Orders {
+                checkpoint: view.checkpoint.map(Into::into),
+                restore: view.restore.map(Into::into),
+            },
         })
+    }
+}
+
+impl From<&CheckpointOrder> for v1::CheckpointOrder {
+    fn from(order: &CheckpointOrder) -> Self {
+        let CheckpointOrder { uri, checkpoint, newer_than } = order.clone();
+        let newer_than = newer_than.into_iter().map(|lsn| lsn.0).collect();
+        v1::CheckpointOrder { uri, checkpoint, newer_than }
+    }
+}
+
+impl From<v1::CheckpointOrder> for CheckpointOrder {
+    fn from(order: v1::CheckpointOrder) -> Self {
+        let v1::CheckpointOrder { uri, checkpoint, newer_than } = order;
+        let newer_than = newer_than.into_iter().map(Lsn).collect();
+        CheckpointOrder { uri, checkpoint, newer_than }
+    }
+}
+
+impl From<&RestoreOrder> for v1::RestoreOrder {
+    fn from(order: &RestoreOrder) -> Self {
+        let RestoreOrder { uri, job, checkpoint, epoch } = order.clone();
+        v1::RestoreOrder { uri, job, checkpoint, epoch: epoch.0 }
+    }
+}
+
+impl From<v1::RestoreOrder> for RestoreOrder {
+    fn from(order: v1::RestoreOrder) -> Self {
+        let v1::RestoreOrder { uri, job, checkpoint, epoch } = order;
+        RestoreOrder { uri, job, checkpoint, epoch: Epoch(epoch) }
     }
 }
 
@@ -547,6 +584,7 @@ mod tests {
             ],
             shards: vec![route, lost],
             sessions: ClosedSessions { high_water: 9, open: [SessionId(4)].into() },
+            orders: Orders::default(),
         }
     }
 

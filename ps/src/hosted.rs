@@ -35,6 +35,8 @@ pub(crate) struct Hosted {
     pub(crate) proposing: AtomicBool,
     /// Which copy this replica was made of, if it was.
     pub(crate) attempt: Option<u64>,
+    /// Files of it that were begun here.
+    pub(crate) saves: AtomicU32,
 }
 
 impl Hosted {
@@ -57,6 +59,7 @@ impl Hosted {
             copies: AtomicU32::new(0),
             proposing: AtomicBool::new(false),
             attempt,
+            saves: AtomicU32::new(0),
         })
     }
 

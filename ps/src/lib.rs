@@ -23,6 +23,7 @@ mod accept;
 mod arena;
 mod bench_table;
 mod bounded;
+mod checkpoint;
 mod config;
 mod coordinators;
 pub mod cut;

@@ -17,10 +17,12 @@ use downpour_proto::v1;
 use downpour_proto::v1::RetryReason;
 use downpour_proto::v1::replica_client::ReplicaClient;
 use parking_lot::RwLock;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tracing::{info, warn};
 
+use crate::checkpoint::restore;
 use crate::config::Config;
 use crate::coordinators::Coordinators;
 use crate::hosted::{Hosted, ShardKey};
@@ -29,7 +31,7 @@ use crate::link::Link;
 use crate::memory::Memory;
 use crate::metrics::ServerMetrics;
 use crate::shard::{Declined, Redirect, Role, Shard};
-use crate::state::WithoutRoom;
+use crate::state::{ShardState, WithoutRoom};
 use crate::{join, promote};
 
 /// What the lives of one process share.
@@ -60,6 +62,10 @@ pub(crate) struct Life {
     channels: DashMap<String, Channel>,
     /// Replicas that this incarnation dropped, with the epoch: it can never again be in sync by itself.
     dropped: DashMap<ShardKey, Epoch>,
+    /// Shards that are being loaded from a checkpoint.
+    restoring: DashMap<ShardKey, ()>,
+    /// Turns for those who load.
+    pub(crate) loads: Semaphore,
 }
 
 impl Life {
@@ -77,6 +83,8 @@ impl Life {
             links: DashMap::new(),
             channels: DashMap::new(),
             dropped: DashMap::new(),
+            restoring: DashMap::new(),
+            loads: Semaphore::new(restore::LOADS_MAX),
         })
     }
 
@@ -201,7 +209,53 @@ impl Life {
         }
     }
 
+    /// The newest views of all jobs.
+    pub(crate) fn views(&self) -> Vec<Arc<JobView>> {
+        self.jobs.read().values().map(Arc::clone).collect()
+    }
+
+    /// Whether a shard still has to be loaded here.
+    pub(crate) fn wants_restored(&self, key: ShardKey) -> bool {
+        let view = self.jobs.read().get(&key.job).map(Arc::clone);
+        let wanted = view.as_ref().is_some_and(|view| {
+            let route = view.route(key.shard);
+            route.is_some_and(|route| restore::order(view, route, self.me).is_some())
+        });
+        if !wanted {
+            self.restoring.remove(&key);
+        }
+        wanted
+    }
+
+    /// A shard was loaded: it is served from here on, if it is still this server's to serve.
+    pub(crate) fn restored(self: &Arc<Self>, key: ShardKey, state: ShardState) {
+        // Under the lock on views, so that none comes between the look and the insertion.
+        let jobs = self.jobs.read();
+        let view = jobs.get(&key.job).filter(|_| !self.token.is_cancelled());
+        let route = view.and_then(|view| view.route(key.shard));
+        if let (Some(view), Some(route)) = (view, route)
+            && restore::order(view, route, self.me).is_some()
+        {
+            let log_bytes_max = self.process.config.shard_log_bytes_max;
+            let shard = Shard::restored(self.me, key.shard, log_bytes_max, Arc::clone(view), state);
+            self.shards.insert(key, Hosted::new(key, shard));
+        }
+        drop(jobs);
+        self.restoring.remove(&key);
+        if let Some(hosted) = self.hosted(key) {
+            self.with(&hosted, |_| ());
+        }
+    }
+
     fn create(self: &Arc<Self>, key: ShardKey, view: &Arc<JobView>, route: &ShardRoute) {
+        if let Some(order) = restore::order(view, route, self.me)
+            && !self.dropped.contains_key(&key)
+        {
+            if self.restoring.insert(key, ()).is_none() {
+                restore::start(self, key, view, order);
+            }
+            return;
+        }
         if let Some(epoch) = self.dropped.get(&key).map(|epoch| *epoch) {
             // Whoever leads the shard gets no answer for it from here, and has this replica removed.
             warn!(job = %key.job, shard = %key.shard, %epoch, route = %route.epoch,

@@ -11,6 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tonic::{Code, Status};
 use tracing::{error, info, warn};
 
+use crate::checkpoint::take;
 use crate::keeper;
 use crate::lease::BootTime;
 use crate::life::{Life, Process};
@@ -41,6 +42,7 @@ pub(crate) async fn run(
         let life = Life::new(me, Arc::clone(&process));
         current.store(Some(Arc::clone(&life)));
         life.spawn("keep", keeper::run(Arc::clone(&life)));
+        life.spawn("checkpoint", take::run(Arc::clone(&life)));
         life.spawn("watch", watch(Arc::clone(&life)));
         let fenced = token.run_until_cancelled(heartbeats(&life, heartbeat)).await;
         current.store(None);

@@ -168,6 +168,18 @@ impl Shard {
     #[must_use]
     pub fn new(me: ServerRef, id: ShardId, log_bytes_max: usize, view: Arc<JobView>) -> Self {
         let identity = Identity { shard: id, shards: view.spec.shards, seed: view.spec.seed };
+        Self::restored(me, id, log_bytes_max, view, ShardState::new(identity))
+    }
+
+    /// A replica with a state that a checkpoint holds. Nobody else has it: the coordinator gave it a route of its own, in a new epoch.
+    #[must_use]
+    pub fn restored(
+        me: ServerRef,
+        id: ShardId,
+        log_bytes_max: usize,
+        view: Arc<JobView>,
+        state: ShardState,
+    ) -> Self {
         let mut shard = Shard {
             me,
             id,
@@ -177,9 +189,9 @@ impl Shard {
             set_version: 0,
             leader: None,
             joining: None,
-            commit: Lsn::ZERO,
-            state: ShardState::new(identity),
-            log: Log::default(),
+            commit: state.last(),
+            log: Log::starting_after(state.last()),
+            state,
             role: Role::Backup,
             check_due: false,
             check: None,

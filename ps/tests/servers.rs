@@ -56,6 +56,7 @@ fn create_job(script: &Script, servers: &[&str]) {
             variables: vec![v1::Variable { id: 1, spec: Some(spec_of_table) }],
             shards: shards.collect(),
             sessions: Some(v1::ClosedSessions::default()),
+            ..v1::JobView::default()
         }];
     });
 }

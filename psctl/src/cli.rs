@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use downpour_client::Coordinators;
 
-use crate::commands::{bench, completions, job, local, node, shard, status, worker};
+use crate::commands::{bench, checkpoint, completions, job, local, node, shard, status, worker};
 use crate::model::Cluster;
 use crate::output::Format;
 
@@ -79,6 +79,9 @@ enum Command {
     /// Members of jobs
     #[command(subcommand)]
     Worker(worker::Command),
+    /// What a job learnt, saved and restored
+    #[command(subcommand)]
+    Checkpoint(checkpoint::Command),
     /// Measure speed, against a cluster or one that is started for it
     #[command(subcommand)]
     Bench(bench::Command),
@@ -114,6 +117,7 @@ impl Cli {
                 Command::Shard(command) => command.run(format).await,
                 Command::Job(command) => command.run(format).await,
                 Command::Worker(command) => command.run(format).await,
+                Command::Checkpoint(command) => command.run(format).await,
                 Command::Local(_) | Command::Completions(_) | Command::Bench(_) => {
                     unreachable!("they need no runtime")
                 }

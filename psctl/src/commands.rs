@@ -1,6 +1,7 @@
 //! One module for each noun, one file for each verb.
 
 pub(crate) mod bench;
+pub(crate) mod checkpoint;
 pub(crate) mod completions;
 pub(crate) mod job;
 pub(crate) mod local;

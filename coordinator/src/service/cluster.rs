@@ -39,10 +39,32 @@ fn job_status(job: &Job, liveness: &Liveness) -> v1::JobStatus {
         .map(ShardId)
         .zip(&job.view.shards)
         .filter_map(|(shard, route)| liveness.last_report(id, shard, route.primary?));
+    let checkpoints = &job.checkpoints;
     v1::JobStatus {
         view: Some((&job.view).into()),
         labels: job.labels.clone().into_iter().collect(),
         sessions: sessions.collect(),
         reports: reports.collect(),
+        saved_shards: checkpoints.open.as_ref().map_or(0, |open| open.saved.len() as u32),
+        checkpoints: Some(without_files(checkpoints)),
+    }
+}
+
+/// Of an open checkpoint the reply says how many shards are stored, not which.
+fn without_files(checkpoints: &v1::JobCheckpoints) -> v1::JobCheckpoints {
+    let open = checkpoints.open.as_ref().map(|open| v1::OpenCheckpoint {
+        saved: Vec::new(),
+        chain: open.chain.clone(),
+        created_ms: open.created_ms,
+        order: open
+            .order
+            .as_ref()
+            .map(|order| v1::CheckpointOrder { newer_than: Vec::new(), ..order.clone() }),
+    });
+    v1::JobCheckpoints {
+        open,
+        whole: checkpoints.whole.clone(),
+        failed: checkpoints.failed.clone(),
+        schedule: checkpoints.schedule.clone(),
     }
 }

@@ -48,11 +48,13 @@ impl State {
             variables: Vec::new(),
             shards: plan.into_iter().map(first_route).collect(),
             sessions: ClosedSessions::default(),
+            orders: downpour_core::checkpoint::Orders::default(),
         };
         let job_state = Job {
             view,
             labels: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            checkpoints: downpour_proto::v1::JobCheckpoints::default(),
             dense: BTreeMap::new(),
         };
         self.cluster.jobs.insert(job, Arc::new(job_state));

@@ -1,5 +1,8 @@
 //! How large the state may grow: a snapshot of it must fit into one message, with room to spare.
 
+use prost::Message as _;
+
+use super::checkpoints::SAVED_BYTES;
 use super::{Job, Refused, State};
 
 /// Above this nothing new is taken.
@@ -7,7 +10,7 @@ const STATE_BYTES_MAX: usize = 48 << 20;
 
 // Upper bounds of what one of each takes in a snapshot; the names are bounded where they enter.
 pub(super) const NODE_BYTES: usize = 800;
-pub(super) const JOB_BYTES: usize = 320;
+pub(super) const JOB_BYTES: usize = 2048;
 pub(super) const SHARD_BYTES: usize = 96;
 pub(super) const VARIABLE_BYTES: usize = 640;
 pub(super) const SESSION_BYTES: usize = 320;
@@ -25,6 +28,10 @@ impl Job {
             + self.view.shards.len() * SHARD_BYTES
             + self.view.variables.len() * VARIABLE_BYTES
             + (self.sessions.len() + self.view.sessions.open.len()) * SESSION_BYTES
+            + self.checkpoints.encoded_len()
+            + self.view.orders.checkpoint.as_ref().map_or(0, |open| {
+                self.view.shards.len() * SAVED_BYTES + open.newer_than.len() * size_of::<u64>()
+            })
             + self.labels.iter().map(|(key, value)| label_bytes(key, value)).sum::<usize>()
     }
 }

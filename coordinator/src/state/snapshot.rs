@@ -49,6 +49,8 @@ struct JobRecord {
     sessions: Vec<v1::SessionView>,
     #[prost(message, repeated, tag = "4")]
     dense: Vec<DenseRecord>,
+    #[prost(message, optional, tag = "5")]
+    checkpoints: Option<v1::JobCheckpoints>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -166,6 +168,7 @@ impl From<&Job> for JobRecord {
             labels: job.labels.clone(),
             sessions: job.sessions.iter().map(session).collect(),
             dense: job.dense.iter().map(dense).collect(),
+            checkpoints: Some(job.checkpoints.clone()),
         }
     }
 }
@@ -188,6 +191,7 @@ impl TryFrom<JobRecord> for Job {
             labels: record.labels,
             sessions: record.sessions.into_iter().map(session).collect(),
             dense: record.dense.into_iter().map(dense).collect(),
+            checkpoints: record.checkpoints.unwrap_or_default(),
         })
     }
 }

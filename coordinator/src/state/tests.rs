@@ -1,3 +1,4 @@
+mod checkpoints;
 mod invariants;
 
 use std::collections::BTreeMap;

@@ -60,6 +60,7 @@ fn create_job(script: &Script, server: v1::ServerRef) {
             variables: vec![v1::Variable { id: 1, spec: Some(spec) }],
             shards: vec![route],
             sessions: Some(v1::ClosedSessions::default()),
+            ..v1::JobView::default()
         }];
     });
 }

@@ -195,6 +195,34 @@ impl Coordinator for Service {
         Err(Status::unimplemented("scripted"))
     }
 
+    async fn create_checkpoint(
+        &self,
+        _: Request<v1::CreateCheckpointRequest>,
+    ) -> Result<Response<v1::CreateCheckpointReply>, Status> {
+        Err(Status::unimplemented("scripted"))
+    }
+
+    async fn report_saved(
+        &self,
+        _: Request<v1::ReportSavedRequest>,
+    ) -> Result<Response<v1::ReportSavedReply>, Status> {
+        Err(Status::unimplemented("scripted"))
+    }
+
+    async fn schedule_checkpoints(
+        &self,
+        _: Request<v1::ScheduleCheckpointsRequest>,
+    ) -> Result<Response<v1::ScheduleCheckpointsReply>, Status> {
+        Err(Status::unimplemented("scripted"))
+    }
+
+    async fn restore_job(
+        &self,
+        _: Request<v1::RestoreJobRequest>,
+    ) -> Result<Response<v1::RestoreJobReply>, Status> {
+        Err(Status::unimplemented("scripted"))
+    }
+
     async fn open_session(
         &self,
         _: Request<v1::OpenSessionRequest>,

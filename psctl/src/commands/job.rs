@@ -30,7 +30,7 @@ impl Command {
 }
 
 /// The job of this name.
-pub(super) fn find<'a>(cluster: &'a Cluster, name: &str) -> anyhow::Result<&'a Job> {
+pub(crate) fn find<'a>(cluster: &'a Cluster, name: &str) -> anyhow::Result<&'a Job> {
     cluster
         .jobs
         .iter()

@@ -51,6 +51,7 @@ fn cluster() -> Cluster {
         variables: vec![v1::Variable { id: 1, spec: Some(item) }],
         shards: vec![route(0, Some(1), &[1, 2]), route(1, Some(2), &[2]), route(2, None, &[])],
         sessions: None,
+        ..v1::JobView::default()
     };
     let report = |shard, rows| v1::ShardReport {
         job: 1,
@@ -82,6 +83,7 @@ fn cluster() -> Cluster {
             labels: [("owner".to_owned(), "ads".to_owned())].into(),
             sessions: vec![session],
             reports: vec![report(0, 10), report(1, 20)],
+            ..v1::JobStatus::default()
         }],
     }
     .into()

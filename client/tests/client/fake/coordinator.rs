@@ -214,4 +214,26 @@ impl Coordinator for Member {
     async fn label_job(&self, _: Request<LabelJobRequest>) -> Answer<LabelJobReply> {
         Err(Status::unimplemented("not played"))
     }
+
+    async fn create_checkpoint(
+        &self,
+        _: Request<CreateCheckpointRequest>,
+    ) -> Answer<CreateCheckpointReply> {
+        Err(Status::unimplemented("not played"))
+    }
+
+    async fn report_saved(&self, _: Request<ReportSavedRequest>) -> Answer<ReportSavedReply> {
+        Err(Status::unimplemented("not played"))
+    }
+
+    async fn schedule_checkpoints(
+        &self,
+        _: Request<ScheduleCheckpointsRequest>,
+    ) -> Answer<ScheduleCheckpointsReply> {
+        Err(Status::unimplemented("not played"))
+    }
+
+    async fn restore_job(&self, _: Request<RestoreJobRequest>) -> Answer<RestoreJobReply> {
+        Err(Status::unimplemented("not played"))
+    }
 }

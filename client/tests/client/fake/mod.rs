@@ -248,6 +248,7 @@ impl State {
                 })
                 .collect(),
             sessions: ClosedSessions::default(),
+            orders: downpour_core::checkpoint::Orders::default(),
         })
     }
 

@@ -73,6 +73,7 @@ pub(crate) fn view(version: u64, route: ShardRoute) -> Arc<JobView> {
         variables: variables(),
         shards: vec![route],
         sessions: ClosedSessions::default(),
+        orders: downpour_core::checkpoint::Orders::default(),
     })
 }
 

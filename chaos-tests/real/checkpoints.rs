@@ -1,0 +1,165 @@
+//! A job is saved while it trains, every process is killed, and another cluster with another number of servers goes on from the files.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use anyhow::{Context as _, Result, ensure};
+use downpour_chaos_tests::cluster::{DEADLINE, TestCluster};
+use downpour_chaos_tests::probe::{Probe, counting_table, job, wait_for};
+use downpour_client::{Coordinators, Job, Session, SessionOptions, TableRows};
+use downpour_core::id::JobId;
+use downpour_proto::v1;
+
+const SHARDS: u32 = 16;
+const NAME: &str = "checkpoints";
+const COUNTERS: u64 = 32;
+
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn psctl(coordinators: Option<&Coordinators>, args: &[&str]) -> Result<std::process::Output> {
+    let test = std::env::current_exe()?;
+    let beside = test.parent().and_then(|deps| deps.parent()).context("a folder of binaries")?;
+    let mut psctl = Command::new(beside.join("psctl"));
+    psctl.args(args);
+    if let Some(coordinators) = coordinators {
+        psctl.arg("--coordinators").arg(coordinators.addresses().join(","));
+    }
+    psctl.output().context("run psctl (`cargo build --bins` makes it)")
+}
+
+fn succeeds(coordinators: Option<&Coordinators>, args: &[&str]) -> Result<serde_json::Value> {
+    let output = psctl(coordinators, args)?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "psctl {args:?}: {error}");
+    Ok(serde_json::from_slice(&output.stdout).unwrap_or_default())
+}
+
+/// The serials from 0 and the counters, as the cluster has them.
+async fn values(coordinators: &Coordinators, name: &str, serials: u64) -> Result<[Vec<f32>; 2]> {
+    let options = SessionOptions::worker("reader");
+    let session = Session::open(coordinators, &Job::Existing(name.into()), options).await?;
+    let tables = [counting_table("probe/serials"), counting_table("probe/counters")];
+    let defined = session.define(&tables).await?;
+    let mut read = Vec::new();
+    for (table, count) in defined.iter().zip([serials, COUNTERS]) {
+        let keys: Vec<u64> = (0..count).collect();
+        let mut values = vec![0.0; keys.len()];
+        for (keys, values) in keys.chunks(10_000).zip(values.chunks_mut(10_000)) {
+            let rows = TableRows { variable: table.variable.id, keys, values };
+            session.pull(&mut [rows], None).await.context("read the rows")?;
+        }
+        read.push(values);
+    }
+    session.close().await?;
+    let [serials, counters] = read.try_into().ok().context("two tables")?;
+    Ok([serials, counters])
+}
+
+#[test]
+fn a_job_saved_under_load_goes_on_with_another_number_of_servers_after_all_processes_were_killed()
+-> Result<()> {
+    let folder = std::env::temp_dir().join(format!("downpour-checkpoints-{}", std::process::id()));
+    let folder = Folder(folder);
+    let uri = format!("file://{}", folder.0.display());
+    let (loaded, acked_before, last, values_at_end) = save(&uri)?;
+
+    // The first cluster is gone: every process was killed.
+    let cluster = TestCluster::start(2)?;
+    let coordinators = cluster.coordinators.clone();
+    let listed = succeeds(None, &["checkpoint", "list", &uri, "-o", "json"])?;
+    ensure!(listed.as_array().is_some_and(|list| list.len() == 3), "{listed}");
+    succeeds(None, &["checkpoint", "verify", &uri, NAME])?;
+    succeeds(Some(&coordinators), &["checkpoint", "restore", &uri, NAME])?;
+    let serials = values_at_end[0].len() as u64;
+    let restored = cluster.runtime.block_on(values(&coordinators, NAME, serials))?;
+    ensure!(restored == values_at_end, "the newest checkpoint ({last}) is another state");
+
+    // Cut under load: what was acknowledged before is inside, and nothing twice.
+    let again = ["checkpoint", "restore", &uri, NAME, "--checkpoint", &loaded];
+    let refused = psctl(Some(&coordinators), &again)?;
+    ensure!(!refused.status.success(), "a job of that name exists");
+    succeeds(Some(&coordinators), &[&again[..], &["--as", "loaded", "--replicas", "1"]].concat())?;
+    let [serials, _] = cluster.runtime.block_on(values(&coordinators, "loaded", serials))?;
+    ensure!(serials[..acked_before as usize].iter().all(|&value| value == 1.0), "lost");
+    ensure!(serials.iter().all(|&value| value <= 1.0), "twice");
+
+    // The restored job trains on, exactly once, and gets its second replicas.
+    let view = cluster.runtime.block_on(async {
+        let mut probe = Probe::join(&coordinators, &job(NAME, SHARDS, 2), 1).await?;
+        probe.push_until(|tally| tally.acknowledged + tally.client_errors >= 200).await?;
+        let tally = probe.verify().await?;
+        ensure!((tally.lost, tally.duplicated, tally.client_errors) == (0, 0, 0), "{tally:?}");
+        let full = || async {
+            let view = coordinators.job(NAME).await.ok()?;
+            view.shards.iter().all(|route| route.in_sync.len() == 2).then_some(view)
+        };
+        wait_for("second replicas", DEADLINE, full).await
+    })?;
+    ensure!(
+        view.shards.iter().all(|route| route.epoch.0 > 1),
+        "epochs go on after the checkpoint's"
+    );
+    cluster.stop()
+}
+
+/// Saves a job in full while it trains, then what changed while it trains, then what changed until it stopped. Returns the second one's name, the pushes
+/// acknowledged before it began, the last one's name, and the values at the end.
+fn save(uri: &str) -> Result<(String, u64, String, [Vec<f32>; 2])> {
+    let cluster = TestCluster::start(3)?;
+    let coordinators = cluster.coordinators.clone();
+    cluster.runtime.block_on(async {
+        let mut probe = Probe::join(&coordinators, &job(NAME, SHARDS, 2), 0).await?;
+        let (acked, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (counted, stopping) = (Arc::clone(&acked), Arc::clone(&stop));
+        let pushing = tokio::spawn(async move {
+            let until = |tally: &downpour_chaos_tests::probe::Tally| {
+                counted.store(tally.acknowledged, Ordering::Relaxed);
+                stopping.load(Ordering::Relaxed)
+            };
+            probe.push_until(until).await.map(|()| probe)
+        });
+        let more = async |count: u64| {
+            let goal = acked.load(Ordering::Relaxed) + count;
+            let there = || async { (acked.load(Ordering::Relaxed) >= goal).then_some(()) };
+            wait_for("pushes", DEADLINE, there).await
+        };
+        more(300).await?;
+        let id = coordinators.job(NAME).await?.job;
+        let full = take(&coordinators, id, uri, false).await?;
+        ensure!(full.1 == 0, "full");
+        more(100).await?;
+        let acked_before = acked.load(Ordering::Relaxed);
+        let loaded = take(&coordinators, id, uri, true).await?;
+        ensure!(loaded.1 == 1, "an increment");
+        more(100).await?;
+        stop.store(true, Ordering::Relaxed);
+        let probe = pushing.await??;
+        let last = take(&coordinators, id, uri, true).await?;
+        ensure!(last.1 == 2, "an increment on an increment");
+        let total = acked.load(Ordering::Relaxed) + 8;
+        let at_end = values(&coordinators, NAME, total).await?;
+        drop(probe);
+        Ok((loaded.0, acked_before, last.0, at_end))
+    })
+}
+
+async fn take(
+    coordinators: &Coordinators,
+    job: JobId,
+    uri: &str,
+    incremental: bool,
+) -> Result<(String, u32)> {
+    let begun = coordinators.create_checkpoint(job, uri, incremental).await?;
+    let ended = coordinators.checkpoint_ended(job, &begun.checkpoint, DEADLINE, |_| {}).await?;
+    let v1::EndedCheckpoint { error, .. } = ended;
+    ensure!(error.is_empty(), "{error}");
+    Ok((begun.checkpoint, begun.chain))
+}

@@ -1,0 +1,245 @@
+//! Checkpoints of jobs: that one begins, which shards are stored, how it ended; and jobs that begin from one (docs/protocol.md 8).
+
+use std::sync::Arc;
+
+use downpour_checkpoint::manifest::{Manifest, ShardEntry};
+use downpour_checkpoint::name::CheckpointName;
+use downpour_core::cells::ClosedSessions;
+use downpour_core::checkpoint::Orders;
+use downpour_core::id::{Epoch, JobId, Lsn, SessionId, ShardId};
+use downpour_core::placement;
+use downpour_core::routing::ShardRoute;
+use downpour_core::spec::{Shape, Variable};
+use downpour_core::view::JobView;
+use downpour_proto::v1;
+
+use super::size::{JOB_BYTES, SHARD_BYTES, VARIABLE_BYTES};
+use super::{Dense, Job, Outcome, Refused, Reply, State};
+use crate::command::{CheckpointEnd, CheckpointStart, Restoring};
+
+/// Upper bound of what the file of a shard takes in a snapshot.
+pub(super) const SAVED_BYTES: usize = 96;
+
+impl State {
+    pub(super) fn begin_checkpoint(&mut self, start: CheckpointStart) -> Outcome {
+        let CheckpointStart { job: id, order, created_ms, chain } = start;
+        let job = self.job(id)?;
+        let shards = job.view.spec.shards as usize;
+        if let Some(open) = &job.view.orders.checkpoint {
+            let problem = format!("checkpoint {} of job {id} is being taken", open.checkpoint);
+            return Err(Refused::FailedPrecondition(problem));
+        }
+        if !order.newer_than.is_empty() && order.newer_than.len() != shards {
+            let problem = format!("newer_than: give one for each of the {shards} shards, or none");
+            return Err(Refused::FailedPrecondition(problem));
+        }
+        self.check_room(shards * SAVED_BYTES)?;
+        let version = self.cluster.version;
+        let job = self.job_mut(id);
+        job.checkpoints.open = Some(v1::OpenCheckpoint {
+            order: Some((&order).into()),
+            created_ms,
+            chain,
+            saved: Vec::new(),
+        });
+        job.view.orders.checkpoint = Some(order);
+        job.view.version = version;
+        Ok(Reply::Done)
+    }
+
+    /// The first file of a shard counts; a report that comes too late, or from a primary that was replaced, changes nothing.
+    pub(super) fn shards_saved(
+        &mut self,
+        id: JobId,
+        checkpoint: &str,
+        reports: Vec<v1::ShardSaved>,
+    ) -> Outcome {
+        let job = self.job(id)?;
+        if job.view.orders.checkpoint.as_ref().is_none_or(|open| open.checkpoint != checkpoint) {
+            return Ok(Reply::Done);
+        }
+        let job = self.job_mut(id);
+        let routes = &job.view.shards;
+        let Some(open) = &mut job.checkpoints.open else { return Ok(Reply::Done) };
+        for report in reports {
+            let epoch = routes.get(report.shard as usize).map(|route| route.epoch.0);
+            let place = open.saved.binary_search_by_key(&report.shard, |saved| saved.shard);
+            if let (Err(place), true) = (place, epoch == Some(report.epoch)) {
+                open.saved.insert(place, report);
+            }
+        }
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn end_checkpoint(&mut self, end: CheckpointEnd) -> Outcome {
+        let version = self.cluster.version;
+        let job = self.job(end.job)?;
+        if job.view.orders.checkpoint.as_ref().is_none_or(|open| open.checkpoint != end.checkpoint)
+        {
+            return Ok(Reply::Done);
+        }
+        let job = self.job_mut(end.job);
+        let (Some(open), Some(order)) =
+            (job.checkpoints.open.take(), job.view.orders.checkpoint.take())
+        else {
+            return Ok(Reply::Done);
+        };
+        let ended = v1::EndedCheckpoint {
+            uri: order.uri,
+            checkpoint: order.checkpoint,
+            created_ms: open.created_ms,
+            ended_ms: end.ended_ms,
+            bytes: open.saved.iter().map(|saved| saved.bytes).sum(),
+            error: end.error,
+        };
+        let place = match ended.error.is_empty() {
+            true => &mut job.checkpoints.whole,
+            false => &mut job.checkpoints.failed,
+        };
+        *place = Some(ended);
+        job.view.version = version;
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn schedule_checkpoints(
+        &mut self,
+        id: JobId,
+        schedule: v1::CheckpointSchedule,
+    ) -> Outcome {
+        self.job(id)?;
+        self.job_mut(id).checkpoints.schedule = Some(schedule).filter(|one| one.every_ms > 0);
+        Ok(Reply::Done)
+    }
+
+    /// A job whose primaries load their shards from files before they serve. They are alone in their sets; other members are copied from them.
+    pub(super) fn restore_job(&mut self, restoring: Restoring) -> Outcome {
+        let Restoring { spec, variables, initialized, labels, high_water, order, replace } =
+            restoring;
+        let same = self.cluster.jobs.values().find(|job| job.view.spec.name == spec.name);
+        if let Some(job) = same {
+            let (id, began) = (job.view.job, &job.view.orders.restore);
+            if began.as_ref() == Some(&order) && job.view.spec == spec {
+                return Ok(Reply::Created { job: id, created: false });
+            }
+            if !replace {
+                return Err(Refused::AlreadyExists(format!(
+                    "job {:?} exists: restore under another name, or ask for it to be replaced",
+                    spec.name
+                )));
+            }
+        }
+        let replaced = same.map(|job| job.view.job);
+        let shards = spec.shards as usize;
+        self.check_room(JOB_BYTES + shards * SHARD_BYTES + variables.len() * VARIABLE_BYTES)?;
+        let plan = placement::place(&self.cluster.candidates(), spec.shards, 1)?;
+        if let Some(id) = replaced {
+            self.cluster.jobs.remove(&id);
+        }
+        self.last.job += 1;
+        self.last.session = self.last.session.max(high_water);
+        let id = JobId(self.last.job);
+        let route = |servers: Vec<_>| ShardRoute {
+            epoch: order.epoch,
+            primary: servers.first().copied(),
+            in_sync: servers,
+            ..first_route()
+        };
+        let dense = |variable: &Variable| {
+            let initialized = initialized.contains(&variable.id);
+            (variable.id, Dense { initializer: SessionId(0), initialized })
+        };
+        let is_dense = |variable: &&Variable| matches!(variable.spec.shape, Shape::Dense(_));
+        let job = Job {
+            dense: variables.iter().filter(is_dense).map(dense).collect(),
+            view: JobView {
+                job: id,
+                spec,
+                version: self.cluster.version,
+                variables,
+                shards: plan.into_iter().map(route).collect(),
+                sessions: ClosedSessions { high_water, open: [].into() },
+                orders: Orders { checkpoint: None, restore: Some(order) },
+            },
+            labels,
+            sessions: [].into(),
+            checkpoints: v1::JobCheckpoints::default(),
+        };
+        self.cluster.jobs.insert(id, Arc::new(job));
+        Ok(Reply::Created { job: id, created: true })
+    }
+}
+
+fn first_route() -> ShardRoute {
+    ShardRoute {
+        epoch: Epoch(1),
+        set_version: 1,
+        primary: None,
+        in_sync: Vec::new(),
+        joining: None,
+    }
+}
+
+impl Job {
+    /// What the manifest of the open checkpoint says, when every shard is stored.
+    #[must_use]
+    pub fn manifest(&self) -> Option<Manifest> {
+        let open = self.checkpoints.open.as_ref()?;
+        let order = self.view.orders.checkpoint.as_ref()?;
+        if open.saved.len() != self.view.shards.len() {
+            return None;
+        }
+        let name = |name: &String| CheckpointName::new(name.as_str()).ok();
+        let entry = |saved: &v1::ShardSaved| ShardEntry {
+            lsn: Lsn(saved.lsn),
+            newer_than: Lsn(saved.newer_than),
+            attempt: saved.attempt,
+            bytes: saved.bytes,
+            crc32: saved.crc32,
+            rows: saved.rows,
+            blocks: saved.blocks,
+        };
+        let initialized = self.dense.iter().filter(|(_, dense)| dense.initialized);
+        let open_sessions = self.sessions.keys().map(|session| session.0);
+        let closed = &self.view.sessions;
+        Some(Manifest {
+            checkpoint: name(&order.checkpoint)?,
+            created_ms: open.created_ms,
+            job: self.view.spec.clone(),
+            variables: self.view.variables.clone(),
+            initialized: initialized.map(|(&variable, _)| variable).collect(),
+            labels: self.labels.clone(),
+            sessions: ClosedSessions {
+                high_water: open_sessions.max().unwrap_or(0).max(closed.high_water),
+                open: self.sessions.keys().copied().collect(),
+            },
+            chain: open.chain.iter().map(name).collect::<Option<_>>()?,
+            files: open.saved.iter().map(entry).collect(),
+        })
+    }
+
+    /// The last whole checkpoint that increments may build on, in this place: one of this very job, or the one that it began from.
+    #[must_use]
+    pub fn base(&self, uri: &str) -> Option<&str> {
+        let whole = self.checkpoints.whole.as_ref().filter(|whole| whole.uri == uri);
+        let began = || {
+            let order = self.view.orders.restore.as_ref();
+            order.filter(|order| order.uri == uri && order.job == self.view.spec.name)
+        };
+        (whole.map(|whole| whole.checkpoint.as_str()))
+            .or_else(|| began().map(|order| order.checkpoint.as_str()))
+    }
+}
+
+/// The epoch in which a restored job begins: after all that its checkpoint has seen, so that no LSN comes twice.
+#[must_use]
+pub fn epoch_after(manifest: &Manifest) -> Epoch {
+    let seen = manifest.files.iter().map(|file| file.lsn.epoch().0).max();
+    Epoch(seen.unwrap_or(0) + 1)
+}
+
+/// Shards that are not stored yet.
+#[must_use]
+pub fn missing(open: &v1::OpenCheckpoint, shards: u32) -> Vec<ShardId> {
+    let saved = |shard: &u32| open.saved.binary_search_by_key(shard, |one| one.shard).is_ok();
+    (0..shards).filter(|shard| !saved(shard)).map(ShardId).collect()
+}

@@ -1,0 +1,122 @@
+//! Checkpoints: who may report, what ends one, and what a job begins with that is made of one.
+
+use downpour_core::checkpoint::{CheckpointOrder, RestoreOrder};
+use downpour_core::id::{Epoch, Lsn, VariableId};
+use downpour_core::spec::Variable;
+use downpour_proto::v1;
+
+use super::*;
+use crate::command::{CheckpointEnd, CheckpointStart, Restoring};
+
+const URI: &str = "file:///x";
+
+fn start(name: &str) -> Command {
+    let order =
+        CheckpointOrder { uri: URI.into(), checkpoint: name.into(), newer_than: Vec::new() };
+    Command::BeginCheckpoint(CheckpointStart { job: JOB, order, created_ms: 5, chain: Vec::new() })
+}
+
+fn saved(name: &str, epoch: u64, lsn: u64) -> Command {
+    let saved = v1::ShardSaved { shard: 0, epoch, lsn, bytes: 7, ..Default::default() };
+    Command::ShardsSaved(JOB, name.into(), vec![saved])
+}
+
+fn end(name: &str, error: &str) -> Command {
+    let (checkpoint, error) = (name.into(), error.into());
+    Command::EndCheckpoint(CheckpointEnd { job: JOB, checkpoint, error, ended_ms: 9 })
+}
+
+impl Machine {
+    fn done(&mut self, command: Command) {
+        assert_eq!(self.apply(command), Ok(Reply::Done));
+    }
+
+    fn job(&self) -> &crate::state::Job {
+        self.state.cluster().job(JOB).unwrap()
+    }
+}
+
+#[test]
+fn one_checkpoint_at_a_time_is_whole_when_each_shard_is_stored() {
+    let (mut machine, _) = Machine::with_job(2, 2);
+    machine.done(start("a"));
+    assert!(machine.job().manifest().is_none(), "no shard is stored");
+    assert!(matches!(machine.apply(start("b")), Err(Refused::FailedPrecondition(_))));
+    machine.done(saved("b", 1, 9));
+    assert!(machine.job().manifest().is_none(), "a report of another checkpoint");
+    machine.done(saved("a", 1, 9));
+    let manifest = machine.job().manifest().unwrap();
+    assert_eq!((manifest.files[0].lsn, manifest.files[0].bytes), (Lsn(9), 7));
+    machine.done(end("b", ""));
+    assert!(machine.job().view.orders.checkpoint.is_some(), "another one ended");
+    machine.done(end("a", ""));
+    assert_eq!(machine.job().view.orders.checkpoint, None);
+    assert_eq!(machine.job().base(URI), Some("a"));
+    assert_eq!(machine.job().base("file:///y"), None, "increments stay with their base");
+    machine.done(start("b"));
+    machine.done(end("b", "no"));
+    assert_eq!(machine.job().base(URI), Some("a"), "what failed is no base");
+    assert_eq!(State::restore(&machine.state.snapshot()).unwrap(), machine.state);
+}
+
+#[test]
+fn a_primary_that_was_replaced_reports_in_vain_and_the_first_file_counts() {
+    let (mut machine, members) = Machine::with_job(2, 2);
+    machine.done(start("a"));
+    machine.judge(members[0]);
+    assert_eq!(machine.route().epoch, Epoch(2));
+    machine.done(saved("a", 1, 9));
+    assert!(machine.job().manifest().is_none(), "the old primary's file");
+    machine.done(saved("a", 2, 8));
+    machine.done(saved("a", 2, 10));
+    assert_eq!(machine.job().manifest().unwrap().files[0].lsn, Lsn(8));
+}
+
+fn restoring(name: &str, replace: bool) -> Command {
+    let spec = VariableSpec {
+        name: "d".into(),
+        optimizer: OptimizerSpec::Sgd(Sgd { learning_rate: 1.0 }),
+        shape: Shape::Dense(DenseSpec { shape: vec![3], block_floats: 2 }),
+    };
+    let order = RestoreOrder {
+        uri: URI.into(),
+        job: "ctr".into(),
+        checkpoint: "a".into(),
+        epoch: Epoch(7),
+    };
+    Command::RestoreJob(Restoring {
+        spec: job_spec(name, 1, 2),
+        variables: vec![Variable { id: VariableId(1), spec }],
+        initialized: vec![VariableId(1)],
+        labels: [("k".into(), "v".into())].into(),
+        high_water: 40,
+        order,
+        replace,
+    })
+}
+
+#[test]
+fn a_restored_job_begins_after_its_checkpoint_with_all_old_sessions_ended() {
+    let (mut machine, _) = Machine::with_job(2, 2);
+    assert!(matches!(machine.apply(restoring("ctr", false)), Err(Refused::AlreadyExists(_))));
+    let created = machine.apply(restoring("ctr", true));
+    let Ok(Reply::Created { job, created: true }) = created else { panic!("{created:?}") };
+    assert!(machine.state.cluster().job(JOB).is_none(), "replaced in the same step");
+    // A client that asks again after it lost the answer.
+    assert_eq!(machine.apply(restoring("ctr", true)), Ok(Reply::Created { job, created: false }));
+    let restored = machine.state.cluster().job(job).unwrap();
+    let route = &restored.view.shards[0];
+    assert_eq!(route.epoch, Epoch(7));
+    assert_eq!(route.in_sync, route.primary.into_iter().collect::<Vec<_>>(), "nobody else has it");
+    assert!(restored.view.sessions.contains(SessionId(40)));
+    let opening =
+        Opening { name: "w".into(), kind: v1::SessionKind::Worker, request_id: "r".into() };
+    let opened = machine.apply(Command::OpenSession(job, opening));
+    assert_eq!(opened, Ok(Reply::Opened(SessionId(41))), "no number comes twice");
+    let defined = machine.state.cluster().job(job).unwrap();
+    assert_eq!(State::restore(&machine.state.snapshot()).unwrap(), machine.state);
+    let again =
+        Command::DefineVariables(job, SessionId(41), vec![defined.view.variables[0].spec.clone()]);
+    let Ok(Reply::Defined { variables, .. }) = machine.apply(again) else { panic!("not defined") };
+    assert!(variables[0].initialized, "its first values are in the checkpoint");
+}
