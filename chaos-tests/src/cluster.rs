@@ -47,7 +47,8 @@ pub struct TestCluster {
     pub network: Option<Network>,
     /// Of each coordinator, if they are small.
     pub disks: Vec<SmallDisk>,
-    _proxies: Vec<Proxy>,
+    /// One before each process, coordinators first, if it is proxied.
+    pub proxies: Vec<Proxy>,
     // Last: nothing runs or is mounted there any more.
     dir: TempDir,
 }
@@ -96,7 +97,7 @@ impl TestCluster {
             coordinators,
             network,
             disks: Vec::new(),
-            _proxies: proxies,
+            proxies,
             dir,
         };
         for index in (0..COORDINATORS).filter(|_| setup.small_disks) {

@@ -248,12 +248,26 @@ impl<'a> Injector<'a> {
         }
     }
 
+    /// Nobody listens any more at the address of a dead process; a proxy before it would.
+    fn refuse(&self, victim: Victim, refuse: bool) {
+        let at = match victim {
+            Victim::Coordinator(index) => index,
+            Victim::Server(index) => self.cluster.processes.coordinators.len() + index,
+            Victim::Everybody => return,
+        };
+        if let Some(proxy) = self.cluster.proxies.get(at) {
+            proxy.refuse(refuse);
+        }
+    }
+
     fn hit(&mut self, fault: &Fault, victim: Victim) -> Result<()> {
         match fault.kind {
-            Kind::KillServer | Kind::KillCoordinator => self.process(victim)?.kill()?,
-            Kind::KillLeader => {
+            Kind::KillServer | Kind::KillCoordinator | Kind::KillLeader => {
                 self.process(victim)?.kill()?;
-                self.welcome_newcomer();
+                self.refuse(victim, true);
+                if fault.kind == Kind::KillLeader {
+                    self.welcome_newcomer();
+                }
             }
             Kind::PauseServer | Kind::PauseServerLong | Kind::PauseLeader => {
                 self.process(victim)?.signal(Signal::STOP)?;
@@ -287,6 +301,7 @@ impl<'a> Injector<'a> {
         let victim = active.victim;
         match active.fault.kind {
             Kind::KillServer | Kind::KillCoordinator | Kind::KillLeader => {
+                self.refuse(victim, false);
                 self.process(victim)?.start()?;
             }
             Kind::PauseServer | Kind::PauseServerLong | Kind::PauseLeader => {

@@ -38,8 +38,24 @@ impl Weather {
 /// See the module. Clones are the same network.
 #[derive(Clone)]
 pub struct Network {
-    weather: Arc<watch::Sender<Weather>>,
+    passages: Passages,
     runtime: Arc<Runtime>,
+}
+
+/// What proxies ask.
+#[derive(Clone, Default)]
+pub(crate) struct Passages(Arc<watch::Sender<Weather>>);
+
+impl Passages {
+    pub(crate) fn delay(&self) -> Duration {
+        self.0.borrow().delay
+    }
+
+    pub(crate) async fn passage(&self, from: &str, to: &str) {
+        let mut weather = self.0.subscribe();
+        // The sender lives in `self`.
+        _ = weather.wait_for(|weather| weather.passes(from, to)).await;
+    }
 }
 
 impl Network {
@@ -50,36 +66,30 @@ impl Network {
     pub fn new() -> Result<Self> {
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.worker_threads(1).enable_all().build().context("start a runtime")?;
-        Ok(Self { weather: Arc::default(), runtime: Arc::new(runtime) })
+        Ok(Self { passages: Passages::default(), runtime: Arc::new(runtime) })
     }
 
     pub(crate) fn runtime(&self) -> Arc<Runtime> {
         self.runtime.clone()
     }
 
+    pub(crate) fn passages(&self) -> Passages {
+        self.passages.clone()
+    }
+
     /// From now on nothing passes there.
     pub fn cut(&self, cut: Cut) {
-        self.weather.send_modify(|weather| _ = weather.cuts.insert(cut));
+        self.passages.0.send_modify(|weather| _ = weather.cuts.insert(cut));
     }
 
     /// From now on everything passes there again, first what waited.
     pub fn heal(&self, cut: &Cut) {
-        self.weather.send_modify(|weather| _ = weather.cuts.remove(cut));
+        self.passages.0.send_modify(|weather| _ = weather.cuts.remove(cut));
     }
 
     /// How long every byte takes from now on.
     pub fn set_delay(&self, delay: Duration) {
-        self.weather.send_modify(|weather| weather.delay = delay);
-    }
-
-    pub(crate) fn delay(&self) -> Duration {
-        self.weather.borrow().delay
-    }
-
-    pub(crate) async fn passage(&self, from: &str, to: &str) {
-        let mut weather = self.weather.subscribe();
-        // The sender lives in `self`.
-        _ = weather.wait_for(|weather| weather.passes(from, to)).await;
+        self.passages.0.send_modify(|weather| weather.delay = delay);
     }
 }
 
@@ -135,7 +145,7 @@ mod tests {
     #[test]
     fn a_cut_stops_one_direction_and_healing_opens_it() {
         let network = Network::new().unwrap();
-        let passes = |from, to| network.weather.borrow().passes(from, to);
+        let passes = |from, to| network.passages.0.borrow().passes(from, to);
         network.cut(cut(Some("a"), Some("b")));
         assert!(!passes("a", "b") && passes("b", "a") && passes("a", "c"));
         network.cut(cut(None, Some("c")));

@@ -14,13 +14,15 @@ use bytes::{Buf as _, BytesMut};
 use downpour_proto::frame::{self, HELLO_BYTES, Kind, MAGIC};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
-use crate::network::{self, Network};
+use crate::network::{self, Network, Passages};
+
+const BACKLOG: u32 = 1024;
 
 /// The proxy, with a runtime of its own or that of its network. Dropped, it takes no more connections; those that are there end with the runtime.
 pub struct Proxy {
@@ -33,12 +35,14 @@ pub struct Proxy {
 struct Shared {
     /// Whom it is in front of, as the network knows it.
     name: String,
-    network: Option<Network>,
+    network: Option<Passages>,
     delay: Duration,
     target: watch::Sender<Option<String>>,
     traffic: Mutex<Traffic>,
     /// Answers pass.
     open: watch::Sender<bool>,
+    /// Connections are taken.
+    listens: watch::Sender<bool>,
 }
 
 /// Requests in frames; what travels as gRPC passes uncounted.
@@ -66,15 +70,15 @@ impl Proxy {
     /// # Errors
     /// There is no free port.
     pub fn in_network(network: &Network, name: String) -> Result<Self> {
-        let network = network.clone();
-        Self::on(network.runtime(), "127.0.0.1:0", name, Some(network), Duration::ZERO)
+        let passages = Some(network.passages());
+        Self::on(network.runtime(), "127.0.0.1:0", name, passages, Duration::ZERO)
     }
 
     fn on(
         runtime: Arc<Runtime>,
         listen: &str,
         name: String,
-        network: Option<Network>,
+        network: Option<Passages>,
         delay: Duration,
     ) -> Result<Self> {
         let listener = runtime.block_on(TcpListener::bind(listen)).context("listen")?;
@@ -86,6 +90,7 @@ impl Proxy {
             target: watch::Sender::new(None),
             traffic: Mutex::default(),
             open: watch::Sender::new(true),
+            listens: watch::Sender::new(true),
         });
         let accepting = runtime.spawn(accept(listener, shared.clone())).abort_handle();
         Ok(Self { address, shared, accepting, _runtime: runtime })
@@ -100,6 +105,11 @@ impl Proxy {
     /// Whom connections reach, also those that wait.
     pub fn forward_to(&self, target: &str) {
         self.shared.target.send_replace(Some(target.to_owned()));
+    }
+
+    /// Refuses connections, as the system does where nobody listens, or takes them again.
+    pub fn refuse(&self, refuse: bool) {
+        self.shared.listens.send_replace(!refuse);
     }
 
     /// Holds all answers back until so many requests are under way at once, and never again after.
@@ -141,11 +151,27 @@ impl Shared {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept(mut listener: TcpListener, shared: Arc<Shared>) -> std::io::Result<()> {
+    let address = listener.local_addr()?;
+    let mut listens = shared.listens.subscribe();
     let mut connection = 0;
-    while let Ok((client, from)) = listener.accept().await {
-        connection += 1;
-        tokio::spawn(forward(client, from.port(), connection, shared.clone()));
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let (client, from) = accepted?;
+                connection += 1;
+                tokio::spawn(forward(client, from.port(), connection, shared.clone()));
+            }
+            () = async { _ = listens.wait_for(|listens| !listens).await } => {
+                drop(listener);
+                // Bound, nobody else takes the port; not listening, the system refuses.
+                let socket = TcpSocket::new_v4()?;
+                socket.set_reuseaddr(true)?;
+                socket.bind(address)?;
+                _ = listens.wait_for(|listens| *listens).await;
+                listener = socket.listen(BACKLOG)?;
+            }
+        }
     }
 }
 
@@ -202,7 +228,7 @@ async fn carry(
             }
             // When nobody takes it, the other half has ended with an error.
             let delay =
-                shared.delay + shared.network.as_ref().map_or(Duration::ZERO, Network::delay);
+                shared.delay + shared.network.as_ref().map_or(Duration::ZERO, Passages::delay);
             _ = sender.send((Instant::now() + delay, buffer.split()));
         }
     };

@@ -37,7 +37,7 @@ pub struct Config {
     /// Servers are told to heartbeat this often
     #[arg(long, value_name = "MS")]
     pub heartbeat_ms: u64,
-    /// A server that is not heard for this long is judged dead: its shards go to the other members of their in-sync sets
+    /// A server that is not heard for this long (or is late and refuses connections) is judged dead: its shards go to the other members of their in-sync sets
     #[arg(long, value_name = "MS")]
     pub failure_timeout_ms: u64,
     /// A server that alone holds a shard may go on for this long without an answer to its heartbeats
@@ -163,6 +163,8 @@ impl Config {
     pub fn timeouts(&self) -> Timeouts {
         Timeouts {
             failure: Duration::from_millis(self.failure_timeout_ms),
+            // The next heartbeat is overdue by a fifth.
+            suspicion: Duration::from_millis(self.heartbeat_ms + self.heartbeat_ms / 5),
             session: Duration::from_millis(self.session_timeout_ms),
         }
     }

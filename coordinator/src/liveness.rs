@@ -16,6 +16,8 @@ use crate::state::Cluster;
 pub struct Timeouts {
     /// Of a server.
     pub failure: Duration,
+    /// Of a server that refuses connections.
+    pub suspicion: Duration,
     /// Of a session.
     pub session: Duration,
 }
@@ -100,6 +102,24 @@ impl Liveness {
         (*server == primary).then_some(*report)
     }
 
+    /// Live servers that are late, whose death may show earlier than in silence: with their addresses.
+    #[must_use]
+    pub fn suspects(
+        &self,
+        cluster: &Cluster,
+        timeouts: Timeouts,
+        now: Instant,
+    ) -> Vec<(ServerRef, String)> {
+        let late = |server| {
+            let heard = self.servers.get(server)?;
+            Some(now - (*heard).max(self.since) > timeouts.suspicion)
+        };
+        let alive = cluster.nodes.values().filter(|node| node.view.alive);
+        let late =
+            alive.filter(|node| self.term.is_some() && late(&node.view.server) == Some(true));
+        late.map(|node| (node.view.server, node.view.address.clone())).collect()
+    }
+
     /// Live servers and open sessions that were silent for too long. Forgets what is not in the cluster any more.
     pub fn overdue(
         &mut self,
@@ -154,8 +174,11 @@ mod tests {
     use super::*;
     use crate::state::Node;
 
-    const TIMEOUTS: Timeouts =
-        Timeouts { failure: Duration::from_millis(100), session: Duration::from_millis(1000) };
+    const TIMEOUTS: Timeouts = Timeouts {
+        failure: Duration::from_millis(100),
+        suspicion: Duration::from_millis(50),
+        session: Duration::from_millis(1000),
+    };
     const SERVER: ServerRef = ServerRef { node: NodeId(1), incarnation: Incarnation(1) };
 
     fn cluster() -> Cluster {
@@ -189,6 +212,23 @@ mod tests {
         liveness.lead(Some(1), start);
         liveness.hear(SERVER, start + Duration::from_millis(50));
         assert_eq!(judged_at(&mut liveness, start, 0..1000), Some(160));
+    }
+
+    #[test]
+    fn a_late_server_is_suspected_while_the_leader_listens() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut liveness = Liveness::new(start);
+        let suspects = |liveness: &Liveness, now| liveness.suspects(&cluster(), TIMEOUTS, now);
+        liveness.hear(SERVER, start);
+        assert_eq!(suspects(&liveness, at(60)), [], "it does not lead");
+        liveness.lead(Some(1), start);
+        liveness.hear(SERVER, start);
+        assert_eq!(suspects(&liveness, at(50)), []);
+        assert_eq!(suspects(&liveness, at(60)), [(SERVER, "host:1".to_owned())]);
+        // A pause of the leader is no silence of the server.
+        liveness.overdue(&cluster(), TIMEOUTS, at(90));
+        assert_eq!(suspects(&liveness, at(100)), []);
     }
 
     #[test]

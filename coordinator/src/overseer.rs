@@ -1,11 +1,18 @@
 //! Turns silence into commands, on the leader, and has shards that lack members get them.
+//!
+//! A server that is late with its heartbeat and at whose address nobody listens is dead already: its system refuses connections to it. That is
+//! asked twice, and does not wait for the failure timeout. A wrong judgement would cost a failover and nothing more: epochs fence.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use downpour_core::id::ServerRef;
 use downpour_proto::v1;
 use parking_lot::Mutex;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -19,6 +26,12 @@ use crate::state::joins;
 /// Checks this often within the shorter timeout.
 const CHECKS_PER_TIMEOUT: u32 = 15;
 const CHECK_INTERVAL_MIN: Duration = Duration::from_millis(10);
+/// For a connection to a suspect: a machine that says nothing must not hold up the checks.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(50);
+/// Between the two connections to a suspect.
+const PROBE_PAUSE: Duration = Duration::from_millis(20);
+/// Most suspects that are asked at once.
+const PROBES_MAX: usize = 256;
 /// Most of a kind in one command; the rest follows at the next check.
 const LIST_MAX: usize = 10_000;
 
@@ -52,9 +65,12 @@ pub async fn run(
         };
         if !dead.is_empty() {
             warn!(servers = ?dead, "judging servers dead: not heard in time");
-            metrics.judged.inc_by(dead.len() as u64);
-            let servers = dead.into_iter().take(LIST_MAX).map(v1::ServerRef::from).collect();
-            propose(&handle, Body::JudgeDead(ServerList { servers })).await;
+            judge(&handle, dead, &metrics).await;
+        }
+        let gone = refusing(&handle, &liveness, timeouts).await;
+        if !gone.is_empty() {
+            warn!(servers = ?gone, "judging servers dead: late, and connections are refused");
+            judge(&handle, gone, &metrics).await;
         }
         if !ended.is_empty() {
             warn!(sessions = ?ended, "closing sessions: not renewed in time");
@@ -84,6 +100,42 @@ pub async fn run(
             propose(&handle, Body::PlanJoins(JoinList { joins })).await;
         }
     }
+}
+
+async fn judge(handle: &Handle, dead: Vec<ServerRef>, metrics: &ClusterMetrics) {
+    metrics.judged.inc_by(dead.len() as u64);
+    let servers = dead.into_iter().take(LIST_MAX).map(v1::ServerRef::from).collect();
+    propose(handle, Body::JudgeDead(ServerList { servers })).await;
+}
+
+/// Servers that are late, refuse two connections, and are still not heard.
+async fn refusing(
+    handle: &Handle,
+    liveness: &Mutex<Liveness>,
+    timeouts: Timeouts,
+) -> Vec<ServerRef> {
+    let suspects = || liveness.lock().suspects(&handle.cluster(), timeouts, Instant::now());
+    let mut asked = JoinSet::new();
+    for (server, address) in suspects().into_iter().take(PROBES_MAX) {
+        asked.spawn(async move {
+            let refused = refuses(&address).await && {
+                tokio::time::sleep(PROBE_PAUSE).await;
+                refuses(&address).await
+            };
+            refused.then_some(server)
+        });
+    }
+    let mut refusing: Vec<ServerRef> = asked.join_all().await.into_iter().flatten().collect();
+    if !refusing.is_empty() {
+        let still = suspects();
+        refusing.retain(|one| still.iter().any(|(server, _)| server == one));
+    }
+    refusing
+}
+
+async fn refuses(address: &str) -> bool {
+    let connected = tokio::time::timeout(PROBE_TIMEOUT, TcpStream::connect(address)).await;
+    matches!(connected, Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused)
 }
 
 /// Whether it was committed shows in the state: what is still overdue is proposed again.

@@ -75,6 +75,8 @@ pub struct Group {
     members: BTreeMap<u64, Member>,
     links: BTreeMap<(u64, u64), Link>,
     directory: TempDir,
+    /// Where all servers that are registered listen, and say nothing.
+    servers: std::net::TcpListener,
 }
 
 impl Group {
@@ -117,7 +119,8 @@ impl Group {
             let address = addresses[&id].clone();
             members.insert(id, Member { address, config, running: None });
         }
-        let mut group = Group { members, links, directory };
+        let servers = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut group = Group { members, links, directory, servers };
         for (id, listener) in listeners {
             group.run(id, listener);
         }
@@ -243,12 +246,18 @@ impl Group {
     pub async fn register(&self, name: &str, zone: &str) -> v1::ServerRef {
         let request = v1::RegisterServerRequest {
             name: name.into(),
-            address: "127.0.0.1:9".into(),
+            address: self.servers.local_addr().unwrap().to_string(),
             zone: zone.into(),
             request_id: unique(),
         };
         let reply = self.ask(async |mut client| client.register_server(request.clone()).await);
         reply.await.unwrap().server.unwrap()
+    }
+
+    /// From now on connections to the servers are refused.
+    pub fn close_servers(&mut self) {
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        self.servers = nobody;
     }
 
     pub async fn create_job(&self, name: &str, shards: u32, replicas: u32) -> v1::JobView {
