@@ -163,3 +163,71 @@ async fn take(
     ensure!(error.is_empty(), "{error}");
     Ok((begun.checkpoint, begun.chain))
 }
+
+#[test]
+fn checkpoints_go_on_by_themselves_through_the_loss_of_a_server_and_old_ones_are_deleted()
+-> Result<()> {
+    let folder = std::env::temp_dir().join(format!("downpour-schedule-{}", std::process::id()));
+    let folder = Folder(folder);
+    let uri = format!("file://{}", folder.0.display());
+    let mut cluster = TestCluster::start(3)?;
+    let coordinators = cluster.coordinators.clone();
+    let mut probe =
+        cluster.runtime.block_on(Probe::join(&coordinators, &job(NAME, SHARDS, 2), 0))?;
+    let schedule = [
+        "checkpoint",
+        "schedule",
+        NAME,
+        "--to",
+        &uri,
+        "--every",
+        "1s",
+        "--keep",
+        "2",
+        "--full-every",
+        "3",
+    ];
+    succeeds(Some(&coordinators), &schedule)?;
+    let id = cluster.runtime.block_on(coordinators.job(NAME))?.job;
+    let whole_after = async |time_ms: u64| {
+        let look = || async {
+            let (checkpoints, _) = coordinators.checkpoints(id).await.ok()?;
+            checkpoints.whole.filter(|whole| whole.created_ms > time_ms)
+        };
+        wait_for("a whole checkpoint", DEADLINE, look).await
+    };
+    let (first, pushing) = cluster.runtime.block_on(async {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::clone(&stop);
+        let pushing = tokio::spawn(async move {
+            probe.push_until(|_| stopping.load(Ordering::Relaxed)).await.map(|()| probe)
+        });
+        whole_after(0).await.map(|first| (first, (stop, pushing)))
+    })?;
+    // As soon as the next one begins, one of its writers dies.
+    let began = || async { coordinators.checkpoints(id).await.ok()?.0.open };
+    cluster.runtime.block_on(wait_for("the next checkpoint", DEADLINE, began))?;
+    cluster.processes.servers[0].kill()?;
+    cluster.runtime.block_on(async {
+        let (stop, pushing) = pushing;
+        let mut whole = first;
+        for _ in 0..4 {
+            whole = whole_after(whole.created_ms).await?;
+        }
+        stop.store(true, Ordering::Relaxed);
+        let tally = pushing.await??.verify().await?;
+        ensure!((tally.lost, tally.duplicated) == (0, 0), "{tally:?}");
+        anyhow::Ok(())
+    })?;
+    succeeds(Some(&coordinators), &["checkpoint", "schedule", NAME, "--off"])?;
+    cluster.runtime.block_on(async {
+        let idle =
+            || async { coordinators.checkpoints(id).await.ok()?.0.open.is_none().then_some(()) };
+        wait_for("the last one's end", DEADLINE, idle).await
+    })?;
+    succeeds(None, &["checkpoint", "verify", &uri, NAME])?;
+    let listed = succeeds(None, &["checkpoint", "list", &uri, "-o", "json"])?;
+    // The newest two, and what they build on: at most a chain of three each.
+    ensure!(listed.as_array().is_some_and(|list| (2..=6).contains(&list.len())), "{listed}");
+    Ok(())
+}

@@ -77,6 +77,7 @@ async fn look_after(handle: &Handle, id: JobId) -> Result<(), Failure> {
             let shards = missing(open, job.view.spec.shards);
             let error = format!("not stored in time: shards {shards:?}");
             end(handle, job, error).await?;
+            discard(job).await?;
         }
         return Ok(());
     }
@@ -187,6 +188,14 @@ async fn finish(handle: &Handle, id: JobId) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// The files of a checkpoint that was given up: nobody will ever list them.
+async fn discard(job: &Job) -> Result<(), StoreError> {
+    let Some(order) = &job.view.orders.checkpoint else { return Ok(()) };
+    let Ok(name) = CheckpointName::new(order.checkpoint.as_str()) else { return Ok(()) };
+    let catalog = Catalog::new(open(&order.uri, Access::Write).await?);
+    catalog.discard(&job.view.spec.name, &name).await
 }
 
 async fn end(handle: &Handle, job: &Job, mut error: String) -> Result<(), Failure> {
