@@ -31,7 +31,7 @@ pub struct Config {
     /// Bytes of all records kept because a backup has not acknowledged them; beyond, pushes are asked to come later
     #[arg(long, value_name = "BYTES")]
     pub log_bytes_max: usize,
-    /// The same for one shard
+    /// The same for one shard, and for the rows that an open cut of it has to save
     #[arg(long, value_name = "BYTES")]
     pub shard_log_bytes_max: usize,
     /// Requests of one push stream that wait for the backups; beyond, the stream is not read

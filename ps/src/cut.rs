@@ -5,7 +5,7 @@
 //! out once, as it was. [`Loader`] makes a state of the pieces.
 //!
 //! **Price.** Without an open cut, one branch for each batch of a push. With one, a comparison for each row and a copy of each row that is written
-//! before the cursor came; what is saved is bounded by [`SAVED_BYTES_MAX`], beyond which pushes are asked to come later.
+//! before the cursor came; what is saved is bounded like the log of a shard, and beyond that pushes are asked to come later.
 
 mod load;
 #[cfg(test)]
@@ -25,9 +25,6 @@ use crate::table::put_row;
 
 pub use load::Loader;
 pub(crate) use load::known;
-
-/// What the open cuts of a shard may have saved before its pushes are asked to come later.
-pub const SAVED_BYTES_MAX: usize = 32 << 20;
 
 /// Cells in one piece, with at most [`downpour_core::cells::OUTCOME_WINDOW`] refusals each.
 const CELLS_PIECE_MAX: usize = 256;

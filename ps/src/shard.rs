@@ -27,7 +27,7 @@ pub use member::{Member, WaitSet};
 pub use promotion::{Diverged, Fenced, Promotion};
 pub use replication::{Ack, Batch, Check, FetchRefused, Incoming, Room};
 
-use crate::cut::{CutGone, CutId, SAVED_BYTES_MAX};
+use crate::cut::{CutGone, CutId};
 use crate::log::Log;
 use crate::record::{Body, Push, Record};
 use crate::state::{Identity, ShardState, WithoutRoom, extends};
@@ -361,7 +361,7 @@ impl Shard {
         if !self.state.cells().has_room(push.session) {
             return Pushed::Declined(Declined::Retry(RetryReason::Overloaded));
         }
-        if self.state.cut_bytes() >= SAVED_BYTES_MAX {
+        if self.state.cut_bytes() >= self.log_bytes_max {
             return Pushed::Declined(Declined::Retry(RetryReason::Overloaded));
         }
         if self.log.bytes() >= self.log_bytes_max {

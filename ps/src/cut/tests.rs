@@ -9,7 +9,7 @@ use downpour_proto::v1::cut_piece::Piece;
 use proptest::prelude::*;
 use prost::Message;
 
-use super::{CutGone, CutId, Loader, SAVED_BYTES_MAX};
+use super::{CutGone, CutId, Loader};
 use crate::record::Change;
 use crate::shard::tests::fixture::*;
 use crate::shard::{Declined, Pushed, Shard};
@@ -257,14 +257,14 @@ fn a_cut_with_something_missing_or_twice_is_refused_by_field() {
 #[test]
 fn pushes_wait_while_a_cut_has_saved_all_that_it_may_and_go_on_when_it_was_read_or_closed() {
     let [mut shard] = cluster();
-    let keys: Vec<u64> = (0..SAVED_BYTES_MAX as u64 / 20 + 1).collect();
+    let keys: Vec<u64> = (0..LOG_BYTES_MAX as u64 / 20 + 1).collect();
     ticket(push(&mut shard, counting(1, &keys)));
     let id = shard.open_cut(Lsn::ZERO).expect("it serves");
     ticket(push(&mut shard, counting(2, &keys)));
     let later = Pushed::Declined(Declined::Retry(RetryReason::Overloaded));
     assert_eq!(push(&mut shard, counting(3, &[5])), later);
     // The small state, the end of the cells, and then what was saved.
-    while shard.state().cut_bytes() >= SAVED_BYTES_MAX {
+    while shard.state().cut_bytes() >= LOG_BYTES_MAX {
         shard.read_cut(id, 1 << 18).expect("it is open");
     }
     ticket(push(&mut shard, counting(3, &[5])));
