@@ -34,7 +34,10 @@ const LABEL_VALUE_BYTES_MAX: usize = 4096;
 #[derive(Clone, PartialEq, Message)]
 pub struct Logged {
     /// What is to be done.
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 20, 21, 22, 23, 24")]
+    #[prost(
+        oneof = "Body",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 20, 21, 22, 23, 24"
+    )]
     pub body: Option<Body>,
 }
 
@@ -66,6 +69,8 @@ pub enum Body {
     Revive(v1::ServerRef),
     #[prost(message, tag = "12")]
     PlanJoins(JoinList),
+    #[prost(message, tag = "13")]
+    ReplacePrimary(v1::ChangeInSyncRequest),
     #[prost(message, tag = "20")]
     BeginCheckpoint(BeginCheckpoint),
     #[prost(message, tag = "21")]
@@ -242,6 +247,8 @@ pub enum Command {
     Revive(ServerRef),
     /// Shards that lack a member are to get one.
     PlanJoins(Vec<Join>),
+    /// The others in its set are heard, but not by the primary.
+    ReplacePrimary(InSyncChange),
     /// Primaries are to write what they hold.
     BeginCheckpoint(CheckpointStart),
     /// They wrote it.
@@ -395,6 +402,7 @@ impl TryFrom<Body> for Command {
             }
             Body::JudgeDead(list) => Command::JudgeDead(servers(list.servers)?),
             Body::Revive(server) => Command::Revive(server.try_into()?),
+            Body::ReplacePrimary(request) => Command::ReplacePrimary(request.try_into()?),
             Body::PlanJoins(list) => {
                 let joins = list.joins.into_iter().map(Join::try_from);
                 Command::PlanJoins(joins.collect::<Result<_, _>>()?)

@@ -31,6 +31,8 @@ pub struct Liveness {
     since: Instant,
     checked: Instant,
     servers: BTreeMap<ServerRef, Instant>,
+    /// Those that were really heard: to the others silence is only not counted yet.
+    heard: BTreeMap<ServerRef, Instant>,
     sessions: BTreeMap<SessionId, Renewal>,
     reports: BTreeMap<(JobId, ShardId), (ServerRef, v1::ShardReport)>,
 }
@@ -51,6 +53,7 @@ impl Liveness {
             since: now,
             checked: now,
             servers: BTreeMap::new(),
+            heard: BTreeMap::new(),
             sessions: BTreeMap::new(),
             reports: BTreeMap::new(),
         }
@@ -66,6 +69,13 @@ impl Liveness {
     /// A server was heard.
     pub fn hear(&mut self, server: ServerRef, now: Instant) {
         self.servers.insert(server, now);
+        self.heard.insert(server, now);
+    }
+
+    /// Whether a server was heard after `since`.
+    #[must_use]
+    pub fn heard_since(&self, server: ServerRef, since: Instant) -> bool {
+        self.heard.get(&server).is_some_and(|heard| *heard > since)
     }
 
     /// A server said what it holds of a shard.
@@ -135,9 +145,11 @@ impl Liveness {
         if self.term.is_none() {
             return (Vec::new(), Vec::new());
         }
-        self.servers.retain(|server, _| {
+        let newest = |server: &ServerRef| {
             cluster.nodes.get(&server.node).is_some_and(|node| node.view.server == *server)
-        });
+        };
+        self.servers.retain(|server, _| newest(server));
+        self.heard.retain(|server, _| newest(server));
         let is_open = |job: JobId, session| {
             cluster.job(job).is_some_and(|job| job.sessions.contains_key(&session))
         };

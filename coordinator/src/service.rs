@@ -5,7 +5,7 @@ mod status;
 pub mod watch;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use downpour_checkpoint::Error as StoreError;
 use downpour_core::id::{JobId, ServerRef, ShardId};
@@ -96,6 +96,27 @@ impl Service {
             ))),
             None => Ok(()),
         }
+    }
+
+    /// Whether all of these are heard within two heartbeats from now, on the leader. Who is stopped or gone is not.
+    async fn hears_all(&self, servers: &[v1::ServerRef]) -> bool {
+        let arrived = Instant::now();
+        let servers = servers.iter().filter_map(|server| ServerRef::try_from(*server).ok());
+        let servers: Vec<ServerRef> = servers.collect();
+        let patience = Duration::from_millis(2 * self.times.heartbeat_ms);
+        let mut looks = tokio::time::interval(patience / 20);
+        let cluster = self.handle.cluster();
+        if servers.iter().any(|server| cluster.life(*server) != Life::Alive) {
+            return false;
+        }
+        while self.handle.status().leads() && arrived.elapsed() <= patience {
+            looks.tick().await;
+            let liveness = self.liveness.lock();
+            if servers.iter().all(|server| liveness.heard_since(*server, arrived)) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Whether `server` may go on as it is. One that was judged dead while it holds what nobody else has may.
@@ -193,7 +214,9 @@ impl Coordinator for Service {
         let request = request.into_inner();
         let (job, shard) = (request.job, ShardId(request.shard));
         let primary = convert::server("primary", request.primary)?;
-        let reply = self.propose(Body::ChangeInSync(request)).await?;
+        let cut_off = request.unreachable && self.hears_all(&request.remove).await;
+        let change = if cut_off { Body::ReplacePrimary } else { Body::ChangeInSync };
+        let reply = self.propose(change(request)).await?;
         let Reply::InSync { changed, route } = reply else { return Err(mismatch(&reply)) };
         info!(job, %shard, changed, epoch = %route.epoch, set = ?route.in_sync, "in-sync set");
         // Committed after the request arrived: that confirms leadership as a ReadIndex does.

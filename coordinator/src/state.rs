@@ -189,6 +189,7 @@ impl State {
             Command::RegisterServer(registration) => self.register_server(registration),
             Command::JudgeDead(servers) => self.judge_dead(&servers),
             Command::Revive(server) => self.revive(server),
+            Command::ReplacePrimary(change) => self.replace_primary(&change),
             Command::PlanJoins(joins) => self.plan_joins(&joins),
             Command::ChangeInSync(change) => self.change_in_sync(&change),
             Command::CreateJob(spec) => self.create_job(spec),

@@ -107,6 +107,37 @@ async fn the_shards_of_a_silent_server_go_to_those_that_are_heard_and_it_is_fenc
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_cannot_reach_others_which_are_heard_is_replaced_and_goes_on_without_silent_ones()
+ {
+    let group = Group::start_with(3, |config| config.heartbeat_ms = 100).await;
+    let (one, two) = (group.register("ps-0", "").await, group.register("ps-1", "").await);
+    let job = group.create_job("ctr", 2, 2).await;
+    let report = async |route: &v1::ShardRoute| {
+        let primary = route.primary.expect("not lost");
+        let change = v1::ChangeInSyncRequest {
+            job: job.job,
+            shard: route.shard,
+            epoch: route.epoch,
+            set_version: route.set_version,
+            primary: Some(primary),
+            remove: route.in_sync.iter().copied().filter(|one| *one != primary).collect(),
+            unreachable: true,
+            ..Default::default()
+        };
+        let reply = group.ask(async |mut client| client.change_in_sync(change.clone()).await).await;
+        reply.unwrap().route.expect("as committed")
+    };
+    let silent = report(&job.shards[0]).await;
+    assert_eq!((silent.epoch, silent.primary), (1, job.shards[0].primary), "nobody was heard");
+    let alive = [keep_alive(&group, one), keep_alive(&group, two)];
+    let replaced = report(&job.shards[1]).await;
+    assert_eq!(replaced.epoch, 2);
+    assert_ne!(replaced.primary, job.shards[1].primary);
+    assert_eq!(replaced.in_sync, [replaced.primary.expect("not lost")]);
+    alive.iter().for_each(JoinHandle::abort);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_alone_holds_a_shard_is_waited_for_and_welcomed_back() {
     let group = Group::start_with(1, impatient).await;
     let server = group.register("ps-0", "").await;

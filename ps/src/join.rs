@@ -152,6 +152,7 @@ async fn propose_while_due(life: &Arc<Life>, hosted: &Arc<Hosted>) {
             primary: Some(life.me.into()),
             add: vec![server.into()],
             remove: Vec::new(),
+            unreachable: false,
         };
         match life.change_in_sync(hosted, request).await {
             Ok(true) => {

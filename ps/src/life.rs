@@ -3,6 +3,7 @@
 //! The state machines decide; [`Life::with`] runs one call of one of them and carries out the effects.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use downpour_proto::v1;
 use downpour_proto::v1::RetryReason;
 use downpour_proto::v1::replica_client::ReplicaClient;
 use parking_lot::RwLock;
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -427,12 +429,13 @@ impl Life {
         hosted: &Arc<Hosted>,
         member: ServerRef,
     ) -> Result<(), tonic::Status> {
-        let request = {
+        let (mut request, last) = {
             let shard = hosted.shard.lock();
             if !shard.involves(member) {
                 return Ok(());
             }
-            v1::ChangeInSyncRequest {
+            let last = shard.members().all(|(other, _)| other == member);
+            let request = v1::ChangeInSyncRequest {
                 job: hosted.key.job.0,
                 shard: hosted.key.shard.0,
                 epoch: shard.epoch().0,
@@ -440,8 +443,13 @@ impl Life {
                 primary: Some(self.me.into()),
                 add: Vec::new(),
                 remove: vec![member.into()],
-            }
+                unreachable: false,
+            };
+            (request, last)
         };
+        if let Some(address) = self.address(member).filter(|_| last) {
+            request.unreachable = unreachable(&address).await;
+        }
         if self.change_in_sync(hosted, request).await? {
             info!(job = %hosted.key.job, shard = %hosted.key.shard, %member, "removed from the in-sync set");
             self.process.metrics.removed_members.inc();
@@ -489,7 +497,34 @@ impl Life {
     }
 }
 
+/// Whether no connection to `address` can be made. A stopped process takes connections, and one that is gone has them refused: both are reached.
+async fn unreachable(address: &str) -> bool {
+    match tokio::time::timeout(REACH_MAX, TcpStream::connect(address)).await {
+        Ok(Ok(_)) => false,
+        Ok(Err(error)) => error.kind() != io::ErrorKind::ConnectionRefused,
+        Err(_) => true,
+    }
+}
+
+/// Making a connection takes a round trip.
+const REACH_MAX: Duration = Duration::from_millis(500);
 /// A coordinator that does not commit a change for this long is passed over.
 const CHANGE_PATIENCE: Duration = Duration::from_secs(2);
 /// Between attempts to change an in-sync set.
 const CHANGE_PAUSE: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::unreachable;
+
+    #[tokio::test]
+    async fn who_takes_or_refuses_a_connection_is_reached() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound").to_string();
+        assert!(!unreachable(&address).await, "it never accepts, as one that is stopped");
+        drop(listener);
+        assert!(!unreachable(&address).await, "nobody listens");
+    }
+}

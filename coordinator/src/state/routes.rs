@@ -107,6 +107,32 @@ impl State {
         Ok(Reply::InSync { changed: true, route })
     }
 
+    /// The primary wanted to go on without all the others, which are heard: it is who is cut off (protocol 3.3). It leaves the set at once, for it would only want
+    /// the same of its successor.
+    pub(super) fn replace_primary(&mut self, change: &InSyncChange) -> Outcome {
+        let job = self.job(change.job)?;
+        let route = job.view.route(change.shard).cloned();
+        let based_on = (change.epoch, change.set_version, Some(change.primary));
+        let same = |route: &ShardRoute| (route.epoch, route.set_version, route.primary) == based_on;
+        let Some(route) = route.filter(same) else { return self.change_in_sync(change) };
+        let alive = |server: &ServerRef| self.cluster.life(*server) == Life::Alive;
+        let successor = route.others(change.primary).find(alive);
+        let all = route.others(change.primary).all(|member| change.remove.contains(&member));
+        let Some(successor) = successor.filter(|_| all) else { return self.change_in_sync(change) };
+        let route = ShardRoute {
+            epoch: Epoch(route.epoch.0 + 1),
+            set_version: route.set_version + 1,
+            primary: Some(successor),
+            in_sync: route.others(change.primary).collect(),
+            joining: None,
+        };
+        let version = self.cluster.version;
+        let view = &mut self.job_mut(change.job).view;
+        view.version = version;
+        view.shards[change.shard.0 as usize] = route.clone();
+        Ok(Reply::InSync { changed: true, route })
+    }
+
     fn check_set(
         &self,
         change: &InSyncChange,

@@ -299,6 +299,29 @@ fn who_is_joining_is_never_promoted_and_joins_no_more_under_another_primary() {
 }
 
 #[test]
+fn a_primary_that_wants_to_remove_all_the_others_although_they_are_heard_is_itself_replaced() {
+    let (mut machine, members) = Machine::with_job(3, 3);
+    let one = machine.change(&[], &members[1..2]);
+    machine.apply(Command::ReplacePrimary(one)).unwrap();
+    assert_eq!(machine.route().primary, Some(members[0]), "another one is left");
+    let stale = InSyncChange { set_version: 1, ..machine.change(&[], &members[2..]) };
+    let outcome = machine.apply(Command::ReplacePrimary(stale));
+    assert!(matches!(outcome, Ok(Reply::InSync { changed: false, .. })));
+    let all = machine.change(&[], &members[2..]);
+    machine.apply(Command::ReplacePrimary(all)).unwrap();
+    let route = machine.route();
+    assert_eq!((route.primary, route.epoch), (Some(members[2]), Epoch(2)));
+    assert_eq!(route.in_sync, [members[2]], "it would want the same of its successor");
+    // One that is judged dead takes nothing over.
+    machine.join(members[0]);
+    machine.apply(Command::ChangeInSync(machine.change(&members[..1], &[]))).unwrap();
+    machine.judge(members[0]);
+    machine.apply(Command::ReplacePrimary(machine.change(&[], &members[..1]))).unwrap();
+    assert_eq!(machine.route().primary, Some(members[2]));
+    assert_eq!(machine.route().in_sync, [members[2]]);
+}
+
+#[test]
 fn no_server_copies_or_is_copied_to_more_than_twice_at_once() {
     let mut machine = Machine::default();
     for number in 0..3 {
