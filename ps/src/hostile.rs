@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::BytesMut;
-use downpour_core::id::{JobId, ShardId};
+use downpour_core::id::{JobId, Lsn, ShardId};
 use downpour_node::metrics::Registry;
 use downpour_node::shutdown::Shutdown;
 use downpour_proto::v1;
+use downpour_proto::v1::cut_piece::Piece;
 use downpour_proto::v1::pull_part_reply::Result as PullResult;
 use downpour_proto::v1::push_part_reply::Result as PushResult;
 use proptest::prelude::*;
@@ -25,8 +26,9 @@ use crate::life::{Life, Process};
 use crate::membership::Current;
 use crate::memory::Memory;
 use crate::metrics::ServerMetrics;
+use crate::shard::Role;
 use crate::shard::tests::fixture::{COUNTS, DENSE, EMBEDDING, route, server, view};
-use crate::{pull, push, replica};
+use crate::{pull, push, receive, replica};
 
 /// A server that serves one shard of one job, alone.
 pub(crate) fn serving() -> (Arc<Life>, Current) {
@@ -178,6 +180,108 @@ proptest! {
             }
         });
     }
+}
+
+/// A copy of a shard with rows and blocks, as somebody sends it who leads epoch 1.
+async fn a_copy() -> Vec<v1::CopyRequest> {
+    let (life, current) = serving();
+    let taken = push::take(&life.process, &current, a_push()).await.expect("well-formed");
+    taken.settle(&life.process).await;
+    let hosted = life.hosted(KEY).expect("here");
+    let mut shard = hosted.shard.lock();
+    let id = shard.open_cut(Lsn::ZERO).expect("it serves");
+    let head = v1::CopyHead {
+        source: Some(server(2).into()),
+        incarnation: server(1).incarnation.0,
+        job: 1,
+        shard: 0,
+        epoch: 1,
+        set_version: 2,
+        attempt: 1,
+    };
+    let mut requests = vec![v1::CopyRequest { head: Some(head), piece: None }];
+    loop {
+        let piece = shard.read_cut(id, 30).expect("it is open");
+        let end = matches!(piece, Piece::End(_));
+        let piece = Some(v1::CutPiece { piece: Some(piece) });
+        requests.push(v1::CopyRequest { head: None, piece });
+        if end {
+            return requests;
+        }
+    }
+}
+
+const KEY: ShardKey = ShardKey { job: JobId(1), shard: ShardId(0) };
+
+/// A server to which server 2 is to copy the shard.
+fn joining() -> Arc<Life> {
+    let (life, _) = serving();
+    let mut joining = route(1, 2, 2, &[2]);
+    joining.joining = Some(server(1));
+    life.on_view(downpour_core::view::JobView::clone(&view(2, joining)));
+    life
+}
+
+async fn take_copy(life: &Arc<Life>, requests: Vec<v1::CopyRequest>) -> Result<Lsn, Code> {
+    let mut requests = requests.into_iter();
+    let head = requests.next().and_then(|first| first.head).unwrap_or_default();
+    let pieces = futures::stream::iter(requests.map(Ok));
+    receive::copy(life, head, pieces).await.map_err(|status| status.code())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn spoilt_copies_are_taken_or_refused(at: usize, changes in changes()) {
+        block_on(async {
+            let mut copy = a_copy().await;
+            let at = at % copy.len();
+            if let Some(request) = spoilt(&copy[at], &changes) {
+                copy[at] = request;
+                let life = joining();
+                let taken = take_copy(&life, copy).await;
+                assert_eq!(taken.is_ok(), life.hosted(KEY).is_some(), "{taken:?}");
+                life.end();
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_copy_becomes_a_replica_that_joins_and_only_a_newer_one_replaces_it() {
+    let life = joining();
+    let copy = a_copy().await;
+    assert!(take_copy(&life, copy.clone()).await.is_ok(), "though its old replica was dropped");
+    let joined =
+        || life.hosted(KEY).is_some_and(|one| matches!(one.shard.lock().role(), Role::Joining));
+    assert!(joined());
+    assert_eq!(take_copy(&life, copy.clone()).await, Err(Code::AlreadyExists), "not newer");
+    let with = |change: fn(&mut v1::CopyHead)| {
+        let mut copy = copy.clone();
+        copy[0].head.iter_mut().for_each(change);
+        copy
+    };
+    assert!(take_copy(&life, with(|head| head.attempt = 2)).await.is_ok() && joined());
+    // A copy that breaks off leaves nothing.
+    let mut cut_short = with(|head| head.attempt = 3);
+    cut_short.pop();
+    assert_eq!(take_copy(&life, cut_short).await, Err(Code::Aborted));
+    assert!(life.hosted(KEY).is_none());
+    // It is a member: no copy takes its place.
+    assert!(take_copy(&life, with(|head| head.attempt = 4)).await.is_ok());
+    life.on_view(downpour_core::view::JobView::clone(&view(3, route(1, 3, 2, &[1, 2]))));
+    assert_eq!(take_copy(&life, with(|head| head.attempt = 5)).await, Err(Code::AlreadyExists));
+    // It left the set in epoch 2: what a primary of epoch 1 sends comes too late.
+    life.on_view(downpour_core::view::JobView::clone(&view(4, route(2, 4, 2, &[2]))));
+    assert!(life.hosted(KEY).is_none());
+    assert_eq!(take_copy(&life, with(|head| head.attempt = 6)).await, Err(Code::Aborted));
+}
+
+#[tokio::test]
+async fn a_member_that_was_dropped_does_not_come_back_by_a_view_alone() {
+    let life = joining();
+    life.on_view(downpour_core::view::JobView::clone(&view(3, route(1, 3, 2, &[1, 2]))));
+    assert!(life.hosted(KEY).is_none());
 }
 
 #[tokio::test]

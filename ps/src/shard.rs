@@ -290,6 +290,8 @@ impl Shard {
         let member = route.in_sync.contains(&self.me);
         let waits = matches!(self.role, Role::Joining) && route.joining == Some(self.me);
         if !member && !waits {
+            // What is dropped is not to come back by a copy from an older epoch.
+            (self.epoch, self.leader) = (route.epoch, route.primary);
             return self.remove();
         }
         let tenure_goes_on = route.epoch == self.epoch;
