@@ -7,7 +7,7 @@
 //! AVX-512 is compiled for that test only: rows of 16 to 64 floats were no faster with it (a division of 16 floats takes as long as
 //! two of 8), and Adagrad and Adam 5 to 25 % slower.
 //!
-//! This is the one module of the crate with `unsafe`: calling a function that was compiled for instructions which the machine
+//! Beside [`crate::prefetch`] this is the one module of the crate with `unsafe`: calling a function that was compiled for instructions which the machine
 //! might lack.
 
 #![allow(unsafe_code)]

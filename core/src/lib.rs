@@ -20,6 +20,7 @@ pub mod mix;
 pub mod optimizer;
 pub mod parameter;
 pub mod placement;
+pub mod prefetch;
 pub mod routing;
 pub mod row_format;
 pub mod spec;

@@ -1,6 +1,7 @@
 //! Raw tensors on the wire: little-endian, unpadded, read where they arrived at whatever alignment.
 
 use bytes::{BufMut, BytesMut};
+use downpour_core::prefetch::prefetch_row;
 use downpour_core::row_format::{RowFormat, from_bf16, to_bf16};
 use downpour_core::tensor_bytes::{FLOAT_BYTES, floats};
 
@@ -148,12 +149,14 @@ pub fn put_rows(
     // Copies of a length that the compiler knows need no call, which for a short row takes longer than the copy.
     match (matrix.as_chunks::<16>(), dim, format) {
         ((rows, []), 16, RowFormat::F32) if cfg!(target_endian = "little") => {
-            for &position in positions {
+            for (at, &position) in positions.iter().enumerate() {
+                ahead(matrix, dim, positions, at);
                 out.put_slice(bytemuck::bytes_of(&rows[position as usize]));
             }
         }
         _ => {
-            for &position in positions {
+            for (at, &position) in positions.iter().enumerate() {
+                ahead(matrix, dim, positions, at);
                 put_row_floats(out, format, &matrix[position as usize * dim..][..dim]);
             }
         }
@@ -180,19 +183,35 @@ pub fn get_rows(
         let problem = format!("holds {} bytes for {} rows", bytes.len(), positions.len());
         return Err(Invalid::new(field, problem));
     }
-    match (bytes.as_chunks::<64>(), matrix.as_chunks_mut::<16>(), dim, format) {
-        ((from, []), (rows, []), 16, RowFormat::F32) if cfg!(target_endian = "little") => {
-            for (row, &position) in from.iter().zip(positions) {
+    match (bytes.as_chunks::<64>(), dim, format) {
+        ((from, []), 16, RowFormat::F32) if cfg!(target_endian = "little") => {
+            for (at, (row, &position)) in from.iter().zip(positions).enumerate() {
+                ahead(matrix, dim, positions, at);
+                let (rows, _) = matrix.as_chunks_mut::<16>();
                 bytemuck::bytes_of_mut(&mut rows[position as usize]).copy_from_slice(row);
             }
         }
         _ => {
-            for (row, &position) in bytes.chunks_exact(row_bytes).zip(positions) {
+            let rows = bytes.chunks_exact(row_bytes).zip(positions);
+            for (at, (row, &position)) in rows.enumerate() {
+                ahead(matrix, dim, positions, at);
                 get_row_floats(row, format, &mut matrix[position as usize * dim..][..dim]);
             }
         }
     }
     Ok(())
+}
+
+/// Bytes of rows that are asked for before they are copied. The positions of a shard jump through the matrix in a way that no processor foresees.
+const AHEAD_BYTES: usize = 2048;
+
+/// Asks for the row that is copied some rows after the one at `at`.
+#[inline(always)]
+fn ahead(matrix: &[f32], dim: usize, positions: &[u32], at: usize) {
+    let rows = (AHEAD_BYTES / FLOAT_BYTES / dim.max(1)).clamp(1, 16);
+    if let Some(&position) = positions.get(at + rows) {
+        prefetch_row(matrix, dim, position);
+    }
 }
 
 #[cfg(test)]

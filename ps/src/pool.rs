@@ -12,6 +12,7 @@ mod chunk;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ptr::NonNull;
 
+use downpour_core::prefetch::prefetch;
 use parking_lot::Mutex;
 
 pub(crate) use chunk::{CHUNK_BYTES, mapped_bytes};
@@ -140,19 +141,6 @@ impl Drop for Slab {
 /// Bytes of the slab that `bytes` get: the next of the three sizes, or whole chunks.
 pub(crate) fn slab_bytes(bytes: usize) -> usize {
     Class::of(bytes).map_or_else(|| bytes.next_multiple_of(CHUNK_BYTES), Class::bytes)
-}
-
-/// Asks for the cache line of `place`, which may be anything. Into the second cache: more such requests can be on their way than into the first.
-#[inline(always)]
-pub(crate) fn prefetch<T>(place: *const T) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    // SAFETY: SSE is part of x86-64, and a prefetch neither faults nor reads what the program can see.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T2, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T2>(place.cast());
-    }
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    let _ = place;
 }
 
 #[derive(Clone, Copy, Debug)]

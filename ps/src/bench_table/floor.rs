@@ -2,7 +2,7 @@
 
 use downpour_core::tensor_bytes::floats;
 
-use crate::pool::prefetch;
+use downpour_core::prefetch::prefetch;
 
 /// Rows ahead that are asked for.
 const AHEAD: usize = 16;

@@ -14,8 +14,8 @@ use parking_lot::Mutex;
 
 use super::workload::SHARDS;
 use crate::arena::{Arena, HEADER_WORDS};
-use crate::pool::prefetch;
 use crate::table::{Table, TableRules};
+use downpour_core::prefetch::prefetch;
 
 /// Rows of one table on all shards of a server.
 pub(super) trait Store: Sync {
