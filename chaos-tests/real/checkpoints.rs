@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
 use downpour_chaos_tests::cluster::{DEADLINE, TestCluster};
-use downpour_chaos_tests::probe::{Probe, counting_table, job, wait_for};
 use downpour_client::{Coordinators, Job, Session, SessionOptions, TableRows};
 use downpour_core::id::JobId;
 use downpour_proto::v1;
+use downpour_psctl::probe::{Probe, counting_table, job, wait_for};
 
 const SHARDS: u32 = 16;
 const NAME: &str = "checkpoints";
@@ -120,7 +120,7 @@ fn save(uri: &str) -> Result<(String, u64, String, [Vec<f32>; 2])> {
         let (acked, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (counted, stopping) = (Arc::clone(&acked), Arc::clone(&stop));
         let pushing = tokio::spawn(async move {
-            let until = |tally: &downpour_chaos_tests::probe::Tally| {
+            let until = |tally: &downpour_psctl::probe::Tally| {
                 counted.store(tally.acknowledged, Ordering::Relaxed);
                 stopping.load(Ordering::Relaxed)
             };

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use downpour_chaos_tests::cluster::{DEADLINE, TestCluster};
-use downpour_chaos_tests::probe::{self, Probe, wait_for};
 use downpour_core::id::ShardId;
+use downpour_psctl::probe::{self, Probe, wait_for};
 
 const JOB: &str = "replaced";
 const SHARDS: u32 = 8;

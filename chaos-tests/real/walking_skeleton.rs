@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use downpour_chaos_tests::cluster::{DEADLINE, TestCluster};
-use downpour_chaos_tests::probe::{self, Probe, counting_table, wait_for};
 use downpour_client::{Job, Session, SessionOptions, TableRows};
 use downpour_core::id::ShardId;
 use downpour_core::view::JobView;
 use downpour_proto::v1;
 use downpour_proto::v1::push_part_reply::Result as PartResult;
+use downpour_psctl::probe::{self, Probe, counting_table, wait_for};
 
 const KEY: u64 = 42;
 

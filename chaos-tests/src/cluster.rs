@@ -12,8 +12,8 @@ use tokio::runtime::Runtime;
 
 use crate::disk::SmallDisk;
 use crate::network::Network;
-use crate::probe::wait_for;
 use crate::proxy::Proxy;
+use downpour_psctl::probe::wait_for;
 
 const COORDINATORS: usize = 3;
 /// Often, so that a run has some.

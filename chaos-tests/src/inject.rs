@@ -11,14 +11,14 @@ use anyhow::{Context, Result, bail, ensure};
 use downpour_psctl::local::{Interrupt, Process};
 use rustix::process::Signal;
 
-use crate::acks::{Acks, Outage};
 use crate::cluster::{DEADLINE, TestCluster};
 use crate::disk;
 use crate::faults::{Fault, Kind};
 use crate::monitor::Monitor;
 use crate::network::Cut;
-use crate::probe::{self, Probe, Tally};
 use crate::report::During;
+use downpour_psctl::acks::{Acks, Outage};
+use downpour_psctl::probe::{self, Probe, Tally};
 
 const POLL: Duration = Duration::from_millis(10);
 /// Pushes of a worker that joins while nobody leads.

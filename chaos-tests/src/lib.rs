@@ -2,7 +2,7 @@
 //!
 //! Follow one run (`downpour-chaos`, or [`scenario::run`] from a test): [`faults`] says what goes wrong and when, from a seed alone. [`cluster`] starts
 //! the real binaries, each behind a [`proxy`] of one [`network`] and on a [`disk`] of its own where a fault needs that. Clients
-//! ([`probe`], docs/protocol.md 10) push without pause; [`acks`] notes how long they waited after each loss of a server. [`inject`] does what the
+//! ([`downpour_psctl::probe`], docs/protocol.md 10) push without pause; [`downpour_psctl::acks`] notes how long they waited after each loss of a server. [`inject`] does what the
 //! schedule says and undoes it, [`monitor`] watches the committed state meanwhile. In the end every row is read back, and [`report`] says
 //! whether the promises were kept.
 //!
@@ -10,14 +10,12 @@
 
 #![forbid(unsafe_code)]
 
-pub mod acks;
 pub mod cluster;
 pub mod disk;
 pub mod faults;
 pub mod inject;
 pub mod monitor;
 pub mod network;
-pub mod probe;
 pub mod proxy;
 pub mod report;
 pub mod scenario;

@@ -127,7 +127,7 @@ mod tests {
         };
         JobView {
             job: JobId(1),
-            spec: crate::probe::job("watched", 2, 2),
+            spec: downpour_psctl::probe::job("watched", 2, 2),
             version: 1,
             variables: Vec::new(),
             shards: epochs.map(route).into(),

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::acks::Recovery;
 use crate::faults::Scenario;
+use downpour_psctl::acks::Recovery;
 
 /// See the module. Every number is there in every report.
 #[derive(Clone, Debug, Serialize)]

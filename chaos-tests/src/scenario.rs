@@ -10,14 +10,14 @@ use downpour_core::spec::JobSpec;
 use downpour_psctl::local::Interrupt;
 use tokio::task::JoinHandle;
 
-use crate::acks::{Acks, Outage};
 use crate::cluster::{Setup, TestCluster};
 use crate::disk;
 use crate::faults::{Kind, Scenario, Schedule};
 use crate::inject::Injector;
 use crate::monitor::Monitor;
-use crate::probe::{Probe, Tally, job};
 use crate::report::{DetectedBy, Report};
+use downpour_psctl::acks::{Acks, Outage};
+use downpour_psctl::probe::{self, Probe, Tally, job};
 
 const SERVERS: usize = 3;
 const SHARDS: u32 = 24;
@@ -116,27 +116,12 @@ fn disturb(cluster: &mut TestCluster, scenario: Scenario, options: &Options) -> 
     })
 }
 
-/// What all clients found together. Besides each client's own rows, every push of everybody is in the counters of all shards.
 async fn count(clients: Vec<JoinHandle<Result<Probe>>>) -> Result<Tally> {
     let mut probes = Vec::new();
     for client in clients {
         probes.push(client.await.context("a client panicked")??);
     }
-    let counters = match probes.first_mut() {
-        Some(probe) => probe.counters().await?,
-        None => Vec::new(),
-    };
-    let mut tally = Tally::default();
-    for probe in probes {
-        tally = tally.merge(&probe.verify().await?);
-    }
-    let (least, most) = (tally.acknowledged, tally.acknowledged + tally.unknown);
-    // Whole numbers, exact up to 2^24.
-    for counter in counters.into_iter().map(|counter| counter as u64) {
-        tally.lost = tally.lost.max(least.saturating_sub(counter));
-        tally.duplicated = tally.duplicated.max(counter.saturating_sub(most));
-    }
-    Ok(tally)
+    probe::verify_all(probes).await
 }
 
 fn start_client(

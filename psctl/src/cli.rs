@@ -5,7 +5,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use downpour_client::Coordinators;
 
-use crate::commands::{bench, checkpoint, completions, job, local, node, shard, status, worker};
+use crate::commands::{
+    bench, checkpoint, completions, job, local, node, shard, status, verify, worker,
+};
 use crate::model::Cluster;
 use crate::output::Format;
 
@@ -82,6 +84,8 @@ enum Command {
     /// What a job learnt, saved and restored
     #[command(subcommand)]
     Checkpoint(checkpoint::Command),
+    /// Push for a while in a job of its own, and count what was lost or applied twice
+    Verify(verify::Args),
     /// Measure speed, against a cluster or one that is started for it
     #[command(subcommand)]
     Bench(bench::Command),
@@ -107,6 +111,7 @@ impl Cli {
             Command::Local(args) => return local::run(args, format),
             Command::Completions(args) => return completions::run(&args),
             Command::Bench(command) => return command.run(format),
+            Command::Verify(args) => return verify::run(&args, format),
             call => call,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -118,7 +123,10 @@ impl Cli {
                 Command::Job(command) => command.run(format).await,
                 Command::Worker(command) => command.run(format).await,
                 Command::Checkpoint(command) => command.run(format).await,
-                Command::Local(_) | Command::Completions(_) | Command::Bench(_) => {
+                Command::Local(_)
+                | Command::Completions(_)
+                | Command::Bench(_)
+                | Command::Verify(_) => {
                     unreachable!("they need no runtime")
                 }
             }

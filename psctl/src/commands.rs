@@ -8,4 +8,5 @@ pub(crate) mod local;
 pub(crate) mod node;
 pub(crate) mod shard;
 pub(crate) mod status;
+pub(crate) mod verify;
 pub(crate) mod worker;

@@ -1,4 +1,5 @@
-//! What `psctl` is made of that others can use: [`local`] runs a whole cluster as child processes on this machine.
+//! What `psctl` is made of that others can use: [`local`] runs a whole cluster as child processes on this machine; [`probe`] is a client
+//! whose pushes can be counted afterwards, and [`acks`] how long it waited.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -19,4 +20,6 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod acks;
 pub mod local;
+pub mod probe;

@@ -238,6 +238,28 @@ impl Probe {
     }
 }
 
+/// What all clients of a job found together. Besides each client's own rows, every push of everybody is in the counters of all shards.
+///
+/// # Errors
+/// The rows cannot be read.
+pub async fn verify_all(mut probes: Vec<Probe>) -> Result<Tally> {
+    let counters = match probes.first_mut() {
+        Some(probe) => probe.counters().await?,
+        None => Vec::new(),
+    };
+    let mut tally = Tally::default();
+    for probe in probes {
+        tally = tally.merge(&probe.verify().await?);
+    }
+    let (least, most) = (tally.acknowledged, tally.acknowledged + tally.unknown);
+    // Whole numbers, exact up to 2^24.
+    for counter in counters.into_iter().map(|counter| counter as u64) {
+        tally.lost = tally.lost.max(least.saturating_sub(counter));
+        tally.duplicated = tally.duplicated.max(counter.saturating_sub(most));
+    }
+    Ok(tally)
+}
+
 /// The smallest key on each shard, sorted.
 fn key_of_each_shard(salt: u64, shards: u32) -> Vec<u64> {
     let mut seen = BTreeSet::new();
