@@ -31,8 +31,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// # Errors
 /// The data directory cannot be used, or the member cannot keep its promises: see [`Fatal`].
 pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::Result<()> {
-    // Replaced by a real check below: without any, the process would count as ready.
-    node.readiness.check("raft", || Err("opening the log".into()));
     let group = group(&config, &listener)?;
     let identity = Identity {
         cluster: group.cluster.clone(),
@@ -57,6 +55,7 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
         true => Ok(()),
         false => Err("no leader yet, not caught up with it, or not yet told by every other member what it knows (the data directory is new)".into()),
     });
+    node.readiness.started();
     let stop = node.shutdown.token();
     link_ends.start(&group, admission, &handle, &node.shutdown)?;
     let liveness = Arc::new(Mutex::new(Liveness::new(Instant::now())));

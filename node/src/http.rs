@@ -13,6 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics;
 
+/// The check that fails until a process has added its own.
+const STARTED: &str = "started";
+
 type Check = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 /// What must hold before a process may be sent work. Cheap to clone; ready when every check passes, so without any at once.
@@ -35,6 +38,15 @@ impl Readiness {
         check: impl Fn() -> Result<(), String> + Send + Sync + 'static,
     ) {
         self.checks.lock().unwrap_or_else(PoisonError::into_inner).insert(name, Box::new(check));
+    }
+
+    /// The process has added all its checks: until it says so, a process that [`crate::process::run`] runs is not ready.
+    pub fn started(&self) {
+        self.check(STARTED, || Ok(()));
+    }
+
+    pub(crate) fn starting(&self) {
+        self.check(STARTED, || Err("starting".into()));
     }
 
     /// Adds a check whose outcome is set through the gate; closed at first.
@@ -131,6 +143,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("bound");
         let readiness = Readiness::default();
+        readiness.starting();
         let gate = readiness.gate("registered", "not registered yet");
         readiness.check("disk", || Err("full".into()));
         let registry = Registry::new();
@@ -140,7 +153,11 @@ mod tests {
 
         let reply = request(address, "/readyz").await;
         assert!(reply.starts_with("HTTP/1.1 503"), "{reply}");
-        assert!(reply.ends_with("disk: full\nregistered: not registered yet\n"), "{reply}");
+        assert!(
+            reply.ends_with("disk: full\nregistered: not registered yet\nstarted: starting\n"),
+            "{reply}"
+        );
+        readiness.started();
         gate.open();
         readiness.check("disk", || Ok(()));
         assert!(request(address, "/readyz").await.starts_with("HTTP/1.1 200"));

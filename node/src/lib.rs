@@ -34,6 +34,7 @@
 //!
 //! async fn serve(config: Config, node: Node) -> anyhow::Result<()> {
 //!     let _listener = downpour_node::listen::bind("listen", &config.common.listen, config.common.insecure).await?;
+//!     node.readiness.started();
 //!     node.shutdown.token().cancelled().await;
 //!     Ok(())
 //! }

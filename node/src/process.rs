@@ -18,7 +18,7 @@ use crate::{listen, telemetry};
 pub struct Node {
     /// When to stop, and who is waited for.
     pub shutdown: Shutdown,
-    /// What `/readyz` says. A check "shutdown" is there already.
+    /// What `/readyz` says. A check "shutdown" is there already; once the others are, say [`Readiness::started`].
     pub readiness: Readiness,
     /// What `/metrics` shows.
     pub registry: Registry,
@@ -75,6 +75,7 @@ where
     let Node { shutdown, readiness, registry } = node.clone();
     shutdown.on_signals().context("handle signals")?;
     let token = shutdown.token();
+    readiness.starting();
     readiness.check(
         "shutdown",
         move || if token.is_cancelled() { Err("stopping".into()) } else { Ok(()) },

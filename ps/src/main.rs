@@ -6,10 +6,6 @@ use downpour_node::config::{self, Program};
 use downpour_node::{listen, process};
 use downpour_ps::{Config, bench_table, run};
 
-/// Requests and records come and go by the thousand, made by one thread and freed by another (docs/performance.md, "The wire").
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|first| first == "bench-table") {

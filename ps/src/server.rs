@@ -61,6 +61,7 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
         None => Err("not registered".into()),
         Some(life) => life.not_ready().map_or(Ok(()), Err),
     });
+    node.readiness.started();
     let token = node.shutdown.token();
     let shards = service::Service { process: Arc::clone(&process), current: Arc::clone(&current) };
     let replicas =

@@ -11,10 +11,6 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-/// `psctl bench` measures with the clients of this process.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 mod cli;
 mod commands;
 mod model;

@@ -52,7 +52,7 @@ async fn a_new_leader_is_found_while_there_is_none() {
 async fn members_that_name_each_other_end_in_a_deadline_and_not_in_a_busy_loop() {
     let cluster = Cluster::start(2, 1).await;
     cluster.state.lock().manners = vec![Manner::Misleads(1), Manner::Misleads(0)];
-    let coordinators = coordinators(&cluster).with_deadline(Duration::from_millis(300));
+    let coordinators = coordinators(&cluster).with_deadline(Duration::from_secs(1));
     let error = coordinators.create_job(&fake::job()).await.unwrap_err();
     assert!(matches!(error, Error::Deadline { what: "create job", .. }), "{error}");
     assert!(error.to_string().contains("not the leader"), "{error}");
