@@ -117,7 +117,9 @@ pub async fn begin(
             format!("job {:?} has no variables yet: there is nothing to save", job.view.spec.name);
         return Err(Failure::Invalid(problem));
     }
-    let created_ms = unix_ms();
+    // Names tell which is newer, also where the clock of the leader before was ahead of this one.
+    let before = [&job.checkpoints.whole, &job.checkpoints.failed].into_iter().flatten();
+    let created_ms = before.map(|ended| ended.created_ms + 1).max().unwrap_or(0).max(unix_ms());
     let nonce = mix64(created_ms ^ id.0 << 48 ^ cluster.version << 20) as u32;
     let name = CheckpointName::at(created_ms, nonce);
     let catalog = Catalog::new(open(uri, Access::Write).await?);
@@ -165,6 +167,15 @@ async fn finish(handle: &Handle, id: JobId) -> Result<(), Failure> {
         return Ok(());
     };
     let catalog = Catalog::new(open(&order.uri, Access::Write).await?);
+    // Somebody may have deleted what it builds on.
+    match catalog.chain(manifest.clone()).await {
+        Ok(_) => {}
+        Err(error @ (StoreError::Missing(_) | StoreError::Structure { .. })) => {
+            end(handle, job, format!("what it builds on: {error}")).await?;
+            return Ok(discard(job).await?);
+        }
+        Err(error) => return Err(error.into()),
+    }
     match catalog.create_manifest(&manifest).await {
         Ok(()) => {}
         Err(StoreError::Exists(_)) => {

@@ -160,6 +160,10 @@ pub(crate) struct RowsOut {
 }
 
 impl RowsOut {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
     fn bytes(&self) -> usize {
         self.keys.len() + self.lsns.len() + self.floats.len()
     }
@@ -208,7 +212,8 @@ pub(crate) trait Parameters {
     /// Bytes saved for a cut of one variable.
     fn saved_bytes(&self, variable: VariableId, cut: CutId) -> usize;
 
-    /// The next rows or blocks of a variable, and whether these were the last. Nothing if there are none.
+    /// The next rows or blocks of a variable, and whether these were the last. Nothing if there are none left; an empty piece if none were found, but not
+    /// all was looked at.
     fn read(&mut self, variable: VariableId, cut: CutId, bytes_max: usize)
     -> (Option<Piece>, bool);
 }
@@ -280,14 +285,8 @@ impl Cuts {
         while cut.read < cut.variables {
             let (piece, end) = parameters.read(VariableId(cut.read + 1), id, bytes_max);
             cut.read += u32::from(end);
-            match piece {
-                Some(piece) => return Ok(cut.counted(piece)),
-                // It looked at as much as one call may.
-                None if !end => {
-                    let variable = cut.read + 1;
-                    return Ok(Piece::Rows(v1::CutRows { variable, ..Default::default() }));
-                }
-                None => {}
+            if let Some(piece) = piece {
+                return Ok(cut.counted(piece));
             }
         }
         Ok(Piece::End(v1::CutEnd { rows: cut.rows, blocks: cut.blocks }))
@@ -329,15 +328,13 @@ fn wire_cell(session: SessionId, cell: &Cell) -> v1::CutCell {
     }
 }
 
-/// What was read of a table, if it is anything.
-pub(crate) fn rows_piece(variable: VariableId, rows: RowsOut) -> Option<Piece> {
+/// What was read of a table.
+pub(crate) fn rows_piece(variable: VariableId, rows: RowsOut) -> Piece {
     let RowsOut { keys, lsns, floats } = rows;
-    (!keys.is_empty()).then(|| {
-        Piece::Rows(v1::CutRows {
-            variable: variable.0,
-            keys: keys.freeze(),
-            lsns: lsns.freeze(),
-            floats: floats.freeze(),
-        })
+    Piece::Rows(v1::CutRows {
+        variable: variable.0,
+        keys: keys.freeze(),
+        lsns: lsns.freeze(),
+        floats: floats.freeze(),
     })
 }

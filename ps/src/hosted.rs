@@ -33,8 +33,8 @@ pub(crate) struct Hosted {
     pub(crate) copies: AtomicU32,
     /// A task has who is joining added.
     pub(crate) proposing: AtomicBool,
-    /// Which copy this replica was made of, if it was.
-    pub(crate) attempt: Option<u64>,
+    /// Which copy this replica was made of, if it was: the tenure in which it was made, and its number there.
+    pub(crate) attempt: Option<(Epoch, u64)>,
     /// Files of it that were begun here.
     pub(crate) saves: AtomicU32,
 }
@@ -44,11 +44,11 @@ impl Hosted {
         Hosted::made(key, shard, None)
     }
 
-    pub(crate) fn copied(key: ShardKey, shard: Shard, attempt: u64) -> Arc<Self> {
+    pub(crate) fn copied(key: ShardKey, shard: Shard, attempt: (Epoch, u64)) -> Arc<Self> {
         Hosted::made(key, shard, Some(attempt))
     }
 
-    fn made(key: ShardKey, shard: Shard, attempt: Option<u64>) -> Arc<Self> {
+    fn made(key: ShardKey, shard: Shard, attempt: Option<(Epoch, u64)>) -> Arc<Self> {
         Arc::new(Hosted {
             key,
             shard: Mutex::new(shard),
@@ -68,7 +68,7 @@ impl Hosted {
         let shard = self.shard.lock();
         let known = shard.epoch();
         match shard.role() {
-            Role::Joining => known < epoch || (known == epoch && self.attempt < Some(attempt)),
+            Role::Joining => known <= epoch && self.attempt < Some((epoch, attempt)),
             Role::Removed => known <= epoch,
             Role::Backup | Role::Promoting(_) | Role::Primary(_) => false,
         }

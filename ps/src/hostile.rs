@@ -278,6 +278,32 @@ async fn a_copy_becomes_a_replica_that_joins_and_only_a_newer_one_replaces_it() 
 }
 
 #[tokio::test]
+async fn a_copy_of_an_earlier_tenure_gives_way_to_the_first_of_the_next() {
+    let life = joining();
+    let mut copy = a_copy().await;
+    copy[0].head.iter_mut().for_each(|head| head.attempt = 9);
+    assert!(take_copy(&life, copy.clone()).await.is_ok());
+    // What was between the two tenures is not heard here.
+    let mut next = route(2, 4, 3, &[3]);
+    next.joining = Some(server(1));
+    life.on_view(downpour_core::view::JobView::clone(&view(3, next)));
+    assert!(life.hosted(KEY).is_some());
+    assert_eq!(take_copy(&life, copy.clone()).await, Err(Code::AlreadyExists));
+    copy[0].head.iter_mut().for_each(|head| {
+        (head.epoch, head.set_version, head.attempt) = (2, 4, 1);
+    });
+    assert!(take_copy(&life, copy).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_copy_that_is_not_wanted_when_it_is_whole_is_not_reported_as_taken() {
+    let (life, _) = serving();
+    life.on_view(downpour_core::view::JobView::clone(&view(2, route(1, 3, 2, &[2]))));
+    assert_eq!(take_copy(&life, a_copy().await).await, Err(Code::Aborted));
+    assert!(life.hosted(KEY).is_none());
+}
+
+#[tokio::test]
 async fn a_member_that_was_dropped_does_not_come_back_by_a_view_alone() {
     let life = joining();
     life.on_view(downpour_core::view::JobView::clone(&view(3, route(1, 3, 2, &[1, 2]))));

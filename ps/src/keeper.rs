@@ -47,7 +47,7 @@ fn look(life: &Arc<Life>, stalls: &mut Stalls) {
     for hosted in life.all() {
         let (lagging, behind) = {
             let shard = hosted.shard.lock();
-            (lagging(&shard), members_to_tell(&shard))
+            (lagging(&shard, |member| life.judged(member)), members_to_tell(&shard))
         };
         if crowded {
             // Before the members have to wait for memory.
@@ -78,11 +78,12 @@ fn look(life: &Arc<Life>, stalls: &mut Stalls) {
     *stalls = seen;
 }
 
-/// The fenced members and who has a copy, how far they are, and whether they lack something.
-fn lagging(shard: &Shard) -> Vec<(ServerRef, Lsn, bool)> {
+/// The fenced members and who has a copy, how far they are, and whether they are waited for: they lack something, or the coordinator does not hear them.
+/// Where nothing is pushed, a machine that is gone would stay a member for ever otherwise.
+fn lagging(shard: &Shard, judged: impl Fn(ServerRef) -> bool) -> Vec<(ServerRef, Lsn, bool)> {
     let last = shard.last();
     let position = |(server, member): (ServerRef, &Member)| {
-        member.acked.map(|acked| (server, acked, acked < last))
+        member.acked.map(|acked| (server, acked, acked < last || judged(server)))
     };
     shard.peers().filter_map(position).collect()
 }
@@ -140,5 +141,30 @@ impl Gauges {
         metrics.unacknowledged_bytes.set(self.bytes);
         metrics.rows.set(self.rows);
         metrics.parameter_bytes.set(self.parameter_bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::tests::fixture::{cluster, counting, push, replicate, server};
+
+    #[test]
+    fn a_member_that_the_coordinator_does_not_hear_is_waited_for_also_where_nothing_is_pushed() {
+        let [mut primary, mut second, mut third] = cluster();
+        let waits = |primary: &Shard, judged: &[ServerRef]| {
+            let lagging = lagging(primary, |one| judged.contains(&one));
+            lagging
+                .into_iter()
+                .filter_map(|(one, _, waits)| waits.then_some(one))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(waits(&primary, &[]), []);
+        assert_eq!(waits(&primary, &[server(3)]), [server(3)]);
+        push(&mut primary, counting(1, &[5]));
+        replicate(&mut primary, &mut third);
+        assert_eq!(waits(&primary, &[]), [server(2)]);
+        replicate(&mut primary, &mut second);
+        assert_eq!(waits(&primary, &[]), []);
     }
 }

@@ -150,6 +150,12 @@ impl Life {
         newest.is_some_and(|newest| newest > server.incarnation)
     }
 
+    /// Whether the coordinator judged this life of a server dead.
+    pub(crate) fn judged(&self, server: ServerRef) -> bool {
+        let nodes = self.nodes.read();
+        nodes.get(&server.node).is_some_and(|node| node.server == server && !node.alive)
+    }
+
     /// A client of the `Replica` service at `address`.
     pub(crate) fn replica(&self, address: &str) -> Result<ReplicaClient<Channel>, tonic::Status> {
         let channel = match self.channels.get(address).map(|channel| channel.clone()) {
@@ -333,10 +339,16 @@ impl Life {
 
     fn drop_replica(self: &Arc<Self>, hosted: &Arc<Hosted>, epoch: Epoch) {
         let key = hosted.key;
-        // A newer copy may have its place.
-        if self.shards.remove_if(&key, |_, here| Arc::ptr_eq(here, hosted)).is_some() {
+        // A newer copy may have its place. It is in one of both at any time: a view that finds it in neither would begin with an empty one.
+        let drops = |_: &ShardKey, here: &Arc<Hosted>| {
+            let same = Arc::ptr_eq(here, hosted);
+            if same {
+                self.dropped.insert(key, epoch);
+            }
+            same
+        };
+        if self.shards.remove_if(&key, drops).is_some() {
             info!(job = %key.job, shard = %key.shard, %epoch, "replica dropped");
-            self.dropped.insert(key, epoch);
         }
         // Millions of rows, whoever else still holds the shell: not on a thread that serves.
         let memory = self.with(hosted, Shard::take_memory);
@@ -372,23 +384,29 @@ impl Life {
     /// Hosts a copy. It may come back into a set although this incarnation dropped the replica before: it is another one.
     ///
     /// # Errors
-    /// The replica here is a member, or newer than the copy.
+    /// The replica here is a member, or newer than the copy; or the copy is not wanted any more.
     pub(crate) fn install(
         self: &Arc<Self>,
         hosted: Arc<Hosted>,
-        epoch: Epoch,
+        (epoch, attempt): (Epoch, u64),
     ) -> Result<(), tonic::Status> {
         let key = hosted.key;
-        self.clear_for_copy(key, epoch, hosted.attempt.unwrap_or_default())?;
+        self.clear_for_copy(key, epoch, attempt)?;
         match self.shards.entry(key) {
             Entry::Occupied(_) => return Err(tonic::Status::aborted("another copy is here")),
-            Entry::Vacant(place) => drop(place.insert(Arc::clone(&hosted))),
+            Entry::Vacant(place) => {
+                // Before others see it: they may drop it at once.
+                self.dropped.remove(&key);
+                drop(place.insert(Arc::clone(&hosted)));
+            }
         }
-        self.dropped.remove(&key);
         // What the watch said meanwhile found nothing to tell it to.
         match self.view(key.job) {
             Some(view) => self.with(&hosted, |shard| shard.on_view(view)),
             None => self.with(&hosted, Shard::remove),
+        }
+        if matches!(hosted.shard.lock().role(), Role::Removed) {
+            return Err(tonic::Status::aborted("the shard is not to be copied here any more"));
         }
         Ok(())
     }

@@ -60,7 +60,8 @@ pub(crate) async fn copy(
     let log_bytes_max = life.process.config.shard_log_bytes_max;
     let tenure = (epoch, head.set_version);
     let shard = Shard::joining(life.me, log_bytes_max, view, state, tenure);
-    life.install(Hosted::copied(key, shard, head.attempt), epoch)?;
+    let attempt = (epoch, head.attempt);
+    life.install(Hosted::copied(key, shard, attempt), attempt)?;
     info!(job = %key.job, shard = %key.shard, %epoch, %last, "joining");
     Ok(last)
 }

@@ -305,7 +305,7 @@ impl Shard {
             self.step_down();
             self.role = Role::Backup;
         } else if tenure_goes_on && let Some(set) = self.wait_set_mut() {
-            if let Some(learner) = set.replace(route, me) {
+            if let Some(learner) = set.replace(route, known.1, me) {
                 self.state.close_cut(learner.cut());
             }
         } else {

@@ -662,11 +662,11 @@ impl cut::Parameters for Readable<'_> {
         match &mut self.0[id.0 as usize - 1].parameters {
             Parameters::Table(table) => {
                 let (rows, end) = table.read_cut(cut, bytes_max);
-                (rows_piece(id, rows), end)
+                ((!rows.is_empty() || !end).then(|| rows_piece(id, rows)), end)
             }
             Parameters::Dense(dense) => {
                 let (blocks, end) = dense.read_cut(cut, bytes_max);
-                let piece = (!blocks.numbers.is_empty()).then(|| {
+                let piece = (!blocks.numbers.is_empty() || !end).then(|| {
                     Piece::Blocks(v1::CutBlocks {
                         variable: id.0,
                         blocks: blocks.numbers,

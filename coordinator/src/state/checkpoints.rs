@@ -6,7 +6,7 @@ use downpour_checkpoint::manifest::{Manifest, ShardEntry};
 use downpour_checkpoint::name::CheckpointName;
 use downpour_core::cells::ClosedSessions;
 use downpour_core::checkpoint::Orders;
-use downpour_core::id::{Epoch, JobId, Lsn, SessionId, ShardId};
+use downpour_core::id::{Epoch, JobId, Lsn, SessionId, ShardId, VariableId};
 use downpour_core::placement;
 use downpour_core::routing::ShardRoute;
 use downpour_core::spec::{Shape, Variable};
@@ -19,6 +19,8 @@ use crate::command::{CheckpointEnd, CheckpointStart, Restoring};
 
 /// Upper bound of what the file of a shard takes in a snapshot.
 pub(super) const SAVED_BYTES: usize = 96;
+/// Upper bound of what the number of a variable takes there.
+const INITIALIZED_BYTES: usize = 8;
 
 impl State {
     pub(super) fn begin_checkpoint(&mut self, start: CheckpointStart) -> Outcome {
@@ -33,14 +35,16 @@ impl State {
             let problem = format!("newer_than: give one for each of the {shards} shards, or none");
             return Err(Refused::FailedPrecondition(problem));
         }
-        self.check_room(shards * SAVED_BYTES)?;
+        self.check_room(shards * SAVED_BYTES + job.dense.len() * INITIALIZED_BYTES)?;
         let version = self.cluster.version;
         let job = self.job_mut(id);
+        let initialized = job.dense.iter().filter(|(_, dense)| dense.initialized);
         job.checkpoints.open = Some(v1::OpenCheckpoint {
             order: Some((&order).into()),
             created_ms,
             chain,
             saved: Vec::new(),
+            initialized: initialized.map(|(variable, _)| variable.0).collect(),
         });
         job.view.orders.checkpoint = Some(order);
         job.view.version = version;
@@ -117,9 +121,13 @@ impl State {
             restoring;
         let same = self.cluster.jobs.values().find(|job| job.view.spec.name == spec.name);
         if let Some(job) = same {
-            let (id, began) = (job.view.job, &job.view.orders.restore);
-            if began.as_ref() == Some(&order) && job.view.spec == spec {
-                return Ok(Reply::Created { job: id, created: false });
+            let (view, began) = (&job.view, &job.view.orders.restore);
+            // A client that lost the answer asks again. Once somebody has worked with the job, or a shard of it is lost, it is to be as it was in the checkpoint.
+            let untouched = job.sessions.is_empty()
+                && view.sessions.high_water == high_water
+                && view.shards.iter().all(|route| route.primary.is_some());
+            if began.as_ref() == Some(&order) && view.spec == spec && (untouched || !replace) {
+                return Ok(Reply::Created { job: view.job, created: false });
             }
             if !replace {
                 return Err(Refused::AlreadyExists(format!(
@@ -198,7 +206,6 @@ impl Job {
             rows: saved.rows,
             blocks: saved.blocks,
         };
-        let initialized = self.dense.iter().filter(|(_, dense)| dense.initialized);
         let open_sessions = self.sessions.keys().map(|session| session.0);
         let closed = &self.view.sessions;
         Some(Manifest {
@@ -206,7 +213,8 @@ impl Job {
             created_ms: open.created_ms,
             job: self.view.spec.clone(),
             variables: self.view.variables.clone(),
-            initialized: initialized.map(|(&variable, _)| variable).collect(),
+            // When it began: of what got its first values since, some shards were cut before.
+            initialized: open.initialized.iter().copied().map(VariableId).collect(),
             labels: self.labels.clone(),
             sessions: ClosedSessions {
                 high_water: open_sessions.max().unwrap_or(0).max(closed.high_water),

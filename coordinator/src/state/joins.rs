@@ -81,7 +81,7 @@ impl Busy {
 }
 
 impl State {
-    /// A join whose shard has changed, or whose server is not heard any more, is passed over.
+    /// A join whose shard has changed, or whose server or primary is not heard any more, is passed over.
     pub(super) fn plan_joins(&mut self, joins: &[Join]) -> Outcome {
         let version = self.cluster.version;
         for join in joins {
@@ -90,9 +90,9 @@ impl State {
             let same = (route.epoch, route.set_version) == (join.epoch, join.set_version);
             let member = route.in_sync.iter().any(|member| member.node == join.server.node);
             let short = route.in_sync.len() < job.view.spec.replicas as usize;
-            let free = route.primary.is_some() && route.joining.is_none();
-            let alive = self.cluster.life(join.server) == Life::Alive;
-            if !(same && short && free && alive) || member {
+            let alive = |server| self.cluster.life(server) == Life::Alive;
+            let free = route.primary.is_some_and(alive) && route.joining.is_none();
+            if !(same && short && free && alive(join.server)) || member {
                 continue;
             }
             let view = &mut self.job_mut(join.job).view;

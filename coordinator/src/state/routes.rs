@@ -11,7 +11,8 @@ use crate::command::InSyncChange;
 
 /// Makes a route agree with what is known of its members. Lives that are over leave the set. A primary that is over or judged dead is
 /// replaced by a member of the set; where nobody else is heard, one that is only judged dead is waited for, and where nobody is left the
-/// shard is lost. Who is joining goes on only while it is heard and the primary stays. `primaries` counts the shards of each server: the one with the fewest is promoted. Gives the new route if it differs.
+/// shard is lost. Who is joining goes on only while it and the primary are heard and the primary stays:
+/// a primary that is waited for may never come back, and servers have only so many joins at once. `primaries` counts the shards of each server: the one with the fewest is promoted. Gives the new route if it differs.
 #[must_use]
 pub fn settle(
     route: &ShardRoute,
@@ -38,7 +39,8 @@ pub fn settle(
         }
     }
     let promoted = successor.is_some() && successor != Some(primary);
-    let goes_on = |&server: &ServerRef| successor == Some(primary) && life(server) == Life::Alive;
+    let copies = successor == Some(primary) && life(primary) == Life::Alive;
+    let goes_on = |&server: &ServerRef| copies && life(server) == Life::Alive;
     let joining = route.joining.filter(goes_on);
     if in_sync.len() == route.in_sync.len() && joining == route.joining {
         return None;

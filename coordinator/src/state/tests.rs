@@ -299,6 +299,23 @@ fn who_is_joining_is_never_promoted_and_joins_no_more_under_another_primary() {
 }
 
 #[test]
+fn who_is_joining_is_free_again_while_the_primary_is_not_heard() {
+    let (mut machine, members) = Machine::with_job(3, 2);
+    let third = (1..=3).map(|n| server(n, n.into())).find(|one| !members.contains(one)).unwrap();
+    machine.apply(Command::ChangeInSync(machine.change(&[], &members[1..]))).unwrap();
+    machine.join(third);
+    assert_eq!(machine.route().joining, Some(third));
+    machine.judge(members[0]);
+    let route = machine.route();
+    assert_eq!((route.primary, route.joining), (Some(members[0]), None), "it is waited for");
+    machine.join(third);
+    assert_eq!(machine.route().joining, None);
+    machine.revive(members[0]);
+    machine.join(third);
+    assert_eq!(machine.route().joining, Some(third));
+}
+
+#[test]
 fn a_primary_that_wants_to_remove_all_the_others_although_they_are_heard_is_itself_replaced() {
     let (mut machine, members) = Machine::with_job(3, 3);
     let one = machine.change(&[], &members[1..2]);

@@ -281,3 +281,26 @@ fn a_cut_ends_with_the_tenure_that_it_was_opened_in() {
     primary.fence(Epoch(2), server(2));
     assert_eq!(primary.read_cut(id, 100), Err(CutGone));
 }
+
+#[test]
+fn a_cut_of_a_tensor_of_which_little_changed_is_whole() {
+    use downpour_core::spec::{DenseSpec, Shape};
+    const BLOCKS: u32 = 10_000;
+    let many = changed(&view(1, route(1, 1, 1, &[1])), |view| {
+        let dense = DenseSpec { shape: vec![BLOCKS.into()], block_floats: 1 };
+        view.variables[DENSE.0 as usize - 1].spec.shape = Shape::Dense(dense);
+    });
+    let mut shard = replica(server(1), &many);
+    let numbers: Vec<u32> = (0..BLOCKS).collect();
+    let first = Change::Values(blocks(&numbers, numbers.len(), 1.0));
+    ticket(push(&mut shard, push_of(SESSION, 1, vec![update(DENSE, first)])));
+    let mut loader = Loader::new(shard.state().identity());
+    for sequence in 2..4 {
+        let id = shard.open_cut(loader.at()).expect("it serves");
+        while !loader.take(shard.read_cut(id, 1 << 10).expect("it is open")).expect("it fits") {}
+        shard.close_cut(id);
+        assert_eq!(words(loader.state()), words(shard.state()));
+        let last = Change::Gradients(blocks(&[BLOCKS - 1], 1, 1.0));
+        ticket(push(&mut shard, push_of(SESSION, sequence, vec![update(DENSE, last)])));
+    }
+}

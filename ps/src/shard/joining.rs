@@ -91,13 +91,19 @@ impl Learner {
         self.proposed.is_some()
     }
 
-    /// A newer set without it was read back. True if it goes on: the set still names it, or its addition may still be committed.
-    pub(super) fn goes_on(&mut self, joining: Option<ServerRef>, set_version: u64) -> bool {
+    /// A newer set without it was read back, after that of version `known`. True if it goes on: its addition may still be committed, or the set still
+    /// names it and so did every one before. One that was not seen here may have been without it, and then it has dropped its copy.
+    pub(super) fn goes_on(
+        &mut self,
+        joining: Option<ServerRef>,
+        known: u64,
+        set_version: u64,
+    ) -> bool {
         if self.proposed.is_some_and(|proposed| proposed >= set_version) {
             return true;
         }
         self.proposed = None;
-        joining == Some(self.server)
+        joining == Some(self.server) && set_version <= known + 1
     }
 
     /// Takes note of how far it is. True when its addition is to be proposed.

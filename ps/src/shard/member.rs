@@ -49,8 +49,14 @@ impl WaitSet {
         self.members.iter().map(|(server, member)| (*server, member))
     }
 
-    /// A committed set was read back: who stays keeps its position, who left is no longer waited for. Gives the learner if it left.
-    pub(super) fn replace(&mut self, route: &ShardRoute, me: ServerRef) -> Option<Learner> {
+    /// A committed set was read back, after that of version `known`: who stays keeps its position, who left is no longer waited for. Gives the learner if
+    /// it left.
+    pub(super) fn replace(
+        &mut self,
+        route: &ShardRoute,
+        known: u64,
+        me: ServerRef,
+    ) -> Option<Learner> {
         let mut old = std::mem::take(&mut self.members);
         if let Some(learner) = &self.learner {
             old.insert(learner.server(), learner.position);
@@ -60,7 +66,7 @@ impl WaitSet {
         let members = &self.members;
         self.learner.take_if(|learner| {
             members.contains_key(&learner.server())
-                || !learner.goes_on(route.joining, route.set_version)
+                || !learner.goes_on(route.joining, known, route.set_version)
         })
     }
 

@@ -103,7 +103,8 @@ fn a_restored_job_begins_after_its_checkpoint_with_all_old_sessions_ended() {
     let Ok(Reply::Created { job, created: true }) = created else { panic!("{created:?}") };
     assert!(machine.state.cluster().job(JOB).is_none(), "replaced in the same step");
     // A client that asks again after it lost the answer.
-    assert_eq!(machine.apply(restoring("ctr", true)), Ok(Reply::Created { job, created: false }));
+    let same = Ok(Reply::Created { job, created: false });
+    assert_eq!(machine.apply(restoring("ctr", true)), same);
     let restored = machine.state.cluster().job(job).unwrap();
     let route = &restored.view.shards[0];
     assert_eq!(route.epoch, Epoch(7));
@@ -119,4 +120,36 @@ fn a_restored_job_begins_after_its_checkpoint_with_all_old_sessions_ended() {
         Command::DefineVariables(job, SessionId(41), vec![defined.view.variables[0].spec.clone()]);
     let Ok(Reply::Defined { variables, .. }) = machine.apply(again) else { panic!("not defined") };
     assert!(variables[0].initialized, "its first values are in the checkpoint");
+    // Somebody worked with it: without being told to replace it, it is what was asked for before.
+    assert_eq!(machine.apply(restoring("ctr", false)), same);
+    let replaced = machine.apply(restoring("ctr", true));
+    let Ok(Reply::Created { job: newer, created: true }) = replaced else { panic!("{replaced:?}") };
+    let lost = machine.state.cluster().job(newer).unwrap().view.shards[0].primary.unwrap();
+    let name = machine.state.cluster().nodes[&lost.node].view.name.clone();
+    machine.register(name.trim_start_matches("ps-").parse().unwrap());
+    assert_eq!(machine.state.cluster().job(newer).unwrap().view.shards[0].primary, None);
+    let replaced = machine.apply(restoring("ctr", true));
+    assert!(matches!(replaced, Ok(Reply::Created { created: true, .. })), "a shard was lost");
+}
+
+#[test]
+fn a_tensor_that_got_its_first_values_while_shards_were_cut_is_not_said_to_have_them() {
+    let (mut machine, _) = Machine::with_job(2, 2);
+    let opening =
+        Opening { name: "w".into(), kind: v1::SessionKind::Worker, request_id: "r".into() };
+    let Ok(Reply::Opened(session)) = machine.apply(Command::OpenSession(JOB, opening)) else {
+        panic!("not opened")
+    };
+    let spec = |name: &str| VariableSpec {
+        name: name.into(),
+        optimizer: OptimizerSpec::Sgd(Sgd { learning_rate: 1.0 }),
+        shape: Shape::Dense(DenseSpec { shape: vec![3], block_floats: 2 }),
+    };
+    let both = Command::DefineVariables(JOB, session, vec![spec("a"), spec("b")]);
+    assert!(matches!(machine.apply(both), Ok(Reply::Defined { .. })));
+    machine.done(Command::MarkInitialized(JOB, session, vec![VariableId(1)]));
+    machine.done(start("a"));
+    machine.done(Command::MarkInitialized(JOB, session, vec![VariableId(2)]));
+    machine.done(saved("a", 1, 9));
+    assert_eq!(machine.job().manifest().unwrap().initialized, [VariableId(1)]);
 }

@@ -135,6 +135,18 @@ fn a_proposal_on_a_set_that_changed_is_made_again_on_the_new_one() {
 }
 
 #[test]
+fn a_copy_is_made_again_after_a_set_that_was_not_seen_here_for_it_may_have_been_dropped_there() {
+    let (mut primary, mut learner, view) = with_copy();
+    // The server is not heard, and then it is again: versions 4 and 5 of the set. The server is told both, the primary only the second.
+    learner.on_view(view_of(&view, route(1, 4, 1, &[1])));
+    assert!(matches!(learner.role(), Role::Removed));
+    primary.take_effects();
+    primary.on_route(&joining(route(1, 5, 1, &[1]), 2));
+    assert_eq!(primary.proposal(), None, "it has nothing");
+    assert!(primary.take_effects().copy && primary.begin_copy().is_some());
+}
+
+#[test]
 fn a_member_that_may_not_be_committed_counts_neither_for_the_lease_nor_for_min_in_sync() {
     let (mut primary, mut learner, view) = with_copy();
     assert_eq!(primary.proposal(), proposed());

@@ -258,8 +258,15 @@ impl Simulation {
 
     /// The coordinator has a server join where a member is missing.
     fn plan_join(&mut self) {
+        if let Some(joining) = self.route().joining {
+            // It is not heard; soon it may be again.
+            if self.draw(16) == 0 {
+                self.commit(None, Some(joining));
+            }
+            return;
+        }
         let route = self.route();
-        if route.in_sync.len() >= SERVERS as usize - 1 || route.joining.is_some() {
+        if route.in_sync.len() >= SERVERS as usize - 1 {
             return;
         }
         let free: Vec<_> = self
