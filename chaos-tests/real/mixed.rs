@@ -18,6 +18,7 @@ fn nothing_acknowledged_is_lost_in_a_minute_of_mixed_faults() -> Result<()> {
     let report = run(Scenario::Mixed, &options)?;
     ensure!(report.passed(), "{report:?}");
     ensure!(report.promotions > 0 && report.leader_changes > 0, "{report:?}");
+    ensure!(report.checkpoints > 0, "{report:?}");
     ensure!(report.pushes_unknown * 100 <= report.pushes_acked, "{report:?}");
     Ok(())
 }

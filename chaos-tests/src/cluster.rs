@@ -120,6 +120,12 @@ impl TestCluster {
         self.dir.path().join(format!("coordinators/{}", coordinator + 1))
     }
 
+    /// Where checkpoints go: a folder that every process reaches.
+    #[must_use]
+    pub fn checkpoints(&self) -> PathBuf {
+        self.dir.path().join("checkpoints")
+    }
+
     /// The logs stay when the cluster is gone; says where.
     pub fn keep_dir(&mut self) {
         self.dir.disable_cleanup(true);

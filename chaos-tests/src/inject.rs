@@ -201,7 +201,7 @@ impl<'a> Injector<'a> {
 
     fn inject(&mut self, fault: Fault) -> Result<()> {
         let failing_over = self.acks.waiting();
-        let catching_up = self.monitor.seen().short > 0;
+        let seen = self.monitor.seen();
         let victim = self.victim(&fault)?;
         let now = Instant::now();
         match fault.kind {
@@ -213,7 +213,8 @@ impl<'a> Injector<'a> {
         self.say(&format!("{} {} for {:?}", fault.kind.name(), self.name(victim), fault.lasts));
         *self.faults.entry(fault.kind.name()).or_default() += 1;
         self.during.failover += u64::from(failing_over);
-        self.during.catch_up += u64::from(catching_up);
+        self.during.catch_up += u64::from(seen.short > 0);
+        self.during.checkpoint += u64::from(seen.checkpointing);
         self.active.push(Active { fault, victim, until: now + fault.lasts });
         Ok(())
     }

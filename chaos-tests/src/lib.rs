@@ -18,4 +18,5 @@ pub mod monitor;
 pub mod network;
 pub mod proxy;
 pub mod report;
+mod saved;
 pub mod scenario;

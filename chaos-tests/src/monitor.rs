@@ -26,6 +26,8 @@ pub struct Seen {
     pub short: usize,
     /// Shards without any copy, as last seen.
     pub lost: usize,
+    /// A checkpoint is being taken, as last seen.
+    pub checkpointing: bool,
     /// Servers that are known to live, as last seen.
     pub alive: usize,
     /// When the last state that was seen was asked for.
@@ -53,6 +55,7 @@ impl Seen {
             self.epochs_regressed += u64::from(route.epoch < *known);
             *known = route.epoch.max(*known);
         }
+        self.checkpointing = view.orders.checkpoint.is_some();
         let wanted = view.spec.replicas as usize;
         self.short = view.shards.iter().filter(|route| route.in_sync.len() < wanted).count();
         self.lost = view.shards.iter().filter(|route| route.lost()).count();

@@ -18,6 +18,8 @@ pub struct Report {
     pub faults: BTreeMap<&'static str, u64>,
     /// Faults that happened while something was under way.
     pub during: During,
+    /// Checkpoints that are listed after the run, every byte of them as it was written.
+    pub checkpoints: u64,
     /// Shards that came under another primary.
     pub promotions: u64,
     /// Leaderships of the coordinators after the first.

@@ -16,6 +16,7 @@ use crate::faults::{Kind, Scenario, Schedule};
 use crate::inject::Injector;
 use crate::monitor::Monitor;
 use crate::report::{DetectedBy, Report};
+use crate::saved::Saved;
 use downpour_psctl::acks::{Acks, Outage};
 use downpour_psctl::probe::{self, Probe, Tally, job};
 
@@ -74,6 +75,8 @@ fn disturb(cluster: &mut TestCluster, scenario: Scenario, options: &Options) -> 
     for index in 0..options.clients {
         clients.push(start_client(cluster, &main, index, &acks, &stop)?);
     }
+    let saved =
+        (scenario == Scenario::Mixed).then(|| Saved::schedule(cluster, &main.name)).transpose()?;
     let monitor = {
         let _on = cluster.runtime.enter();
         Monitor::start(&cluster.coordinators, &main.name)
@@ -90,6 +93,7 @@ fn disturb(cluster: &mut TestCluster, scenario: Scenario, options: &Options) -> 
     eprintln!("reading everything back");
     let counted = cluster.runtime.block_on(count(clients))?;
     tally = tally.merge(&counted);
+    let checkpoints = saved.map_or(Ok(0), |saved| saved.verify(cluster))?;
     let seen = monitor.seen();
     let logs = cluster.processes.coordinators.iter().map(|coordinator| {
         let log = coordinator.log();
@@ -101,6 +105,7 @@ fn disturb(cluster: &mut TestCluster, scenario: Scenario, options: &Options) -> 
         seed: options.seed,
         faults,
         during,
+        checkpoints,
         promotions: seen.promotions,
         leader_changes: seen.leader_changes(),
         pushes_acked: tally.acknowledged,
