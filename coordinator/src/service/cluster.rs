@@ -55,6 +55,7 @@ fn without_files(checkpoints: &v1::JobCheckpoints) -> v1::JobCheckpoints {
     let open = checkpoints.open.as_ref().map(|open| v1::OpenCheckpoint {
         saved: Vec::new(),
         initialized: Vec::new(),
+        labels: Vec::new(),
         chain: open.chain.clone(),
         created_ms: open.created_ms,
         order: open

@@ -13,7 +13,7 @@ use downpour_core::spec::{Shape, Variable};
 use downpour_core::view::JobView;
 use downpour_proto::v1;
 
-use super::size::{JOB_BYTES, SHARD_BYTES, VARIABLE_BYTES};
+use super::size::{JOB_BYTES, SHARD_BYTES, VARIABLE_BYTES, label_bytes};
 use super::{Dense, Job, Outcome, Refused, Reply, State};
 use crate::command::{CheckpointEnd, CheckpointStart, Restoring};
 
@@ -35,16 +35,20 @@ impl State {
             let problem = format!("newer_than: give one for each of the {shards} shards, or none");
             return Err(Refused::FailedPrecondition(problem));
         }
-        self.check_room(shards * SAVED_BYTES + job.dense.len() * INITIALIZED_BYTES)?;
+        let labels: usize = job.labels.iter().map(|(key, value)| label_bytes(key, value)).sum();
+        self.check_room(shards * SAVED_BYTES + job.dense.len() * INITIALIZED_BYTES + labels)?;
         let version = self.cluster.version;
         let job = self.job_mut(id);
         let initialized = job.dense.iter().filter(|(_, dense)| dense.initialized);
+        let label =
+            |(key, value): (&String, &String)| v1::Label { key: key.clone(), value: value.clone() };
         job.checkpoints.open = Some(v1::OpenCheckpoint {
             order: Some((&order).into()),
             created_ms,
             chain,
             saved: Vec::new(),
             initialized: initialized.map(|(variable, _)| variable.0).collect(),
+            labels: job.labels.iter().map(label).collect(),
         });
         job.view.orders.checkpoint = Some(order);
         job.view.version = version;
@@ -215,7 +219,7 @@ impl Job {
             variables: self.view.variables.clone(),
             // When it began: of what got its first values since, some shards were cut before.
             initialized: open.initialized.iter().copied().map(VariableId).collect(),
-            labels: self.labels.clone(),
+            labels: open.labels.iter().cloned().map(|label| (label.key, label.value)).collect(),
             sessions: ClosedSessions {
                 high_water: open_sessions.max().unwrap_or(0).max(closed.high_water),
                 open: self.sessions.keys().copied().collect(),

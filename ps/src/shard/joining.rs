@@ -16,8 +16,10 @@ use crate::log::Log;
 use crate::record::Record;
 use crate::state::ShardState;
 
-/// A learner whose log is behind by at most this is waited for: that is soon over, and without waiting it might never be level.
-const LAG_BYTES_MAX: usize = 256 << 10;
+/// A learner whose log is behind by at most this, or by this share of what members may lack, is waited for: that is soon over, and without waiting it might
+/// never be level. Records that are merely on their way count, and large tensors fill megabytes with them.
+const LAG_BYTES: usize = 256 << 10;
+const LAG_SHARE: usize = 8;
 /// A learner may lack this many times what members may. Then the copy is dropped, and never a member.
 const LOG_SHARE: usize = 4;
 
@@ -107,10 +109,10 @@ impl Learner {
     }
 
     /// Takes note of how far it is. True when its addition is to be proposed.
-    fn progress(&mut self, last: Lsn, commit: Lsn) -> bool {
+    fn progress(&mut self, last: Lsn, commit: Lsn, lag_max: usize) -> bool {
         let Some(acked) = self.position.acked else { return false };
         // Members that lack something from before the cut could not get it from here.
-        if self.waited_from.is_none() && commit >= self.at && self.log.bytes() <= LAG_BYTES_MAX {
+        if self.waited_from.is_none() && commit >= self.at && self.log.bytes() <= lag_max {
             self.waited_from = Some(last);
         }
         self.proposed.is_none() && self.waited_from.is_some_and(|from| acked >= from)
@@ -213,10 +215,10 @@ impl Shard {
     /// The addition that is to be committed now. It is waited for, whatever becomes of it, until a newer set is read back.
     pub fn proposal(&mut self) -> Option<Proposal> {
         let (epoch, set_version) = (self.epoch, self.set_version);
-        let (last, commit) = (self.last(), self.commit);
+        let (last, commit, lag_max) = (self.last(), self.commit, self.lag_max());
         let Role::Primary(set) = &mut self.role else { return None };
         let learner = set.learner.as_mut()?;
-        if learner.proposed.is_none() && !learner.progress(last, commit) {
+        if learner.proposed.is_none() && !learner.progress(last, commit, lag_max) {
             return None;
         }
         let set_version = *learner.proposed.get_or_insert(set_version);
@@ -236,12 +238,16 @@ impl Shard {
 
     /// The learner may be further, or the commit LSN.
     pub(super) fn learner_progress(&mut self) {
-        let (last, commit) = (self.last(), self.commit);
+        let (last, commit, lag_max) = (self.last(), self.commit, self.lag_max());
         if let Role::Primary(set) = &mut self.role
             && let Some(learner) = &mut set.learner
         {
-            self.effects.propose |= learner.progress(last, commit);
+            self.effects.propose |= learner.progress(last, commit, lag_max);
         }
+    }
+
+    fn lag_max(&self) -> usize {
+        LAG_BYTES.max(self.log_bytes_max / LAG_SHARE)
     }
 
     /// Who is joining has no copy yet, and none is being made.

@@ -133,7 +133,7 @@ fn a_restored_job_begins_after_its_checkpoint_with_all_old_sessions_ended() {
 }
 
 #[test]
-fn a_tensor_that_got_its_first_values_while_shards_were_cut_is_not_said_to_have_them() {
+fn a_checkpoint_says_of_labels_and_first_values_what_held_when_it_began() {
     let (mut machine, _) = Machine::with_job(2, 2);
     let opening =
         Opening { name: "w".into(), kind: v1::SessionKind::Worker, request_id: "r".into() };
@@ -148,8 +148,16 @@ fn a_tensor_that_got_its_first_values_while_shards_were_cut_is_not_said_to_have_
     let both = Command::DefineVariables(JOB, session, vec![spec("a"), spec("b")]);
     assert!(matches!(machine.apply(both), Ok(Reply::Defined { .. })));
     machine.done(Command::MarkInitialized(JOB, session, vec![VariableId(1)]));
+    let label = |value: &str| {
+        let (key, value) = ("done".into(), value.into());
+        Command::LabelJob(JOB, LabelChange { key, value, expected: None })
+    };
+    assert!(machine.apply(label("1 of 2")).is_ok());
     machine.done(start("a"));
     machine.done(Command::MarkInitialized(JOB, session, vec![VariableId(2)]));
+    assert!(machine.apply(label("2 of 2")).is_ok());
     machine.done(saved("a", 1, 9));
-    assert_eq!(machine.job().manifest().unwrap().initialized, [VariableId(1)]);
+    let manifest = machine.job().manifest().unwrap();
+    assert_eq!(manifest.initialized, [VariableId(1)]);
+    assert_eq!(manifest.labels["done"], "1 of 2");
 }
