@@ -295,6 +295,9 @@ async fn an_isolated_old_leader_answers_no_read_and_no_heartbeat() {
     let others: Vec<u64> = group.ids().into_iter().filter(|&id| id != old).collect();
     let heartbeat = v1::HeartbeatRequest { server: Some(server), reports: vec![] };
     group.client(old).heartbeat(heartbeat.clone()).await.unwrap();
+    // A leader may answer those before it has asked itself how far it must be to show anything.
+    let watch = || async { group.client(old).watch(v1::WatchRequest { job: 0 }).await.map(drop) };
+    eventually("it shows what it knows", watch).await;
     group.isolate(old, true);
     let new = group.leader_among(&others).await;
     let spec = v1::JobSpec { name: "new".into(), shards: 1, replicas: 1, min_in_sync: 1, seed: 1 };
@@ -304,7 +307,7 @@ async fn an_isolated_old_leader_answers_no_read_and_no_heartbeat() {
     get_cluster(&group.client(old)).await.unwrap_err();
     group.client(old).heartbeat(heartbeat).await.unwrap_err();
     // It still shows what it knows.
-    group.client(old).watch(v1::WatchRequest { job: 0 }).await.unwrap();
+    watch().await.unwrap();
 
     group.isolate(old, false);
     let reply = eventually("it is a follower or leads again", || async {
