@@ -1,7 +1,7 @@
 //! A slow network: a TCP proxy in front of a server, which gives every byte a delay and counts the requests that are under way.
 //!
 //! A server that is told to `--advertise` the proxy's address is reached through it by all clients. Proxies that share a
-//! [`Network`] also hold back what the [network](crate::network) does not let through.
+//! [`Network`] also hold back what [`crate::network`] does not let through.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
