@@ -30,15 +30,7 @@ fn a_lost_backup_is_replaced_while_pushes_go_on() -> Result<()> {
         pushing.join().expect("the probe does not panic").and(lost)
     })?;
 
-    let counters = cluster.runtime.block_on(probe.counters())?;
-    let tally = cluster.runtime.block_on(probe.verify())?;
-    ensure!(tally.lost == 0 && tally.duplicated == 0, "{tally:?}");
-    ensure!(tally.client_errors == 0, "the client saw errors: {tally:?}");
-    ensure!(
-        counters.iter().all(|&count| count == tally.acknowledged as f32),
-        "{} acknowledged, counted {counters:?}",
-        tally.acknowledged
-    );
+    cluster.counts_each_push_once(probe)?;
     cluster.stop()
 }
 

@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 use crate::disk::SmallDisk;
 use crate::network::Network;
 use crate::proxy::Proxy;
-use downpour_psctl::probe::wait_for;
+use downpour_psctl::probe::{Probe, wait_for};
 
 const COORDINATORS: usize = 3;
 /// Often, so that a run has some.
@@ -118,6 +118,23 @@ impl TestCluster {
     #[must_use]
     pub fn data_dir(&self, coordinator: usize) -> PathBuf {
         self.dir.path().join(format!("coordinators/{}", coordinator + 1))
+    }
+
+    /// Reads back what a probe that was alone in its job pushed.
+    ///
+    /// # Errors
+    /// An acknowledged push is missing or there twice, or the client saw an error.
+    pub fn counts_each_push_once(&self, mut probe: Probe) -> Result<()> {
+        let counters = self.runtime.block_on(probe.counters())?;
+        let tally = self.runtime.block_on(probe.verify())?;
+        ensure!(tally.lost == 0 && tally.duplicated == 0, "{tally:?}");
+        ensure!(tally.client_errors == 0, "the client saw errors: {tally:?}");
+        ensure!(
+            counters.iter().all(|&count| count == tally.acknowledged as f32),
+            "{} acknowledged, counted {counters:?}",
+            tally.acknowledged
+        );
+        Ok(())
     }
 
     /// Where checkpoints go: a folder that every process reaches.

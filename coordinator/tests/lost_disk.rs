@@ -37,15 +37,19 @@ async fn it_does_not_help_one_who_missed_what_it_had_acknowledged() {
 
     network.start(leader);
     network.meet(forgetful, leader).await;
-    let caught_up = |network: &Network| {
-        let status = network.members[&forgetful].0.status();
-        status.ready && status.applied >= goal
-    };
-    network.carry_until(caught_up).await;
+    network.carry_until(caught_up(forgetful, goal)).await;
     // And it votes again: without it there is no majority.
     network.crash(leader).await;
     network.commit(5).await;
     assert!(network.members[&forgetful].0.status().commit > goal);
+}
+
+/// The member is ready and has applied the log up to `goal`.
+fn caught_up(member: u64, goal: u64) -> impl Fn(&Network) -> bool {
+    move |network| {
+        let status = network.members[&member].0.status();
+        status.ready && status.applied >= goal
+    }
 }
 
 #[tokio::test]
@@ -58,11 +62,7 @@ async fn it_comes_back_under_the_leader_that_counted_on_it() {
     network.meet(forgetful, leader).await;
     network.meet(forgetful, other).await;
     let goal = network.members[&leader].0.status().commit;
-    let caught_up = |network: &Network| {
-        let status = network.members[&forgetful].0.status();
-        status.ready && status.applied >= goal
-    };
-    network.carry_until(caught_up).await;
+    network.carry_until(caught_up(forgetful, goal)).await;
     // Restarted, it remembers that it was admitted.
     network.crash(forgetful).await;
     network.start(forgetful);

@@ -4,9 +4,9 @@
 //! Where things live: [`routing`] (key → shard), [`placement`] (shard → servers).
 //! Exactly once: [`cells`] (what each session last did to a shard), [`lineage`] (which log positions belong to a shard's history).
 //! Arithmetic, bit for bit the same on every machine: [`mix`] (hashing), [`init`] (first values), [`optimizer`] (updates),
-//! [`tensor_bytes`] (raw tensors read in place).
+//! [`tensor_bytes`] (raw tensors read in place). Speed alone: [`prefetch`] (asking for memory before it is needed).
 
-// `instruction_set` alone may, and says why.
+// `instruction_set` and `prefetch` alone may, and say why.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 

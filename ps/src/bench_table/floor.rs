@@ -1,8 +1,7 @@
 //! What no table can beat: rows in a flat array whose places are known.
 
-use downpour_core::tensor_bytes::floats;
-
 use downpour_core::prefetch::prefetch;
+use downpour_core::tensor_bytes::floats;
 
 /// Rows ahead that are asked for.
 const AHEAD: usize = 16;

@@ -6,6 +6,7 @@ use downpour_core::id::Lsn;
 use downpour_core::init::Init;
 use downpour_core::mix::mix64;
 use downpour_core::optimizer::{OptimizerSpec, StepScalars};
+use downpour_core::prefetch::prefetch;
 use downpour_core::tensor_bytes::FLOAT_BYTES;
 use downpour_proto::tensor::Keys;
 use hashbrown::HashTable;
@@ -15,7 +16,6 @@ use parking_lot::Mutex;
 use super::workload::SHARDS;
 use crate::arena::{Arena, HEADER_WORDS};
 use crate::table::{Table, TableRules};
-use downpour_core::prefetch::prefetch;
 
 /// Rows of one table on all shards of a server.
 pub(super) trait Store: Sync {
