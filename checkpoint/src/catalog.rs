@@ -6,7 +6,7 @@ use std::io;
 use downpour_core::id::{Lsn, ShardId};
 
 use crate::manifest::{Manifest, ShardEntry};
-use crate::name::{CheckpointName, MANIFEST, job_folder, job_of_folder};
+use crate::name::{CheckpointName, DELETED, MANIFEST, job_folder, job_of_folder};
 use crate::read::ShardReader;
 use crate::store::{Store, Stored};
 use crate::write::{Scratch, ShardFile};
@@ -92,7 +92,7 @@ impl Catalog {
     /// What a checkpoint consists of.
     ///
     /// # Errors
-    /// It is missing or damaged.
+    /// It is missing, deleted or damaged.
     pub async fn manifest(&self, job: &str, name: &CheckpointName) -> Result<Manifest, Error> {
         let object = self.object(job, name, MANIFEST)?;
         let text = self.store.read(&object, MANIFEST_BYTES_MAX).await?;
@@ -102,6 +102,10 @@ impl Catalog {
             let found = format!("{} of job {:?}", manifest.checkpoint, manifest.job.name);
             let problem = format!("is of {found}, but lies in the folder of another");
             return Err(bad(Malformed::new("checkpoint", problem)));
+        }
+        // Looked for last: deleting marks first, so a manifest without a mark was whole when it was read.
+        if self.store.exists(&self.object(job, name, DELETED)?).await? {
+            return Err(Error::Missing(self.store.full_name(&object)));
         }
         Ok(manifest)
     }
@@ -146,10 +150,16 @@ impl Catalog {
     /// Makes a checkpoint one. Its files must be there.
     ///
     /// # Errors
-    /// It is one already, or the place failed.
+    /// It is one already, it was deleted meanwhile, or the place failed.
     pub async fn create_manifest(&self, manifest: &Manifest) -> Result<(), Error> {
-        let object = self.object(&manifest.job.name, &manifest.checkpoint, MANIFEST)?;
+        let Manifest { checkpoint, job, .. } = manifest;
+        let object = self.object(&job.name, checkpoint, MANIFEST)?;
         self.store.create(&object, io::Cursor::new(manifest.to_json())).await?;
+        // Whoever writes may have slept since it had the right to, while another wrote and deleted the same one.
+        if self.store.exists(&self.object(&job.name, checkpoint, DELETED)?).await? {
+            self.remove(&job.name, checkpoint).await?;
+            return Err(Error::Missing(self.store.full_name(&object)));
+        }
         Ok(())
     }
 
@@ -244,18 +254,25 @@ impl Catalog {
         self.remove(job, name).await
     }
 
-    /// Deletes all but the newest `count` checkpoints of a job and what these build on.
+    /// Deletes all but the newest `count` checkpoints of a job, those that are `used`, and what these build on.
     ///
     /// # Errors
     /// The place failed.
-    pub async fn keep(&self, job: &str, count: usize) -> Result<Kept, Error> {
+    pub async fn keep(
+        &self,
+        job: &str,
+        count: usize,
+        used: &[CheckpointName],
+    ) -> Result<Kept, Error> {
         let listed = self.list(job).await?;
         let whole: BTreeMap<&CheckpointName, &Manifest> = listed
             .iter()
             .filter_map(|(name, manifest)| Some((name, manifest.as_ref().ok()?)))
             .collect();
         let newest = whole.values().rev().take(count);
+        let used = used.iter().filter_map(|name| whole.get(name));
         let needed: Vec<&CheckpointName> = newest
+            .chain(used)
             .flat_map(|manifest| manifest.chain.iter().chain([&manifest.checkpoint]))
             .collect();
         let mut kept = Kept::default();
@@ -283,9 +300,33 @@ impl Catalog {
         }
     }
 
+    /// Deletes what is left of the checkpoints before `before` that are none, or none any more: files that a server wrote too late, and marks.
+    /// `before` must be so long ago that nobody who began then still writes.
+    ///
+    /// # Errors
+    /// The place failed.
+    pub async fn sweep(&self, job: &str, before: &CheckpointName) -> Result<(), Error> {
+        for name in self.names(job).await?.iter().filter(|name| *name < before) {
+            if let Err(Error::Missing(_)) = self.manifest(job, name).await {
+                self.store.delete_folder(&self.of(job, name)?, None).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Marked as deleted first: a manifest that somebody writes later, who was to write it long ago, is none.
     async fn remove(&self, job: &str, name: &CheckpointName) -> Result<(), Error> {
+        let mark = self.object(job, name, DELETED)?;
+        match self.store.create(&mark, io::empty()).await {
+            Ok(_) | Err(Error::Exists(_)) => {}
+            Err(error) => return Err(error),
+        }
         self.store.delete(&self.object(job, name, MANIFEST)?).await?;
-        self.store.delete_folder(&format!("{}/{name}", self.folder(job)?)).await
+        self.store.delete_folder(&self.of(job, name)?, Some(DELETED)).await
+    }
+
+    fn of(&self, job: &str, name: &CheckpointName) -> Result<String, Error> {
+        Ok(format!("{}/{name}", self.folder(job)?))
     }
 
     fn folder(&self, job: &str) -> Result<String, Error> {
@@ -293,7 +334,7 @@ impl Catalog {
     }
 
     fn object(&self, job: &str, name: &CheckpointName, file: &str) -> Result<String, Error> {
-        Ok(format!("{}/{name}/{file}", self.folder(job)?))
+        Ok(format!("{}/{file}", self.of(job, name)?))
     }
 }
 

@@ -10,6 +10,9 @@ use crate::Malformed;
 /// Of the format of files and manifests. Another number is refused.
 pub const FORMAT: u32 = 1;
 
+/// Refusals that a file remembers, of all sessions together: with those of 65,536 full windows its header would be larger than any may be.
+const REFUSALS_MAX: usize = 1 << 18;
+
 /// Which shard of which job a file is of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
@@ -34,6 +37,7 @@ pub struct Head {
     pub cells: Vec<v1::CutCell>,
     /// Those of `small`, checked.
     variables: Vec<Variable>,
+    refusals: usize,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -72,7 +76,20 @@ impl Head {
             variables.push(variable);
         }
         check_unique_names(&variables)?;
-        Ok(Head { owner, small, cells, variables })
+        let refusals = cells.iter().map(|cell| cell.refusals.len()).sum();
+        Ok(Head { owner, small, cells, variables, refusals })
+    }
+
+    /// Adds what more sessions did last. What was refused of those that come when there are [`REFUSALS_MAX`] is left out: in a job that begins
+    /// from here they have all ended, and in a shard that is set back to here a repeat of a refused push is answered as one that was taken.
+    pub(crate) fn add_cells(&mut self, cells: Vec<v1::CutCell>) {
+        for mut cell in cells {
+            if self.refusals + cell.refusals.len() > REFUSALS_MAX {
+                cell.refusals.clear();
+            }
+            self.refusals += cell.refusals.len();
+            self.cells.push(cell);
+        }
     }
 
     /// Where the cut is.
@@ -139,5 +156,23 @@ pub(crate) fn check_unique_names(variables: &[Variable]) -> Result<(), Malformed
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
         Some(pair) => Err(Malformed::new("variables", format!("{:?} is there twice", pair[0]))),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_stays_small_enough_to_be_read_however_much_was_refused() {
+        let owner = Owner { job: "job".into(), shard: ShardId(0), shards: 1, seed: 1 };
+        let small = v1::CutSmall { lsn: 1 << 40, ..v1::CutSmall::default() };
+        let mut head = Head::new(owner, small, Vec::new()).unwrap();
+        let refusals = vec![v1::CutRefusal::default(); 1 << 10];
+        let cell = |session| v1::CutCell { session, refusals: refusals.clone(), ..v1::CutCell::default() };
+        head.add_cells((1..=300).map(cell).collect());
+        assert_eq!(head.cells.len(), 300);
+        let kept = head.cells.iter().map(|cell| cell.refusals.len()).sum::<usize>();
+        assert_eq!(kept, REFUSALS_MAX);
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! <place>/<job>/<checkpoint>/shard-00003.e2.n157.a1.safetensors     epoch 2, record 157 of it, attempt 1
 //! <place>/<job>/<checkpoint>/manifest.json
+//! <place>/<job>/<checkpoint>/deleted                                whatever else is here is no checkpoint any more
 //! ```
 //!
 //! A file's name holds the epoch, so a primary that was replaced and does not know it writes under another name than its successor
@@ -17,6 +18,9 @@ use crate::Malformed;
 
 /// The object that makes a checkpoint one.
 pub const MANIFEST: &str = "manifest.json";
+
+/// The object that says that a checkpoint is none any more.
+pub const DELETED: &str = "deleted";
 
 /// Most characters of the name of a checkpoint.
 pub const CHECKPOINT_NAME_BYTES_MAX: usize = 64;

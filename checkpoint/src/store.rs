@@ -178,7 +178,7 @@ impl Store {
                 continue;
             }
             if upload.is_none() {
-                if self.objects.head(&path).await.is_ok() {
+                if self.exists(object).await? {
                     return Err(Error::Exists(self.full_name(object)));
                 }
                 upload = Some(self.objects.put_multipart(&staged).await.map_err(failed)?);
@@ -303,12 +303,26 @@ impl Store {
         }
     }
 
-    /// Deletes everything in a folder.
+    /// Whether an object is there.
     ///
     /// # Errors
     /// The place failed.
-    pub async fn delete_folder(&self, folder: &str) -> Result<(), Error> {
+    pub async fn exists(&self, object: &str) -> Result<bool, Error> {
+        match self.objects.head(&self.path(object)).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(source) => Err(self.failed(object, source)),
+        }
+    }
+
+    /// Deletes everything in a folder but the object `kept` of it.
+    ///
+    /// # Errors
+    /// The place failed.
+    pub async fn delete_folder(&self, folder: &str, kept: Option<&str>) -> Result<(), Error> {
+        let kept = kept.map(|kept| self.path(&format!("{folder}/{kept}")));
         let all = self.objects.list(Some(&self.path(folder))).map_ok(|meta| meta.location);
+        let all = all.try_filter(move |path| std::future::ready(Some(path) != kept.as_ref()));
         let mut deleted = self.objects.delete_stream(all.boxed());
         while let Some(one) = deleted.next().await {
             match one {

@@ -98,7 +98,7 @@ impl ShardWriter {
                 let head = Head::new(owner.clone(), small, Vec::new())?;
                 self.stage = Stage::Open(Box::new(Open::new(head, self.scratch.clone())));
             }
-            (Piece::Cells(cells), Stage::Open(open)) => open.head.cells.extend(cells.cells),
+            (Piece::Cells(cells), Stage::Open(open)) => open.head.add_cells(cells.cells),
             (Piece::Rows(rows), Stage::Open(open)) => open.rows(&rows)?,
             (Piece::Blocks(blocks), Stage::Open(open)) => open.blocks(&blocks)?,
             (Piece::End(end), Stage::Open(open)) => {

@@ -155,13 +155,37 @@ async fn an_increment_needs_its_base_and_the_base_stays_as_long_as_it() {
 
     let needed = catalog.delete(JOB, &full.checkpoint).await;
     assert!(matches!(&needed, Err(Error::Needed { by, .. }) if *by == one.checkpoint.to_string()));
-    let kept = catalog.keep(JOB, 2).await.unwrap();
+    let kept = catalog.keep(JOB, 2, &[]).await.unwrap();
     assert_eq!((kept.kept.len(), kept.deleted.len()), (4, 0));
     catalog.delete(JOB, &two.checkpoint).await.unwrap();
-    let kept = catalog.keep(JOB, 1).await.unwrap();
-    assert_eq!(kept.kept, [other.checkpoint]);
+    let used = std::slice::from_ref(&one.checkpoint);
+    let kept = catalog.keep(JOB, 1, used).await.unwrap();
+    assert_eq!((kept.kept.len(), kept.deleted.len()), (3, 0), "somebody loads it");
+    let kept = catalog.keep(JOB, 1, &[]).await.unwrap();
+    assert_eq!(kept.kept, std::slice::from_ref(&other.checkpoint));
     assert_eq!(kept.deleted, [one.checkpoint, full.checkpoint]);
-    assert_eq!(catalog.names(JOB).await.unwrap().len(), 1, "their folders are gone");
+    assert_eq!(catalog.list(JOB).await.unwrap().len(), 1);
+    catalog.sweep(JOB, &other.checkpoint).await.unwrap();
+    assert_eq!(catalog.names(JOB).await.unwrap(), [other.checkpoint], "their marks are gone");
+}
+
+#[tokio::test]
+async fn a_leader_that_slept_cannot_bring_back_what_was_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = Catalog::new(store_in(folder.path()));
+    let deleted = checkpoint(&catalog, 1, &[], 40).await;
+    let kept = checkpoint(&catalog, 2, &[], 40).await;
+    catalog.delete(JOB, &deleted.checkpoint).await.unwrap();
+    let late = catalog.create_manifest(&deleted).await;
+    assert!(matches!(late, Err(Error::Missing(_))), "{late:?}");
+    // It sleeps again before it looks.
+    let object = format!("{JOB}/{}/manifest.json", deleted.checkpoint);
+    let content = std::io::Cursor::new(deleted.to_json());
+    catalog.store().create(&object, content).await.unwrap();
+    let listed = catalog.list(JOB).await.unwrap();
+    assert_eq!(listed.iter().map(|(name, _)| name).collect::<Vec<_>>(), [&kept.checkpoint]);
+    let found = catalog.manifest(JOB, &deleted.checkpoint).await;
+    assert!(matches!(found, Err(Error::Missing(_))), "{found:?}");
 }
 
 #[tokio::test]
@@ -176,6 +200,11 @@ async fn without_a_manifest_there_is_no_checkpoint_and_what_there_is_can_be_disc
     assert_eq!(catalog.list(JOB).await.unwrap().len(), 1);
     assert_eq!(catalog.names(JOB).await.unwrap().len(), 2);
     catalog.discard(JOB, &name).await.unwrap();
+    // A server that is late writes on.
+    let file = write(ShardId(0), &pieces(ShardId(0), Lsn(0), 40), Scratch::default());
+    catalog.create_file(JOB, &name, ShardId(0), 2, file).await.unwrap();
+    assert_eq!(catalog.list(JOB).await.unwrap().len(), 1);
+    catalog.sweep(JOB, &CheckpointName::at(3, 0)).await.unwrap();
     assert_eq!(catalog.names(JOB).await.unwrap(), std::slice::from_ref(&whole.checkpoint));
     let refused = catalog.discard(JOB, &whole.checkpoint).await;
     assert!(matches!(refused, Err(Error::Exists(_))));

@@ -84,7 +84,7 @@ async fn in_a_bucket() {
     let other = checkpoint(&catalog, 3, &[], 400).await;
     catalog.verify(one.clone(), &scratch, |_| {}).await.unwrap();
     assert_eq!(catalog.latest(JOB).await.unwrap(), other);
-    let kept = catalog.keep(JOB, 1).await.unwrap();
+    let kept = catalog.keep(JOB, 1, &[]).await.unwrap();
     assert_eq!(kept.deleted, [one.checkpoint, full.checkpoint]);
     assert_eq!(catalog.names(JOB).await.unwrap(), [other.checkpoint]);
     assert!(matches!(catalog.latest("nobody").await, Err(Error::Missing(_))));

@@ -24,6 +24,8 @@ use crate::state::checkpoints::{epoch_after, missing};
 const ROUND: Duration = Duration::from_millis(200);
 /// A checkpoint that is not whole by then is given up.
 const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(900);
+/// What is left of checkpoints that were deleted or given up goes when it is so old: nobody still writes to them.
+const SWEEP_AGE: Duration = CHECKPOINT_TIMEOUT.saturating_mul(4);
 /// After one that failed, the next that is due waits.
 const FAILED_PAUSE: Duration = Duration::from_secs(10);
 
@@ -186,6 +188,10 @@ async fn finish(handle: &Handle, id: JobId) -> Result<(), Failure> {
                 return Ok(());
             }
         }
+        Err(StoreError::Missing(_)) => {
+            end(handle, job, format!("{} was deleted", manifest.checkpoint)).await?;
+            return Ok(());
+        }
         Err(error) => return Err(error.into()),
     }
     end(handle, job, String::new()).await?;
@@ -193,10 +199,18 @@ async fn finish(handle: &Handle, id: JobId) -> Result<(), Failure> {
     info!(job = %id, checkpoint = %manifest.checkpoint, bytes, rows, "checkpoint is whole");
     let schedule = job.checkpoints.schedule.as_ref().filter(|one| one.uri == order.uri);
     if let Some(schedule) = schedule.filter(|one| one.keep > 0) {
-        let kept = catalog.keep(&job.view.spec.name, schedule.keep as usize).await?;
-        for name in kept.deleted {
+        let name = &job.view.spec.name;
+        let restores = cluster.jobs.values().filter_map(|job| job.view.orders.restore.as_ref());
+        let used = restores.filter(|order| order.job == *name && order.uri == schedule.uri);
+        let used: Vec<_> =
+            used.filter_map(|order| CheckpointName::new(order.checkpoint.as_str()).ok()).collect();
+        let kept = catalog.keep(name, schedule.keep as usize, &used).await?;
+        for name in &kept.deleted {
             info!(job = %id, checkpoint = %name, "checkpoint deleted: newer ones are kept");
         }
+        let long_ago = CheckpointName::at(unix_ms().saturating_sub(SWEEP_AGE.as_millis() as u64), 0);
+        let before = kept.kept.first().map_or(&long_ago, |oldest| oldest.min(&long_ago));
+        catalog.sweep(name, before).await?;
     }
     Ok(())
 }

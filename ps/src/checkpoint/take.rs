@@ -36,6 +36,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 const PIECE_BYTES: usize = 256 << 10;
 /// Rests so many times as long as a piece took.
 const REST: u32 = 3;
+/// A reader that takes nothing for so long is given up.
+const HANG_MAX: Duration = Duration::from_secs(30);
 /// A coordinator that does not commit a report for this long is passed over.
 const REPORT_PATIENCE: Duration = Duration::from_secs(2);
 /// Names that were taken before by this process are not tried again.
@@ -111,12 +113,18 @@ async fn save(
         shards: view.spec.shards,
         seed: view.spec.seed,
     };
-    let reading = Arc::clone(hosted);
-    let token = life.token.clone();
+    let cut = OpenCut::new(hosted, epoch, newer_than)?;
+    let (pieces, piece) = watch::channel(());
+    let reading = (Arc::clone(hosted), cut.1, life.token.clone());
     let reading = tokio::task::spawn_blocking(move || {
-        read(&reading, epoch, newer_than, owner, || token.is_cancelled())
+        let (hosted, cut, token) = reading;
+        read(&hosted, cut, owner, &pieces, || token.is_cancelled())
     });
-    let file = reading.await.context("read the shard")??;
+    let file = tokio::select! {
+        file = reading => file.context("read the shard")??,
+        () = hang(piece) => bail!("the disk for temporary files took nothing for {HANG_MAX:?}"),
+    };
+    drop(cut);
     let lsn = file.lsn;
     let catalog = super::catalog(&order.uri, Access::Write).await?;
     let name = CheckpointName::new(order.checkpoint.as_str())?;
@@ -149,8 +157,29 @@ async fn save(
     Ok(())
 }
 
+/// Returns when no piece was taken for long: pushes must not pay for a reader that hangs, and it finds its cut closed should it go on.
+async fn hang(mut piece: watch::Receiver<()>) {
+    while let Ok(changed) = tokio::time::timeout(HANG_MAX, piece.changed()).await {
+        if changed.is_err() {
+            // It ended, and its result is there.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 /// Closes a cut whatever becomes of its reader: an open one makes every write dearer.
 struct OpenCut<'a>(&'a Hosted, CutId);
+
+impl<'a> OpenCut<'a> {
+    fn new(hosted: &'a Hosted, epoch: Epoch, newer_than: Lsn) -> anyhow::Result<Self> {
+        let mut shard = hosted.shard.lock();
+        // An increment on top of another history would be one on top of nothing.
+        let known = shard.state().lineage().contains(newer_than);
+        let newer_than = if known { newer_than } else { Lsn::ZERO };
+        let open = if shard.epoch() == epoch { shard.open_cut(newer_than) } else { None };
+        Ok(OpenCut(hosted, open.context("the shard is no longer served here")?))
+    }
+}
 
 impl Drop for OpenCut<'_> {
     fn drop(&mut self) {
@@ -161,27 +190,20 @@ impl Drop for OpenCut<'_> {
 /// Reads a whole cut. On a thread that may block.
 fn read(
     hosted: &Hosted,
-    epoch: Epoch,
-    newer_than: Lsn,
+    cut: CutId,
     owner: Owner,
+    pieces: &watch::Sender<()>,
     stopped: impl Fn() -> bool,
 ) -> anyhow::Result<ShardFile> {
-    let cut = {
-        let mut shard = hosted.shard.lock();
-        // An increment on top of another history would be one on top of nothing.
-        let known = shard.state().lineage().contains(newer_than);
-        let newer_than = if known { newer_than } else { Lsn::ZERO };
-        let open = if shard.epoch() == epoch { shard.open_cut(newer_than) } else { None };
-        OpenCut(hosted, open.context("the shard is no longer served here")?)
-    };
     let mut writer = ShardWriter::new(owner, Scratch::default());
     loop {
         let started = Instant::now();
-        let piece = hosted.shard.lock().read_cut(cut.1, PIECE_BYTES)?;
+        let piece = hosted.shard.lock().read_cut(cut, PIECE_BYTES)?;
         match writer.take(piece)? {
             Progress::Whole(file) => return Ok(file),
             Progress::More(more) => writer = more,
         }
+        pieces.send_replace(());
         if stopped() {
             bail!("the server stops");
         }

@@ -38,7 +38,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             catalog.delete(&args.job, &name).await?;
             vec![name]
         }
-        (None, keep) => catalog.keep(&args.job, keep.unwrap_or(usize::MAX)).await?.deleted,
+        (None, keep) => catalog.keep(&args.job, keep.unwrap_or(usize::MAX), &[]).await?.deleted,
     };
     deleted.iter().for_each(|name| eprintln!("deleted {name}"));
     Ok(())
