@@ -169,7 +169,8 @@ mod tests {
         let small = v1::CutSmall { lsn: 1 << 40, ..v1::CutSmall::default() };
         let mut head = Head::new(owner, small, Vec::new()).unwrap();
         let refusals = vec![v1::CutRefusal::default(); 1 << 10];
-        let cell = |session| v1::CutCell { session, refusals: refusals.clone(), ..v1::CutCell::default() };
+        let cell =
+            |session| v1::CutCell { session, refusals: refusals.clone(), ..v1::CutCell::default() };
         head.add_cells((1..=300).map(cell).collect());
         assert_eq!(head.cells.len(), 300);
         let kept = head.cells.iter().map(|cell| cell.refusals.len()).sum::<usize>();

@@ -62,6 +62,12 @@ impl CheckpointName {
         ))
     }
 
+    /// What tells it apart from others of its time.
+    #[must_use]
+    pub fn nonce(&self) -> Option<u32> {
+        u32::from_str_radix(self.0.rsplit_once('-')?.1, 16).ok()
+    }
+
     /// As text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -133,6 +139,7 @@ mod tests {
         assert_eq!(name(1_735_689_599_999).as_str(), "20241231T235959-999-000000ab");
         assert!(name(1_709_251_199_999) < name(1_709_251_200_000), "over the end of February");
         assert_eq!(CheckpointName::new(name(1).as_str()), Ok(name(1)));
+        assert_eq!(name(1).nonce(), Some(0xAB));
         for bad in ["", "..", "a/b", "-x", "ä", &"x".repeat(65)] {
             assert!(CheckpointName::new(bad).is_err(), "{bad:?}");
         }

@@ -22,7 +22,12 @@ impl Coordinators {
         uri: &str,
         incremental: bool,
     ) -> Result<v1::CreateCheckpointReply, Error> {
-        let request = v1::CreateCheckpointRequest { job: job.0, uri: uri.into(), incremental };
+        let request = v1::CreateCheckpointRequest {
+            job: job.0,
+            uri: uri.into(),
+            incremental,
+            request_id: self.request_id(),
+        };
         self.call("create checkpoint", |mut member| {
             let request = request.clone();
             async move { member.create_checkpoint(request).await }

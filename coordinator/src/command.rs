@@ -563,7 +563,7 @@ fn check_uri(uri: &str) -> Result<(), Invalid> {
     Err(Invalid::new("uri", format!("{uri:?} is neither file:///folder nor s3://bucket/prefix")))
 }
 
-fn request_id(id: String) -> Result<String, Invalid> {
+pub(crate) fn request_id(id: String) -> Result<String, Invalid> {
     if id.is_empty() || id.len() > REQUEST_ID_BYTES_MAX {
         let problem = format!("must have 1 to {REQUEST_ID_BYTES_MAX} bytes");
         return Err(Invalid::new("request_id", problem));

@@ -91,12 +91,13 @@ async fn look_after(handle: &Handle, id: JobId) -> Result<(), Failure> {
     if !job.view.variables.is_empty()
         && now_ms >= due_ms.max(failed_ms + FAILED_PAUSE.as_millis() as u64)
     {
-        begin(handle, id, "", schedule.full_every > 1).await?;
+        let nonce = mix64(now_ms ^ id.0 << 48 ^ cluster.version << 20) as u32;
+        begin(handle, id, "", schedule.full_every > 1, nonce).await?;
     }
     Ok(())
 }
 
-/// Commits that a checkpoint begins, and returns its name and how many it builds on.
+/// Commits that a checkpoint begins, and returns its name and how many it builds on. Asked again with the same `nonce`, it is the one that began then.
 ///
 /// # Errors
 /// The place cannot be used, or another one is being taken.
@@ -105,9 +106,13 @@ pub async fn begin(
     id: JobId,
     uri: &str,
     incremental: bool,
+    nonce: u32,
 ) -> Result<(CheckpointName, u32), Failure> {
     let cluster = handle.read().await?;
     let job = cluster.job(id).ok_or(Failure::NoJob(id))?;
+    if let Some(begun) = job.begun(nonce) {
+        return Ok(begun);
+    }
     let schedule = job.checkpoints.schedule.clone().unwrap_or_default();
     let uri = if uri.is_empty() { schedule.uri.as_str() } else { uri };
     if uri.is_empty() {
@@ -122,7 +127,6 @@ pub async fn begin(
     // Names tell which is newer, also where the clock of the leader before was ahead of this one.
     let before = [&job.checkpoints.whole, &job.checkpoints.failed].into_iter().flatten();
     let created_ms = before.map(|ended| ended.created_ms + 1).max().unwrap_or(0).max(unix_ms());
-    let nonce = mix64(created_ms ^ id.0 << 48 ^ cluster.version << 20) as u32;
     let name = CheckpointName::at(created_ms, nonce);
     let catalog = Catalog::new(open(uri, Access::Write).await?);
     let mut order = v1::CheckpointOrder {
@@ -208,7 +212,8 @@ async fn finish(handle: &Handle, id: JobId) -> Result<(), Failure> {
         for name in &kept.deleted {
             info!(job = %id, checkpoint = %name, "checkpoint deleted: newer ones are kept");
         }
-        let long_ago = CheckpointName::at(unix_ms().saturating_sub(SWEEP_AGE.as_millis() as u64), 0);
+        let long_ago =
+            CheckpointName::at(unix_ms().saturating_sub(SWEEP_AGE.as_millis() as u64), 0);
         let before = kept.kept.first().map_or(&long_ago, |oldest| oldest.min(&long_ago));
         catalog.sweep(name, before).await?;
     }

@@ -325,9 +325,11 @@ impl Coordinator for Service {
         &self,
         request: Request<v1::CreateCheckpointRequest>,
     ) -> Answer<v1::CreateCheckpointReply> {
-        let v1::CreateCheckpointRequest { job, uri, incremental } = request.into_inner();
-        let job = command::job(job)?;
-        let begun = scribe::begin(&self.handle, job, &uri, incremental).await;
+        let v1::CreateCheckpointRequest { job, uri, incremental, request_id } =
+            request.into_inner();
+        let (job, request_id) = (command::job(job)?, command::request_id(request_id)?);
+        let nonce = crc32fast::hash(request_id.as_bytes());
+        let begun = scribe::begin(&self.handle, job, &uri, incremental, nonce).await;
         let (checkpoint, chain) = begun.map_err(|failure| self.failure(failure))?;
         Ok(Response::new(v1::CreateCheckpointReply { checkpoint: checkpoint.to_string(), chain }))
     }

@@ -99,6 +99,7 @@ impl State {
             ended_ms: end.ended_ms,
             bytes: open.saved.iter().map(|saved| saved.bytes).sum(),
             error: end.error,
+            chain: open.chain.len() as u32,
         };
         let place = match ended.error.is_empty() {
             true => &mut job.checkpoints.whole,
@@ -227,6 +228,20 @@ impl Job {
             chain: open.chain.iter().map(name).collect::<Option<_>>()?,
             files: open.saved.iter().map(entry).collect(),
         })
+    }
+
+    /// The checkpoint that began with `nonce`, if it is the one that is being taken or that ended last.
+    #[must_use]
+    pub fn begun(&self, nonce: u32) -> Option<(CheckpointName, u32)> {
+        let v1::JobCheckpoints { open, whole, failed, .. } = &self.checkpoints;
+        let ended = [whole, failed].into_iter().flatten();
+        let ended = ended.map(|ended| (&ended.checkpoint, ended.chain));
+        let open = open
+            .iter()
+            .filter_map(|open| Some((&open.order.as_ref()?.checkpoint, open.chain.len() as u32)));
+        let named =
+            |(name, chain): (&String, u32)| Some((CheckpointName::new(name.as_str()).ok()?, chain));
+        ended.chain(open).filter_map(named).find(|(name, _)| name.nonce() == Some(nonce))
     }
 
     /// The last whole checkpoint that increments may build on, in this place: one of this very job, or the one that it began from.

@@ -161,3 +161,14 @@ fn a_checkpoint_says_of_labels_and_first_values_what_held_when_it_began() {
     assert_eq!(manifest.initialized, [VariableId(1)]);
     assert_eq!(manifest.labels["done"], "1 of 2");
 }
+
+#[test]
+fn a_client_that_lost_the_answer_finds_the_checkpoint_that_it_began() {
+    let (mut machine, _) = Machine::with_job(2, 2);
+    let name = downpour_checkpoint::name::CheckpointName::at(5, 0xAB);
+    machine.done(start(name.as_str()));
+    assert_eq!(machine.job().begun(0xAB), Some((name.clone(), 0)));
+    assert_eq!(machine.job().begun(0xAC), None, "another request");
+    machine.done(end(name.as_str(), ""));
+    assert_eq!(machine.job().begun(0xAB), Some((name, 0)), "it may have ended meanwhile");
+}
