@@ -10,6 +10,7 @@ use tch::{Device, Tensor};
 use crate::dense::floats;
 use crate::features::Layout;
 use crate::metrics::{Accuracy, Auc, LogLoss, Rmse, UserAuc};
+use crate::position::Start;
 use crate::recorder::Recorder;
 use crate::step::Context;
 use crate::{Error, Job, OnNonFinite, Result, Source, Step, Steps, TrainBuilder};
@@ -125,7 +126,7 @@ impl EvaluateBuilder {
             recorder: Rc::new(RefCell::new(Recorder::silent())),
         };
         let cluster = job.cluster().clone();
-        let mut steps = Steps::start(self.0, context)?;
+        let mut steps = Steps::start(self.0, context, Start::default())?;
         while let Some(step) = steps.next()? {
             each(&step)?;
         }

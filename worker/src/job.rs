@@ -11,12 +11,15 @@ use downpour_core::optimizer::OptimizerSpec;
 use downpour_core::spec::{
     BLOCK_FLOATS_DEFAULT, DenseSpec, JobSpec, Shape, Variable, VariableSpec,
 };
+use downpour_proto::v1;
 use tch::nn::VarStore;
 
+use crate::begin::{self, Checkpoints};
 use crate::dense::{DenseVariable, floats, variable_name};
 use crate::features::Layout;
 use crate::keys::{Bags, unique};
 use crate::optimizer::Optimizers;
+use crate::position;
 use crate::rows::{Gather, Leaf};
 use crate::{
     Cluster, Error, EvaluateBuilder, Features, Report, Result, Source, Step, Table, TableHandle,
@@ -33,11 +36,17 @@ pub struct JobBuilder {
     min_in_sync: Option<u32>,
     seed: Option<u64>,
     must_exist: bool,
+    checkpoints: Option<Checkpoints>,
+    start_over: bool,
+    worker: usize,
     session: SessionOptions,
 }
 
 /// For the last pushes of a process that was told to stop: with the rest of stopping within what Kubernetes allows.
 const STOPPING_FLUSH: Duration = Duration::from_secs(5);
+
+/// Each so-manieth scheduled checkpoint is full, those between hold what changed.
+const FULL_EVERY: u32 = 10;
 
 /// Where a user does not say.
 const SHARDS_DEFAULT: u32 = 64;
@@ -53,6 +62,9 @@ impl JobBuilder {
             min_in_sync: None,
             seed: None,
             must_exist: false,
+            checkpoints: None,
+            start_over: false,
+            worker: 0,
             session,
         }
     }
@@ -111,10 +123,40 @@ impl JobBuilder {
         self
     }
 
+    /// Keeps checkpoints of the job while a training that is [resumable](TrainBuilder::resumable) runs, and begins the job from the newest
+    /// whole one where the cluster does not have it, or has lost every shard of it.
+    pub fn checkpoints(mut self, checkpoints: Checkpoints) -> Self {
+        self.checkpoints = Some(checkpoints);
+        self
+    }
+
+    /// Deletes what there is of the job and begins from nothing; checkpoints are not read, and stay. Worker 0 of several does it once the
+    /// others have ended, and the others join it.
+    pub fn start_over(mut self) -> Self {
+        self.start_over = true;
+        self
+    }
+
+    /// This is the worker of this number, from 0, and called `worker-<number>` in lists.
+    pub fn worker(mut self, index: usize) -> Self {
+        self.worker = index;
+        self.worker_name(begin::session_name(index))
+    }
+
     /// Creates the job, or joins it. What was said of it must agree with the job that exists.
     pub fn open(self) -> Result<Job> {
         let (coordinators, options) = (self.cluster.coordinators(), self.session.clone());
         let session = self.cluster.block_on(async {
+            match (self.start_over, &self.checkpoints) {
+                (true, _) => {
+                    begin::start_over(coordinators, &self.name, self.worker).await?;
+                }
+                (false, Some(checkpoints)) => {
+                    let to = &checkpoints.to;
+                    begin::restore(coordinators, &self.name, to, self.replicas).await?;
+                }
+                (false, None) => {}
+            }
             let known = match coordinators.job(&self.name).await {
                 Ok(view) => Some(view.spec),
                 Err(downpour_client::Error::NotFound { .. }) if !self.must_exist => None,
@@ -126,6 +168,7 @@ impl JobBuilder {
         let inner = Inner {
             cluster: self.cluster.clone(),
             session,
+            checkpoints: self.checkpoints,
             bound: Mutex::default(),
             open_steps: Arc::default(),
         };
@@ -160,6 +203,7 @@ pub struct Job {
 struct Inner {
     cluster: Cluster,
     session: Session,
+    checkpoints: Option<Checkpoints>,
     bound: Mutex<Bound>,
     /// Steps of training that were given out and are not finished.
     open_steps: Arc<AtomicUsize>,
@@ -380,6 +424,35 @@ impl Job {
 
     pub(crate) fn session(&self) -> &Session {
         &self.inner.session
+    }
+
+    /// Has the job saved by itself, if checkpoints were asked for. An equal schedule stays as it is.
+    pub(crate) fn schedule_checkpoints(&self) -> Result<()> {
+        let Some(Checkpoints { to, every, keep }) = &self.inner.checkpoints else { return Ok(()) };
+        let schedule = v1::CheckpointSchedule {
+            uri: to.clone(),
+            every_ms: every.as_millis().clamp(1, u64::MAX.into()) as u64,
+            keep: *keep,
+            full_every: FULL_EVERY,
+        };
+        let (coordinators, job) = (self.cluster().coordinators(), self.session().job());
+        Ok(self.cluster().block_on(coordinators.schedule_checkpoints(job, schedule))??)
+    }
+
+    /// Saves the job where its [checkpoints](JobBuilder::checkpoints) go, if so many workers have trained all of their data: a checkpoint of what was learnt
+    /// last. Its name; `None` where others are still at work, or no checkpoints were asked for.
+    pub fn save_when_trained(&self, workers: usize) -> Result<Option<String>> {
+        let Some(Checkpoints { to, .. }) = &self.inner.checkpoints else { return Ok(None) };
+        let (coordinators, session) = (self.cluster().coordinators(), self.session());
+        self.cluster().block_on(async {
+            let name = session.state().view.spec.name.clone();
+            match begin::status(coordinators, &name).await? {
+                Some(job) if position::all_done(&job.labels, workers) => {
+                    Ok(Some(begin::save(coordinators, session.job(), to).await?))
+                }
+                _ => Ok(None),
+            }
+        })?
     }
 
     pub(crate) fn open_steps(&self) -> &Arc<AtomicUsize> {

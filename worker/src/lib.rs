@@ -48,6 +48,7 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
+mod begin;
 mod cluster;
 mod dense;
 pub mod device;
@@ -63,6 +64,7 @@ pub mod metrics;
 pub mod models;
 mod optimizer;
 mod pipeline;
+mod position;
 mod prepare;
 mod reader;
 mod recorder;
@@ -72,6 +74,7 @@ mod step;
 mod table;
 mod train;
 
+pub use begin::Checkpoints;
 pub use cluster::Cluster;
 pub use downpour_client::Transport;
 pub use downpour_core::init::Init;
@@ -86,6 +89,7 @@ pub use grads::{Gradient, Grads};
 pub use job::{Job, JobBuilder};
 pub use memory::keep_memory;
 pub use optimizer::{Adagrad, Adam, AdamW, Ftrl, Momentum, RmsProp, RowwiseAdagrad, Sgd};
+pub use position::{Position, Start};
 pub use source::{Parquet, Paths, Source};
 pub use step::Step;
 pub use table::{Table, TableHandle};

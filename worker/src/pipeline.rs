@@ -8,7 +8,7 @@
 //! pull. Then step t sees **exactly** the pushes up to t − depth, whatever the network does, and one worker alone ends byte-identical every
 //! time, at any depth. The price: one thing at a time is under way.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
 use downpour_client::{
     DenseCache, DenseTensor, Pulled, PushBatch, PushOutcome, PushTicket, RowGradients, Session,
@@ -18,9 +18,10 @@ use downpour_core::cells::Refusal;
 use downpour_core::id::VariableId;
 use futures::StreamExt as _;
 use futures::stream::{FuturesOrdered, FuturesUnordered};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::keys::UniqueKeys;
+use crate::position::{self, Batch, Told};
 use crate::prepare::Prepared;
 use crate::{Error, Result, TableHandle};
 
@@ -52,8 +53,8 @@ pub(crate) enum Command {
     Lookup { table: TableHandle, keys: UniqueKeys, reply: oneshot::Sender<Result<Vec<f32>>> },
     /// The step is over.
     Push(Push),
-    /// The step is over and has nothing to push.
-    Skip,
+    /// The step of this clock is over and has nothing to push.
+    Skip(u64),
 }
 
 /// The gradients of a step.
@@ -79,14 +80,27 @@ pub(crate) struct Traffic {
     pub(crate) commands: mpsc::Receiver<Command>,
     /// What the caller has copied out of.
     pub(crate) caches: mpsc::UnboundedReceiver<DenseCache>,
+    /// Clock of the first step.
+    pub(crate) clock: u64,
+    /// Told of every step that is over.
+    pub(crate) told: watch::Sender<Told>,
+}
+
+/// A step that the caller has.
+struct Given {
+    /// What the shards had when it was pulled.
+    pulled: Pulled,
+    batch: Batch,
 }
 
 impl Traffic {
     /// Runs until the batches are used up or the caller has gone, and every push is acknowledged.
     pub(crate) async fn run(mut self) -> Result<Vec<Finished>> {
         let mut finished = Vec::new();
-        // What the shards had when the steps were pulled that the caller has now.
-        let mut given: VecDeque<Pulled> = VecDeque::new();
+        // By clock.
+        let mut given: BTreeMap<u64, Given> = BTreeMap::new();
+        let mut over = position::Finished::from(self.told.borrow().0);
+        let mut data_ended = false;
         let (mut pulls, mut pushes) = (FuturesOrdered::new(), FuturesUnordered::new());
         let mut lookups = FuturesUnordered::new();
         let (mut more, mut asked) = (true, true);
@@ -99,6 +113,8 @@ impl Traffic {
             let pull = more && open < self.depth && (calm || !self.in_order);
             let ask = asked && !given.is_empty() && (!self.in_order || (calm && !pull));
             if calm && !pull && !ask {
+                let (at, _) = *self.told.borrow();
+                self.told.send_replace((at, data_ended && given.is_empty()));
                 return Ok(finished);
             }
             tokio::select! {
@@ -107,28 +123,36 @@ impl Traffic {
                         let cache = self.cache()?;
                         pulls.push_back(load(self.session.clone(), prepared?, cache));
                     }
-                    None => more = false,
+                    None => (more, data_ended) = (false, true),
                 },
                 () = closed(self.ready.as_ref()), if more => more = false,
                 Some(loaded) = pulls.next() => {
                     let (mut loaded, pulled): (Loaded, Pulled) = loaded?;
                     loaded.finished = std::mem::take(&mut finished);
-                    given.push_back(pulled);
+                    let (samples, epoch) =
+                        (loaded.prepared.encoded.rows() as u64, loaded.prepared.epoch);
+                    given.insert(self.clock, Given { pulled, batch: Batch { samples, epoch } });
+                    self.clock += 1;
                     // It has room for all open steps; it is closed when no more are wanted.
                     more &= self.ready.as_ref().is_some_and(|ready| ready.try_send(loaded).is_ok());
                 }
                 command = self.commands.recv(), if ask => match command {
                     None => asked = false,
-                    Some(Command::Skip) => _ = given.pop_front(),
+                    Some(Command::Skip(clock)) => {
+                        if let Some(Given { batch, .. }) = given.remove(&clock) {
+                            self.told.send_replace((over.add(clock, batch), false));
+                        }
+                    }
                     Some(Command::Push(push)) => {
-                        let pulled = given.pop_front().unwrap_or_default();
+                        let clock = push.clock;
+                        let Some(Given { pulled, batch }) = given.remove(&clock) else { continue };
                         // Taken over one after the other, so that their order is that of the steps.
                         let ticket = self.push(&push).await?;
                         pushes.push(async move {
                             let outcome = ticket.await?.applied_to_known_keys()?;
                             let refused = outcome.refusals.first().map(|(_, refusal)| *refusal);
                             let staleness = staleness(&pulled, &outcome);
-                            Ok::<_, Error>(Finished { staleness, refused })
+                            Ok::<_, Error>((Finished { staleness, refused }, clock, batch))
                         });
                     }
                     Some(Command::Lookup { table, keys, reply }) => {
@@ -139,7 +163,11 @@ impl Traffic {
                         });
                     }
                 },
-                Some(outcome) = pushes.next() => finished.push(outcome?),
+                Some(outcome) = pushes.next() => {
+                    let (outcome, clock, batch) = outcome?;
+                    self.told.send_replace((over.add(clock, batch), false));
+                    finished.push(outcome);
+                }
                 Some(()) = lookups.next() => {}
             }
         }

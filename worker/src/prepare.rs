@@ -12,6 +12,8 @@ use crate::keys::{Bags, UniqueKeys, unique};
 pub(crate) struct Prepared {
     pub(crate) layout: Arc<Layout>,
     pub(crate) encoded: Encoded,
+    /// The pass over the data that it is of, from 0.
+    pub(crate) epoch: u64,
     /// One for each table of the layout.
     pub(crate) keys: Vec<UniqueKeys>,
     /// One for each feature.
@@ -19,7 +21,7 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    pub(crate) fn new(layout: &Arc<Layout>, encoded: Encoded) -> Self {
+    pub(crate) fn new(layout: &Arc<Layout>, encoded: Encoded, epoch: u64) -> Self {
         let mut positions: Vec<Vec<u32>> = vec![Vec::new(); layout.features.len()];
         let mut keys = Vec::new();
         for table in 0..layout.tables.len() {
@@ -37,6 +39,6 @@ impl Prepared {
                 Bags::new(feature.pool, positions, &keys.offsets, &keys.weights)
             })
             .collect();
-        Self { layout: layout.clone(), encoded, keys, bags }
+        Self { layout: layout.clone(), encoded, epoch, keys, bags }
     }
 }

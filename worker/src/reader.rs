@@ -18,6 +18,8 @@ pub(crate) struct Reading {
     pub(crate) seed: u64,
     /// This worker's number and how many there are.
     pub(crate) share: (usize, usize),
+    /// What is left out at the start: passes, and batches of the pass after them.
+    pub(crate) skip: (u64, u64),
 }
 
 /// With fewer tasks than this for each worker, every worker reads all rows and takes each n-th batch: tasks would divide too unevenly.
@@ -61,10 +63,11 @@ fn read(
     reading: Reading,
     send: &mpsc::Sender<Result<Prepared>>,
 ) -> std::result::Result<(), Ended> {
-    let Reading { batch, epochs, shuffle_rows, seed, share: (index, workers) } = reading;
+    let Reading { batch, epochs, shuffle_rows, seed, share: (index, workers), skip } = reading;
+    let (first, mut skip) = skip;
     let tasks = dataset.tasks()?;
     let by_task = tasks.len() >= TASKS_PER_WORKER_MIN * workers;
-    for epoch in 0..epochs {
+    for epoch in first..epochs {
         let seed = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(epoch);
         let tasks = if shuffle_rows > 0 { shuffled(tasks.clone(), seed) } else { tasks.clone() };
         let tasks: Vec<Task> = (tasks.into_iter().enumerate())
@@ -79,7 +82,11 @@ fn read(
             if encoded.rows() == 0 || !(by_task || number % workers == index) {
                 continue;
             }
-            let prepared = Prepared::new(layout, encoded);
+            if skip > 0 {
+                skip -= 1;
+                continue;
+            }
+            let prepared = Prepared::new(layout, encoded, epoch);
             send.blocking_send(Ok(prepared)).map_err(|_| Ended::ReceiverGone)?;
         }
     }

@@ -12,6 +12,7 @@ use crate::every::Every;
 use crate::metrics::Mean;
 use crate::optimizer::Optimizers;
 use crate::pipeline::Finished;
+use crate::position::Position;
 use crate::{Error, NonFinite, Result};
 
 /// Gradients of one kind (tables or dense) as they were pushed.
@@ -72,6 +73,8 @@ struct Line {
     clock: u64,
     samples: u64,
     total_samples: u64,
+    /// Of them in this run: others were trained before it began.
+    run_samples: u64,
     planned_samples: Option<u64>,
     loss: Option<f64>,
     lr_table: f32,
@@ -97,6 +100,8 @@ pub(crate) struct Recorder {
     window: Window,
     clock: u64,
     total_samples: u64,
+    /// Trained before this run.
+    start: Position,
     planned_samples: Option<u64>,
     /// Batches saved because of a number that is not finite.
     saved: u64,
@@ -137,21 +142,36 @@ impl Window {
 }
 
 impl Recorder {
-    /// Writes to `metrics.jsonl` in `folder`, or nowhere. Learning rates are those of `optimizers`.
+    /// Writes to `metrics.jsonl` in `folder`, or nowhere; what is there stays where training goes on. Learning rates are those of `optimizers`.
     pub(crate) fn new(
         folder: Option<&Path>,
         every: Every,
         optimizers: Optimizers,
+        start: Position,
         planned_samples: Option<u64>,
     ) -> Result<Self> {
+        let goes_on = start.batches > 0;
         let file = folder.map(|folder| {
             let path = folder.join("metrics.jsonl");
             std::fs::create_dir_all(folder)
-                .and_then(|()| File::create(&path))
+                .and_then(|()| {
+                    let mut file = File::options();
+                    file.create(true).append(goes_on).write(true).truncate(!goes_on).open(&path)
+                })
                 .map_err(|error| Error::write(&path, error))
                 .map(|file| (path, file))
         });
-        Ok(Self { file: file.transpose()?, every, optimizers, planned_samples, ..Self::silent() })
+        Ok(Self {
+            file: file.transpose()?,
+            every,
+            optimizers,
+            planned_samples,
+            window: Window::new(start.batches),
+            clock: start.batches,
+            total_samples: start.samples,
+            start,
+            ..Self::silent()
+        })
     }
 
     /// Writes nothing.
@@ -164,6 +184,7 @@ impl Recorder {
             window: Window::new(0),
             clock: 0,
             total_samples: 0,
+            start: Position::default(),
             planned_samples: None,
             saved: 0,
             skipped_in_a_row: 0,
@@ -225,6 +246,7 @@ impl Recorder {
             clock: self.clock,
             samples: window.samples,
             total_samples: self.total_samples,
+            run_samples: self.total_samples - self.start.samples,
             planned_samples: self.planned_samples,
             loss: window.loss.value(),
             lr_table,

@@ -49,6 +49,7 @@ pub(crate) struct Ticket {
     commands: mpsc::Sender<Command>,
     /// How many steps are open.
     open: Arc<AtomicUsize>,
+    clock: u64,
     over: bool,
 }
 
@@ -266,9 +267,9 @@ impl Step {
 }
 
 impl Ticket {
-    pub(crate) fn new(commands: mpsc::Sender<Command>, open: Arc<AtomicUsize>) -> Self {
+    pub(crate) fn new(commands: mpsc::Sender<Command>, open: Arc<AtomicUsize>, clock: u64) -> Self {
         open.fetch_add(1, Ordering::Relaxed);
-        Self { commands, open, over: false }
+        Self { commands, open, clock, over: false }
     }
 
     /// Ends the step with this push.
@@ -288,7 +289,7 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         if !self.over {
-            self.end(Command::Skip);
+            self.end(Command::Skip(self.clock));
         }
     }
 }

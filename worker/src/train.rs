@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use crate::dense::DenseVariable;
 use crate::features::Layout;
 use crate::pipeline::{Command, Finished, Loaded, Traffic};
+use crate::position::{Labels, Position, Reads, Start, Told};
 use crate::reader::{self, Reading};
 use crate::recorder::Recorder;
 use crate::step::{Context, Ticket};
@@ -30,6 +31,7 @@ pub struct TrainBuilder {
     on_nonfinite: OnNonFinite,
     out: Option<PathBuf>,
     log_every: Every,
+    resumable: bool,
 }
 
 /// What follows a loss or a gradient that is not a finite number. The batch is saved in [`TrainBuilder::out`] either way.
@@ -52,8 +54,14 @@ impl TrainBuilder {
             let dataset = source.open(&layout.schema)?;
             Ok((layout, dataset))
         });
-        let reading =
-            Reading { batch: 1024, epochs: 1, shuffle_rows: 1 << 16, seed: 0, share: (0, 1) };
+        let reading = Reading {
+            batch: 1024,
+            epochs: 1,
+            shuffle_rows: 1 << 16,
+            seed: 0,
+            share: (0, 1),
+            skip: (0, 0),
+        };
         Self {
             job: job.clone(),
             opened,
@@ -64,6 +72,7 @@ impl TrainBuilder {
             on_nonfinite: OnNonFinite::Stop,
             out: None,
             log_every: Every::Steps(100),
+            resumable: false,
         }
     }
 
@@ -136,15 +145,43 @@ impl TrainBuilder {
         self
     }
 
+    /// Keeps with the job how far this worker is in its data, and begins there: batches whose pushes were all acknowledged are not read
+    /// again. Without a label of this worker it begins at the start. Checkpoints keep the label, so a job that began from one goes on where it was; then,
+    /// and after the death of a worker alone, what was pushed since the label was written (about a second) and what was on its way is trained again.
+    ///
+    /// It is an error when the worker was in the midst of a training that read other rows. [`Steps::began`] says where it begins.
+    pub fn resumable(mut self) -> Self {
+        self.resumable = true;
+        self
+    }
+
     /// Starts reading and pulling.
-    pub fn start(self) -> Result<Steps> {
+    pub fn start(mut self) -> Result<Steps> {
         if let Ok((layout, _)) = &self.opened {
             self.job.remember(layout);
         }
+        let resumed = match &self.opened {
+            Ok((_, dataset)) if self.resumable => {
+                let reads = Reads::new(&self.reading, dataset.as_ref())?;
+                let (cluster, session) = (self.job.cluster(), self.job.session());
+                let begun = Labels::begin(cluster.coordinators(), session, &self.reading, reads);
+                let (labels, start) = cluster.block_on(begun)??;
+                let Position { batches, epoch, epoch_start, .. } = start.at;
+                self.reading.skip = (epoch, batches - epoch_start);
+                if start.done {
+                    self.reading.epochs = 0;
+                }
+                self.job.schedule_checkpoints()?;
+                Some((labels, start))
+            }
+            _ => None,
+        };
+        let began = resumed.as_ref().map_or_else(Start::default, |(_, start)| start.clone());
         let recorder = Recorder::new(
             self.out.as_deref(),
             self.log_every,
             self.job.optimizers(),
+            began.at,
             self.planned_samples()?,
         )?;
         let context = Context {
@@ -153,7 +190,12 @@ impl TrainBuilder {
             on_nonfinite: self.on_nonfinite,
             recorder: Rc::new(RefCell::new(recorder)),
         };
-        Steps::start(self, context)
+        let mut steps = Steps::start(self, context, began)?;
+        if let Some((labels, _)) = resumed {
+            let told = steps.told.clone();
+            steps.labels = Some(steps.job.cluster().runtime().spawn(labels.follow(told)));
+        }
+        Ok(steps)
     }
 
     /// How many rows this worker will have trained in the end, nearly, where the files tell.
@@ -200,6 +242,11 @@ pub struct Steps {
     /// Gives dense values back to the pipeline for the next pull.
     caches: mpsc::UnboundedSender<DenseCache>,
     traffic: Option<JoinHandle<Result<Vec<Finished>>>>,
+    /// How far the pipeline is.
+    told: watch::Receiver<Told>,
+    /// Writes that down, for a training that can be resumed.
+    labels: Option<JoinHandle<Result<()>>>,
+    began: Start,
     stop: watch::Receiver<bool>,
     dense: Rc<[DenseVariable]>,
     context: Context,
@@ -210,7 +257,7 @@ pub struct Steps {
 }
 
 impl Steps {
-    pub(crate) fn start(builder: TrainBuilder, context: Context) -> Result<Self> {
+    pub(crate) fn start(builder: TrainBuilder, context: Context, began: Start) -> Result<Self> {
         let TrainBuilder { job, opened, reading, depth, in_order, .. } = builder;
         let (layout, dataset) = opened?;
         let (index, workers) = reading.share;
@@ -228,6 +275,7 @@ impl Steps {
         // An end for each open step and one lookup, for whose reply its step waits.
         let (commands, commands_receive) = mpsc::channel(depth + 1);
         let (caches, caches_receive) = mpsc::unbounded_channel();
+        let (tell, told) = watch::channel((began.at, false));
         let traffic = Traffic {
             session: job.session().clone(),
             dense: dense.iter().map(|variable| variable.id).collect(),
@@ -238,6 +286,8 @@ impl Steps {
             ready: Some(ready_send),
             commands: commands_receive,
             caches: caches_receive,
+            clock: began.at.batches,
+            told: tell,
         };
         let traffic = job.cluster().runtime().spawn(traffic.run());
         let open = if context.trains { job.open_steps().clone() } else { Arc::default() };
@@ -247,12 +297,15 @@ impl Steps {
             commands: Some(commands),
             caches,
             traffic: Some(traffic),
+            told,
+            labels: None,
             stop,
             dense,
             context,
             open,
             depth,
-            clock: 0,
+            clock: began.at.batches,
+            began,
             waited: Duration::ZERO,
         })
     }
@@ -271,6 +324,9 @@ impl Steps {
         }
         if self.commands.is_none() {
             return Ok(None);
+        }
+        if self.labels.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.labels_end()?;
         }
         self.context.recorder.borrow_mut().write_due(self.job.session(), false)?;
         let (ready, stop) = (&mut self.ready, &mut self.stop);
@@ -296,11 +352,23 @@ impl Steps {
             // A pipeline that has ended needs it no more.
             _ = self.caches.send(cache);
         }
-        let ticket = Ticket::new(commands, self.open.clone());
+        let ticket = Ticket::new(commands, self.open.clone(), self.clock);
         let (dense, context) = (self.dense.clone(), self.context.clone());
         let step = Step::new(loaded, self.clock, dense, context, ticket)?;
         self.clock += 1;
         Ok(Some(step))
+    }
+
+    /// Where it began: at the start, unless [`TrainBuilder::resumable`] went on.
+    #[must_use]
+    pub fn began(&self) -> &Start {
+        &self.began
+    }
+
+    /// How far it is: batches that are trained, one after the other from the start, their pushes acknowledged.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.told.borrow().0
     }
 
     /// How long [`Steps::next`] has waited for rows, and in the end for acknowledgements: what a higher depth, or a faster cluster, would save.
@@ -309,9 +377,17 @@ impl Steps {
         self.waited
     }
 
-    /// Ends the loop before its data does: what was pushed is acknowledged when this returns.
-    pub fn finish(mut self) -> Result<()> {
-        self.end()
+    /// Ends the loop before its data does: what was pushed is acknowledged when this returns, the position then.
+    pub fn finish(mut self) -> Result<Position> {
+        self.end()?;
+        Ok(self.position())
+    }
+
+    /// Waits until the position is written down.
+    fn labels_end(&mut self) -> Result<()> {
+        let Some(labels) = self.labels.take() else { return Ok(()) };
+        let written = self.job.cluster().block_on(labels)?;
+        written.unwrap_or_else(|lost| Err(Error::usage(format!("the label's task broke: {lost}"))))
     }
 
     /// Waits until every push is acknowledged, or, after a signal, for a while.
@@ -335,6 +411,7 @@ impl Steps {
             Ok(Err(lost)) => return Err(Error::usage(format!("the pipeline broke: {lost}"))),
             Err(_) => traffic.abort(),
         }
+        self.labels_end()?;
         self.context.recorder.borrow_mut().write_due(self.job.session(), true)
     }
 }

@@ -140,8 +140,9 @@ fn train(
         let out = cluster.subdir(&format!("workers/{index}"))?;
         let args = plan.worker_args(&cluster.coordinator_addresses(), index, &out);
         let name = format!("worker-{index}");
-        progress.add(&name, out.join("metrics.jsonl"));
-        workers.push(cluster.run(&name, plan::BINARY, args)?);
+        let worker = cluster.run(&name, plan::BINARY, args)?;
+        progress.add(&name, out.join("metrics.jsonl"), worker.log().to_owned());
+        workers.push(worker);
     }
     let ended = watch(cluster, &mut workers, interrupt, |_| progress.show());
     progress.finish();

@@ -1,7 +1,7 @@
 //! One line of progress for each worker, out of the `metrics.jsonl` that it writes.
 
 use std::fs::File;
-use std::io::{self, IsTerminal as _, Read as _, Seek as _, SeekFrom};
+use std::io::{self, BufRead as _, BufReader, IsTerminal as _, Read as _, Seek as _, SeekFrom};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -11,12 +11,18 @@ use serde::Deserialize;
 /// How often a line is written where nobody sees it change.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
+/// Longer first lines of a log are not looked at to their end.
+const LINE_BYTES_MAX: u64 = 4096;
+
 /// What a worker writes at each interval; lines without samples (of an evaluation, say) are not progress.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 struct Metrics {
     clock: u64,
-    /// Since it started.
+    /// Since the training began, perhaps in an earlier run.
     total_samples: u64,
+    /// Of them in this run.
+    #[serde(default)]
+    run_samples: Option<u64>,
     /// How many it will have trained at the end, where that is known.
     #[serde(default)]
     planned_samples: Option<u64>,
@@ -36,6 +42,9 @@ pub(super) struct Progress {
 struct Worker {
     name: String,
     path: PathBuf,
+    log: PathBuf,
+    /// Whether the first line of the log was there to be shown.
+    begun: bool,
     read: u64,
     /// The beginning of a line whose end is not written yet.
     rest: Vec<u8>,
@@ -49,7 +58,7 @@ impl Progress {
         Self { workers: Vec::new(), bars, last_lines: Instant::now() }
     }
 
-    pub(super) fn add(&mut self, name: &str, metrics: PathBuf) {
+    pub(super) fn add(&mut self, name: &str, metrics: PathBuf, log: PathBuf) {
         let bar = match &self.bars {
             Some(bars) => bars.add(ProgressBar::no_length()),
             None => ProgressBar::hidden(),
@@ -63,6 +72,8 @@ impl Progress {
         self.workers.push(Worker {
             name,
             path: metrics,
+            log,
+            begun: false,
             read: 0,
             rest: Vec::new(),
             latest: None,
@@ -73,6 +84,9 @@ impl Progress {
     /// Reads what is new, and shows it.
     pub(super) fn show(&mut self) {
         for worker in &mut self.workers {
+            if let Some(line) = worker.beginning() {
+                worker.bar.suspend(|| eprintln!("{}  {line}", worker.name));
+            }
             if worker.read_new() {
                 worker.bar.set_message(worker.message());
             }
@@ -101,17 +115,30 @@ impl Progress {
         self.last_lines = Instant::now();
     }
 
-    /// Of all workers.
+    /// Of all workers, in this run.
     pub(super) fn samples(&self) -> u64 {
         self.workers
             .iter()
             .filter_map(|worker| worker.latest)
-            .map(|latest| latest.total_samples)
+            .map(|latest| latest.run_samples.unwrap_or(latest.total_samples))
             .sum()
     }
 }
 
 impl Worker {
+    /// Where the worker goes on, if it does not begin at the start: the first line of its log, once.
+    fn beginning(&mut self) -> Option<String> {
+        if self.begun {
+            return None;
+        }
+        let mut line = String::new();
+        let log = BufReader::new(File::open(&self.log).ok()?);
+        log.take(LINE_BYTES_MAX).read_line(&mut line).ok()?;
+        self.begun = line.ends_with('\n') || line.len() as u64 == LINE_BYTES_MAX;
+        let told = self.begun && (line.starts_with("resuming ") || line.starts_with("job "));
+        told.then(|| line.trim_end().to_owned())
+    }
+
     /// Whether there was anything. A file that is not there yet, or not readable, is no progress.
     fn read_new(&mut self) -> bool {
         let mut new = Vec::new();
@@ -136,7 +163,7 @@ impl Worker {
     }
 
     fn message(&self) -> String {
-        let Some(Metrics { clock, total_samples, planned_samples, loss, samples_per_s }) =
+        let Some(Metrics { clock, total_samples, planned_samples, loss, samples_per_s, .. }) =
             self.latest
         else {
             return "starting".into();
@@ -171,7 +198,7 @@ mod tests {
 
     fn worker(pieces: &[&str]) -> Worker {
         let mut progress = Progress::new();
-        progress.add("worker-0", PathBuf::new());
+        progress.add("worker-0", PathBuf::new(), PathBuf::new());
         let mut worker = progress.workers.remove(0);
         for piece in pieces {
             worker.take_lines(piece.as_bytes());
@@ -190,6 +217,24 @@ mod tests {
             worker.message(),
             "step 2  200 of about 1,000 samples (20 %)  80/s  loss 0.2500  ETA 10s"
         );
+    }
+
+    #[test]
+    fn samples_are_those_of_this_run_and_the_beginning_is_shown_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = folder.path().join("worker.log");
+        let mut progress = Progress::new();
+        progress.add("worker-0", PathBuf::new(), log.clone());
+        progress.workers[0]
+            .take_lines(b"{\"clock\":9,\"total_samples\":900,\"run_samples\":200}\n");
+        assert_eq!(progress.samples(), 200);
+        let worker = &mut progress.workers[0];
+        assert_eq!(worker.beginning(), None, "no log yet");
+        std::fs::write(&log, "resuming job").expect("a file");
+        assert_eq!(worker.beginning(), None, "half a line");
+        std::fs::write(&log, "resuming job \"a\"\nmore\n").expect("a file");
+        assert_eq!(worker.beginning().as_deref(), Some("resuming job \"a\""));
+        assert_eq!(worker.beginning(), None);
     }
 
     #[test]

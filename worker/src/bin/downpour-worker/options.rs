@@ -3,10 +3,11 @@
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use clap::{Args, ValueEnum};
-use downpour::RowFormat;
+use downpour::{Checkpoints, Every, RowFormat};
 use serde::{Deserialize, Serialize};
 
 use crate::optimizers::{LrSchedule, Optimizer};
@@ -38,6 +39,21 @@ pub(crate) struct Options {
     /// Seconds that a pull or a push may take, failovers included [default: 60]
     #[arg(long, value_name = "SECONDS", help_heading = "Cluster")]
     pub(crate) deadline_s: Option<u64>,
+
+    /// Save the job there while it trains: file:///folder or s3://bucket/prefix, as coordinators and servers reach it. Where the cluster does not have the
+    /// job any more, go on from the newest checkpoint in it [default: none]
+    #[arg(long, value_name = "URI", help_heading = "Checkpoints")]
+    pub(crate) checkpoint_to: Option<String>,
+    /// From the beginning of one checkpoint to the beginning of the next [default: 60s]
+    #[arg(long, value_name = "INTERVAL", help_heading = "Checkpoints")]
+    pub(crate) checkpoint_every: Option<String>,
+    /// Delete all checkpoints of the job but the newest; 0 keeps all [default: 3]
+    #[arg(long, value_name = "COUNT", help_heading = "Checkpoints")]
+    pub(crate) checkpoint_keep: Option<u32>,
+    /// Delete what the cluster has of the job and begin from nothing. Checkpoints stay and are not read
+    #[arg(long, help_heading = "Checkpoints")]
+    #[serde(skip)]
+    pub(crate) fresh: bool,
 
     /// Which model: see `downpour-worker models`
     #[arg(long, value_name = "NAME", help_heading = "Model")]
@@ -225,7 +241,7 @@ impl Options {
                 merged[name] = value.clone();
             }
         }
-        Ok(serde_json::from_value(merged)?)
+        Ok(Self { fresh: self.fresh, ..serde_json::from_value(merged)? })
     }
 
     pub(crate) fn seed(&self) -> u64 {
@@ -249,6 +265,24 @@ pub(crate) fn parsed<T: FromStr<Err = String>>(
     match value {
         Some(text) => text.parse().map_err(|error| anyhow!("{flag}: {error}")),
         None => Ok(default),
+    }
+}
+
+impl Options {
+    /// Where checkpoints go, and when.
+    pub(crate) fn checkpoints(&self) -> anyhow::Result<Option<Checkpoints>> {
+        let every = Every::Time(Duration::from_secs(60));
+        let every = parsed(&self.checkpoint_every, "--checkpoint-every", every)?;
+        let Every::Time(every) = every else {
+            anyhow::bail!("--checkpoint-every: {every} is not a time: write 60s, 5m or 250ms");
+        };
+        if self.checkpoint_to.is_none()
+            && (self.checkpoint_every.is_some() || self.checkpoint_keep.is_some())
+        {
+            anyhow::bail!("--checkpoint-to is needed: where checkpoints go");
+        }
+        let keep = self.checkpoint_keep.unwrap_or(3);
+        Ok(self.checkpoint_to.clone().map(|to| Checkpoints { to, every, keep }))
     }
 }
 

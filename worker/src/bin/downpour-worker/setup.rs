@@ -117,13 +117,20 @@ fn predictor(
     models::build(kind, vars, &Inputs::new(kind, schema)?, &model_options)
 }
 
-fn open(cluster: &Cluster, name: &str, options: &Options, purpose: Purpose) -> Result<Job> {
+fn open(cluster: &Cluster, name: &str, options: &Options, purpose: Purpose) -> anyhow::Result<Job> {
     let mut builder =
         cluster.job(name).deadline(Duration::from_secs(options.deadline_s.unwrap_or(60)));
     if purpose == Purpose::Evaluate {
-        return builder.existing().evaluator().worker_name("evaluate").open();
+        return Ok(builder.existing().evaluator().worker_name("evaluate").open()?);
     }
-    builder = builder.worker_name(format!("worker-{}", options.worker_index.unwrap_or(0)));
+    let worker = options.worker_index.unwrap_or(0);
+    builder = builder.worker(worker);
+    if let Some(checkpoints) = options.checkpoints()? {
+        builder = builder.checkpoints(checkpoints);
+    }
+    if options.fresh {
+        builder = builder.start_over();
+    }
     if let Some(shards) = options.shards {
         builder = builder.shards(shards);
     }
@@ -136,7 +143,7 @@ fn open(cluster: &Cluster, name: &str, options: &Options, purpose: Purpose) -> R
     if let Some(seed) = options.seed {
         builder = builder.seed(seed);
     }
-    builder.open()
+    Ok(builder.open()?)
 }
 
 fn tables(

@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
-use downpour::{Every, Paths, Result, Step};
+use downpour::{Every, Paths, Position, Result, Start, Step};
 use tch::{Kind, Tensor};
 
 use crate::options::{Options, needed, parsed};
@@ -37,8 +37,16 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         ensure!(norm > 0.0 && norm.is_finite(), "--clip-norm is {norm}, but must be above 0");
     }
     let l2 = options.l2.unwrap_or(0.0);
-    let mut steps = builder.start()?;
-    let mut clock = 0;
+    let mut steps = builder.resumable().start()?;
+    let began = steps.began().clone();
+    let worker = options.worker_index.unwrap_or(0);
+    announce(options, &began)?;
+    let mut clock = began.at.batches;
+    if clock > 0 {
+        // Not the masks of dropout that were drawn before.
+        tch::manual_seed(options.seed().wrapping_add(clock) as i64);
+    }
+    beside.last.0 = clock;
     while let Some(step) = steps.next()? {
         let loss = loss(&setup, &step, l2)?;
         let mut grads = step.backward(&loss)?;
@@ -51,14 +59,48 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             break;
         }
     }
-    steps.finish()?;
-    tracing::info!(steps = clock, "trained");
+    let end = steps.finish()?;
+    tracing::info!(
+        worker,
+        batches = end.batches - began.at.batches,
+        samples = end.samples - began.at.samples,
+        batches_in_all = end.batches,
+        samples_in_all = end.samples,
+        "trained"
+    );
+    let trained = end != began.at && !setup.job.stopping();
+    if trained && let Some(name) = setup.job.save_when_trained(options.workers.unwrap_or(1))? {
+        tracing::info!(checkpoint = name, "saved");
+    }
     if let (Some(test), false) = (&options.test, setup.job.stopping()) {
         let report = setup.evaluate(test)?;
         writeln!(std::io::stdout(), "{report}").context("write to stdout")?;
     }
     setup.job.finish()?;
     Ok(())
+}
+
+/// The first line of what this process says, where it does not simply begin.
+fn announce(options: &Options, began: &Start) -> anyhow::Result<()> {
+    let job = needed(&options.job, "--job")?;
+    let (worker, workers) = (options.worker_index.unwrap_or(0), options.workers.unwrap_or(1));
+    let Start { at: Position { batches, samples, .. }, checkpoint, done } = began;
+    let from = match checkpoint {
+        Some((name, uri)) => format!("job {job:?}, which began from checkpoint {name} in {uri}"),
+        None => format!("job {job:?}"),
+    };
+    let worker = format!("worker {worker} of {workers}");
+    let line = match (done, batches, &options.checkpoint_to) {
+        (true, ..) => format!(
+            "{from}: {worker} trained all of its {batches} batches before, {samples} samples; more --epochs go on, --fresh starts over"
+        ),
+        (false, 0, None) if checkpoint.is_none() => return Ok(()),
+        (false, 0, _) => format!("{from}: {worker} begins at the start of the data"),
+        (false, ..) => {
+            format!("resuming {from}: {worker} goes on after batch {batches}, {samples} samples")
+        }
+    };
+    writeln!(std::io::stderr(), "{line}").context("write to stderr")
 }
 
 fn loss(setup: &Setup, step: &Step, l2: f64) -> Result<Tensor> {

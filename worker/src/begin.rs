@@ -1,0 +1,207 @@
+//! How a process comes to its job: it joins one that is alive, begins it again from a checkpoint, or starts it over. And how it leaves one that is trained: saved.
+
+use std::time::{Duration, Instant};
+
+use downpour_client::{Coordinators, Error, Refused};
+use downpour_core::id::JobId;
+use downpour_proto::v1;
+use tokio::time::sleep;
+
+/// Where checkpoints of a job go, and which are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoints {
+    /// `file:///folder` or `s3://bucket/prefix`, as servers and coordinators reach it.
+    pub to: String,
+    /// From the beginning of one to the beginning of the next.
+    pub every: Duration,
+    /// All but so many are deleted; 0 keeps all.
+    pub keep: u32,
+}
+
+/// Between two looks at something that takes time.
+const LOOK: Duration = Duration::from_millis(200);
+/// For the shards of a job to be read from its checkpoint.
+const LOADED_WITHIN: Duration = Duration::from_secs(15 * 60);
+/// For a checkpoint.
+const SAVED_WITHIN: Duration = Duration::from_secs(15 * 60);
+/// For the other workers of a job to end, or for worker 0 to come, where a job is started over. Sessions of killed processes are over by then.
+const OTHERS_WITHIN: Duration = Duration::from_secs(60);
+
+/// What sessions of the worker of this number are called, so that workers find each other.
+pub(crate) fn session_name(worker: usize) -> String {
+    format!("worker-{worker}")
+}
+
+/// The label that says where a worker is in its data.
+pub(crate) fn label(worker: usize) -> String {
+    format!("progress/{worker}")
+}
+
+/// Everything that the coordinators say of the job of this name.
+pub(crate) async fn status(
+    coordinators: &Coordinators,
+    name: &str,
+) -> Result<Option<v1::JobStatus>, Error> {
+    let of_name = |job: &v1::JobStatus| {
+        let spec = job.view.as_ref().and_then(|view| view.spec.as_ref());
+        spec.is_some_and(|spec| spec.name == name)
+    };
+    Ok(coordinators.cluster().await?.jobs.into_iter().find(of_name))
+}
+
+/// The checkpoint that a job began from.
+pub(crate) fn began_from(status: &v1::JobStatus) -> Option<(&str, &str)> {
+    let order = status.view.as_ref()?.restore.as_ref()?;
+    Some((&order.uri, &order.checkpoint))
+}
+
+/// Whether nothing of the job is left in the cluster.
+fn is_lost(status: &v1::JobStatus) -> bool {
+    let shards = status.view.as_ref().map_or(&[][..], |view| &view.shards);
+    !shards.is_empty() && shards.iter().all(|route| route.lost)
+}
+
+fn id(status: &v1::JobStatus) -> JobId {
+    JobId(status.view.as_ref().map_or(0, |view| view.job))
+}
+
+/// Makes of a job that is not there, or not any more, what the newest whole checkpoint has. Whoever comes first does it; the others join. Returns once the
+/// shards are loaded.
+pub(crate) async fn restore(
+    coordinators: &Coordinators,
+    name: &str,
+    uri: &str,
+    replicas: Option<u32>,
+) -> Result<(), Error> {
+    match status(coordinators, name).await? {
+        Some(job) if !is_lost(&job) => {}
+        lost => {
+            if let Some(job) = &lost {
+                tracing::debug!(job = name, "every shard was lost with its servers");
+                gone(coordinators.delete_job(id(job)).await)?;
+            }
+            let request = v1::RestoreJobRequest {
+                uri: uri.into(),
+                job: name.into(),
+                replicas: replicas.unwrap_or(0),
+                ..v1::RestoreJobRequest::default()
+            };
+            match coordinators.restore_job(&request).await {
+                Ok(_) | Err(Error::Refused { code: Refused::AlreadyExists, .. }) => {}
+                Err(Error::NotFound { .. }) => {
+                    tracing::debug!(job = name, uri, "no checkpoint yet: begins from nothing");
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    loaded(coordinators, name).await
+}
+
+/// Waits until the shards of a job that began from a checkpoint are read.
+async fn loaded(coordinators: &Coordinators, name: &str) -> Result<(), Error> {
+    let started = Instant::now();
+    let mut told = started;
+    loop {
+        let Some(job) = status(coordinators, name).await? else { return Ok(()) };
+        let Some((uri, checkpoint)) = began_from(&job) else { return Ok(()) };
+        let shards = job.view.as_ref().map_or(0, |view| view.shards.len());
+        let loaded = job.reports.iter().filter(|report| report.last_lsn > 0).count();
+        if loaded == shards || is_lost(&job) {
+            return Ok(());
+        }
+        let last = format!(
+            "{loaded} of {shards} shards are loaded from checkpoint {checkpoint} in {uri}; the servers' logs say what the others wait for"
+        );
+        if started.elapsed() > LOADED_WITHIN {
+            return Err(Error::Deadline { what: "restore job", within: LOADED_WITHIN, last });
+        }
+        if told.elapsed() > Duration::from_secs(10) {
+            tracing::info!("{last}");
+            told = Instant::now();
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Deletes the job, whatever is left of it. Worker 0 does it, once no other works with it; the others come when worker 0 is there.
+pub(crate) async fn start_over(
+    coordinators: &Coordinators,
+    name: &str,
+    worker: usize,
+) -> Result<(), Error> {
+    let deadline = Instant::now() + OTHERS_WITHIN;
+    let mut told = false;
+    loop {
+        let job = status(coordinators, name).await?;
+        let last = match (&job, worker) {
+            (None, 0) => return Ok(()),
+            (Some(job), 0) => {
+                let others = workers(job).filter(|other| *other != session_name(0));
+                let others: Vec<&str> = others.collect();
+                if others.is_empty() || is_lost(job) {
+                    return gone(coordinators.delete_job(id(job)).await);
+                }
+                format!("still at work on it: {}; end them first", others.join(", "))
+            }
+            (Some(job), _) if workers(job).any(|other| other == session_name(0)) => {
+                if !job.labels.contains_key(&label(worker)) {
+                    return Ok(());
+                }
+                "worker 0 works with the job as it was; leave out --fresh to go on with it".into()
+            }
+            (_, _) => "worker 0 did not start it".into(),
+        };
+        if Instant::now() > deadline {
+            let what = "start the job over";
+            return Err(Error::Deadline { what, within: OTHERS_WITHIN, last });
+        }
+        if !told {
+            tracing::info!(job = name, "waits to start over: {last}");
+            told = true;
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Takes a checkpoint of a job and waits until it is whole: its name. What is asked for while another is being taken begins after that.
+pub(crate) async fn save(
+    coordinators: &Coordinators,
+    job: JobId,
+    uri: &str,
+) -> Result<String, Error> {
+    let started = Instant::now();
+    let reply = loop {
+        match coordinators.create_checkpoint(job, uri, true).await {
+            Err(Error::Refused { code: Refused::FailedPrecondition, .. })
+                if started.elapsed() < SAVED_WITHIN
+                    && coordinators.checkpoints(job).await?.0.open.is_some() =>
+            {
+                sleep(LOOK).await;
+            }
+            reply => break reply?,
+        }
+    };
+    let name = reply.checkpoint;
+    let ended = coordinators.checkpoint_ended(job, &name, SAVED_WITHIN, |_| ()).await?;
+    if ended.error.is_empty() {
+        return Ok(name);
+    }
+    let message = format!("checkpoint {name} failed: {}", ended.error);
+    Err(Error::Refused { what: "save the job", code: Refused::Other, message })
+}
+
+/// Names of the workers that are members of a job.
+fn workers(job: &v1::JobStatus) -> impl Iterator<Item = &str> {
+    let worker = v1::SessionKind::Worker;
+    job.sessions.iter().filter(move |one| one.kind() == worker).map(|one| one.name.as_str())
+}
+
+/// Somebody else may have deleted it.
+fn gone(deleted: Result<(), Error>) -> Result<(), Error> {
+    match deleted {
+        Err(Error::NotFound { .. }) => Ok(()),
+        other => other,
+    }
+}
