@@ -20,6 +20,8 @@ pub struct Checkpoints {
 
 /// Between two looks at something that takes time.
 const LOOK: Duration = Duration::from_millis(200);
+/// For coordinators and servers that were started anew to know of each other.
+const SETTLED_WITHIN: Duration = Duration::from_secs(15);
 /// For the shards of a job to be read from its checkpoint.
 const LOADED_WITHIN: Duration = Duration::from_secs(15 * 60);
 /// For a checkpoint.
@@ -42,11 +44,13 @@ pub(crate) async fn status(
     coordinators: &Coordinators,
     name: &str,
 ) -> Result<Option<v1::JobStatus>, Error> {
-    let of_name = |job: &v1::JobStatus| {
-        let spec = job.view.as_ref().and_then(|view| view.spec.as_ref());
-        spec.is_some_and(|spec| spec.name == name)
-    };
-    Ok(coordinators.cluster().await?.jobs.into_iter().find(of_name))
+    let jobs = coordinators.cluster().await?.jobs;
+    Ok(jobs.into_iter().find(|job| is_called(job, name)))
+}
+
+fn is_called(job: &v1::JobStatus, name: &str) -> bool {
+    let spec = job.view.as_ref().and_then(|view| view.spec.as_ref());
+    spec.is_some_and(|spec| spec.name == name)
 }
 
 /// The checkpoint that a job began from.
@@ -73,7 +77,7 @@ pub(crate) async fn restore(
     uri: &str,
     replicas: Option<u32>,
 ) -> Result<(), Error> {
-    match status(coordinators, name).await? {
+    match settled(coordinators, name, uri).await? {
         Some(job) if !is_lost(&job) => {}
         lost => {
             if let Some(job) = &lost {
@@ -97,6 +101,49 @@ pub(crate) async fn restore(
         }
     }
     loaded(coordinators, name).await
+}
+
+/// The job, once each of its shards has a primary that lives, or all are lost: after everything was started anew under the old names, some servers are not known yet,
+/// and others count as alive that are gone.
+async fn settled(
+    coordinators: &Coordinators,
+    name: &str,
+    uri: &str,
+) -> Result<Option<v1::JobStatus>, Error> {
+    let started = Instant::now();
+    loop {
+        let cluster = coordinators.cluster().await?;
+        let Some(job) = { cluster.jobs }.into_iter().find(|job| is_called(job, name)) else {
+            return Ok(None);
+        };
+        let shards = job.view.as_ref().map_or(&[][..], |view| &view.shards);
+        let lives = |route: &&v1::ShardRoute| {
+            let primary = route.primary.as_ref();
+            let is_it = |node: &v1::NodeView| {
+                primary.is_some_and(|one| {
+                    (one.node, one.incarnation) == (node.node, node.incarnation) && node.alive
+                })
+            };
+            cluster.nodes.iter().any(is_it)
+        };
+        if is_lost(&job) || shards.iter().all(|route| lives(&route)) {
+            return Ok(Some(job));
+        }
+        if started.elapsed() > SETTLED_WITHIN {
+            let lost: Vec<u32> =
+                { shards.iter() }.filter(|route| route.lost).map(|r| r.shard).collect();
+            if lost.is_empty() {
+                // Who was their primary may come back.
+                return Ok(Some(job));
+            }
+            let last = format!(
+                "shards {lost:?} of job {name:?} are lost, others are not; `psctl checkpoint restore {uri} {name} --replace` takes all of them back to the \
+                 newest checkpoint, --fresh starts over"
+            );
+            return Err(Error::Deadline { what: "join the job", within: SETTLED_WITHIN, last });
+        }
+        sleep(LOOK).await;
+    }
 }
 
 /// Waits until the shards of a job that began from a checkpoint are read.

@@ -104,9 +104,9 @@ fn wait<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-/// How many batches the label of worker 0 says are trained.
-fn trained(manifest: &Manifest) -> u64 {
-    let label = manifest.labels.get("progress/0").map_or("{}", String::as_str);
+/// How many batches the label of a worker says are trained.
+fn trained(manifest: &Manifest, worker: usize) -> u64 {
+    let label = manifest.labels.get(&format!("progress/{worker}")).map_or("{}", String::as_str);
     serde_json::from_str::<Value>(label).unwrap()["batches"].as_u64().unwrap_or(0)
 }
 
@@ -150,12 +150,12 @@ fn everything_is_killed_and_the_same_command_goes_on_from_the_newest_checkpoint(
     let saved = {
         let mut cluster = TestCluster::start();
         let mut worker = place.train(&cluster, "worker", &saving);
-        place.checkpoint(|manifest| trained(manifest) > BATCHES / 8);
+        place.checkpoint(|manifest| trained(manifest, 0) > BATCHES / 8);
         worker.kill().unwrap();
         cluster.processes.processes().for_each(|process| process.kill().unwrap());
         place.checkpoint(|_| true)
     };
-    let at = trained(&saved);
+    let at = trained(&saved, 0);
     assert!((1..BATCHES).contains(&at), "killed in the midst: {at}");
     let ahead = place.pushes(&saved).checked_sub(at).expect("what is trained is in the rows");
 
@@ -168,12 +168,44 @@ fn everything_is_killed_and_the_same_command_goes_on_from_the_newest_checkpoint(
     assert!((auc(&report) - undisturbed).abs() < 0.01, "{report}, not {undisturbed}");
 
     // Saved at its end: a pass, and what was pushed beyond the label again.
-    let last = place.checkpoint(|manifest| trained(manifest) == BATCHES);
+    let last = place.checkpoint(|manifest| trained(manifest, 0) == BATCHES);
     assert_eq!(place.pushes(&last), BATCHES + ahead);
     // Once more, with nothing left to do.
     let (log, again) = ended(place.train(&cluster, "again", &saving));
     assert!(first_line(&log).contains("trained all of its"), "{log}");
     assert_eq!(again["auc"], report["auc"]);
+}
+
+#[test]
+fn two_workers_go_on_when_the_servers_came_back_empty() {
+    let place = Place::new();
+    let mut cluster = TestCluster::start();
+    let flags = |worker: u64| {
+        let uri = place.uri();
+        format!("--workers 2 --worker-index {worker} --checkpoint-to {uri} --checkpoint-every 1s")
+    };
+    let start = |cluster: &TestCluster, life: &str| {
+        [0, 1].map(|i| place.train(cluster, &format!("{life}-{i}"), &flags(i)))
+    };
+    let mut workers = start(&cluster, "first");
+    let both = |manifest: &Manifest| (0..2).all(|i| trained(manifest, i) > BATCHES / 40);
+    place.checkpoint(both);
+    workers.iter_mut().for_each(|worker| worker.kill().unwrap());
+    cluster.processes.servers.iter_mut().for_each(|server| server.kill().unwrap());
+    let saved = place.checkpoint(both);
+    let at = [0, 1].map(|i| trained(&saved, i));
+    let ahead = place.pushes(&saved).checked_sub(at[0] + at[1]).expect("in the rows");
+
+    // The coordinators know the job, and not yet that its servers are gone.
+    cluster.processes.servers.iter_mut().for_each(|server| server.start().unwrap());
+    for (worker, at) in start(&cluster, "second").into_iter().zip(at) {
+        let (log, report) = ended(worker);
+        let line = first_line(&log);
+        assert!(line.contains("resuming") && line.contains(&format!("after batch {at},")), "{log}");
+        assert!(auc(&report) > 0.8, "{report}");
+    }
+    let last = place.checkpoint(|manifest| trained(manifest, 0) + trained(manifest, 1) == BATCHES);
+    assert_eq!(place.pushes(&last), BATCHES + ahead);
 }
 
 #[test]
