@@ -12,11 +12,13 @@
 #![warn(missing_docs)]
 
 pub mod catalog;
+pub mod export;
 pub mod head;
 pub mod layout;
 pub mod manifest;
 pub mod name;
 pub mod read;
+mod sort;
 mod spool;
 pub mod store;
 pub mod write;

@@ -4,15 +4,19 @@
 //! CSV are one key. Keys must never change between versions: they name rows of trained models.
 
 /// The basis that FNV-1a starts from where nothing is salted.
-const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
-const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
+pub const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+/// What FNV-1a multiplies by.
+pub const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
+
+/// What [`mix64`] multiplies by.
+pub const MIX: [u64; 2] = [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb];
 
 /// The finaliser of splitmix64: a bijection in which every input bit moves every output bit.
 #[inline]
 #[must_use]
 pub fn mix64(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z = (z ^ (z >> 30)).wrapping_mul(MIX[0]);
+    z = (z ^ (z >> 27)).wrapping_mul(MIX[1]);
     z ^ (z >> 31)
 }
 

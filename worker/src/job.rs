@@ -16,14 +16,15 @@ use tch::nn::VarStore;
 
 use crate::begin::{self, Checkpoints};
 use crate::dense::{DenseVariable, floats, variable_name};
+use crate::describe;
 use crate::features::Layout;
 use crate::keys::{Bags, unique};
 use crate::optimizer::Optimizers;
 use crate::position;
 use crate::rows::{Gather, Leaf};
 use crate::{
-    Cluster, Error, EvaluateBuilder, Features, Report, Result, Source, Step, Table, TableHandle,
-    TrainBuilder,
+    Cluster, Error, EvaluateBuilder, Features, Report, Result, Schema, Source, Step, Table,
+    TableHandle, TrainBuilder,
 };
 
 /// Which job to join, and what it shall be where it does not exist.
@@ -437,6 +438,15 @@ impl Job {
         };
         let (coordinators, job) = (self.cluster().coordinators(), self.session().job());
         Ok(self.cluster().block_on(coordinators.schedule_checkpoints(job, schedule))??)
+    }
+
+    /// Keeps with the job what its model needs beside its variables to score raw rows elsewhere: the name of the model and its features. `psctl export`
+    /// writes both out.
+    pub fn describe(&self, model: &str, schema: &Schema) -> Result<()> {
+        let (coordinators, session) = (self.cluster().coordinators(), self.session());
+        let name = session.state().view.spec.name.clone();
+        let write = describe::write(coordinators, (&name, session.job()), model, schema);
+        self.cluster().block_on(write)?
     }
 
     /// Saves the job where its [checkpoints](JobBuilder::checkpoints) go, if so many workers have trained all of their data: a checkpoint of what was learnt

@@ -51,6 +51,7 @@
 mod begin;
 mod cluster;
 mod dense;
+mod describe;
 pub mod device;
 mod error;
 mod evaluate;

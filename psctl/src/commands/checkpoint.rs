@@ -75,7 +75,7 @@ impl Which {
     }
 }
 
-fn open(uri: &str) -> anyhow::Result<Catalog> {
+pub(super) fn open(uri: &str) -> anyhow::Result<Catalog> {
     let opened = Store::open(uri, Access::Read);
     Ok(Catalog::new(opened.map_err(|error| match error {
         downpour_checkpoint::Error::Uri { .. } => Exit::Usage(error.to_string()).into(),
@@ -83,7 +83,7 @@ fn open(uri: &str) -> anyhow::Result<Catalog> {
     })?))
 }
 
-fn name_of(name: &str) -> anyhow::Result<CheckpointName> {
+pub(super) fn name_of(name: &str) -> anyhow::Result<CheckpointName> {
     CheckpointName::new(name).map_err(|bad| Exit::Usage(bad.to_string()).into())
 }
 

@@ -75,6 +75,12 @@ impl Kind {
         })
     }
 
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(kind, ..)| *kind == self).map_or("", |(_, name, _)| name)
+    }
+
     /// Floats of a row, for a table that has `dim` in the schema.
     #[must_use]
     pub fn table_dim(self, dim: u32) -> u32 {

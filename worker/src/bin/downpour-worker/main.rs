@@ -48,6 +48,9 @@ enum Command {
         /// Also write the report to this file
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
+        /// Write what the model gives for each row to this file instead, a line each in the order of the data (logits; for `mf-bpr` the product of user and item)
+        #[arg(long, value_name = "FILE", conflicts_with = "report")]
+        scores: Option<PathBuf>,
         #[command(flatten)]
         options: Box<Options>,
     },
@@ -71,9 +74,11 @@ fn main() -> ExitCode {
         .init();
     let outcome = match Cli::parse().command {
         Command::Train { options } => options.with_file().and_then(|options| train::run(&options)),
-        Command::Evaluate { data, report, options } => options
-            .with_file()
-            .and_then(|options| evaluate::run(&options, &data, report.as_deref())),
+        Command::Evaluate { data, report, scores, options } => {
+            options.with_file().and_then(|options| {
+                evaluate::run(&options, &data, report.as_deref(), scores.as_deref())
+            })
+        }
         Command::BenchClick { options } => click::run(&options),
         Command::Models => models(),
     };

@@ -1,8 +1,10 @@
 //! From options to a job with its variables and a model on them.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use downpour::models::{self, Catalogue, Inputs, Kind, MatrixFactorisation, Model, Objective};
 use downpour::{
     Cluster, Features, Init, Job, Paths, Result, RowFormat, Schema, Source, Table, TableHandle,
@@ -71,7 +73,12 @@ impl Setup {
             None => Learner::Ranks(Box::new(factorisation(&schema, &tables, options)?)),
         };
         match purpose {
-            Purpose::Train => job.dense(DENSE, &vars, options.dense_optimizer()?)?,
+            Purpose::Train => {
+                job.dense(DENSE, &vars, options.dense_optimizer()?)?;
+                if options.worker_index.unwrap_or(0) == 0 {
+                    job.describe(kind.name(), &schema)?;
+                }
+            }
             Purpose::Evaluate => job.existing_dense(DENSE, &vars)?,
         }
         Ok(Self { job, schema, tables, device, learner })
@@ -83,18 +90,44 @@ impl Setup {
 
     /// Measures the model: a JSON object.
     pub(crate) fn evaluate(&self, data: &[String]) -> Result<serde_json::Value> {
-        let source = Paths::new(data);
         let report = match &self.learner {
             Learner::Predicts { model, .. } => {
-                let evaluation = self.job.evaluation(source, self.features()).device(self.device);
-                serde_json::to_value(evaluation.run(|step| model.forward(step, false))?)
+                serde_json::to_value(self.evaluation(data).run(|step| model.forward(step, false))?)
             }
             Learner::Ranks(model) => {
-                let test = Catalogue::read(source, &self.schema)?;
+                let test = Catalogue::read(Paths::new(data), &self.schema)?;
                 serde_json::to_value(model.rank(&self.job, &test, &RANKED)?)
             }
         };
         report.map_err(|error| downpour::Error::Usage(error.to_string()))
+    }
+
+    fn evaluation(&self, data: &[String]) -> downpour::EvaluateBuilder {
+        self.job.evaluation(Paths::new(data), self.features()).device(self.device)
+    }
+
+    /// What the model gives for each row, in the order of the files: a line of numbers each, as many as there are labels.
+    pub(crate) fn scores(&self, data: &[String], mut out: impl Write) -> anyhow::Result<()> {
+        let mut written: std::io::Result<()> = Ok(());
+        self.evaluation(data).for_each(|step| {
+            let scores = tch::no_grad(|| match &self.learner {
+                Learner::Predicts { model, .. } => model.forward(step, false),
+                Learner::Ranks(_) => Ok((step.rows_at(0) * step.rows_at(1)).sum_dim_intlist(
+                    1,
+                    false,
+                    tch::Kind::Float,
+                )),
+            })?;
+            let scores = scores.f_to_device(Device::Cpu)?.f_view([step.len() as i64, -1])?;
+            for row in Vec::<Vec<f32>>::try_from(scores)? {
+                let row: Vec<String> = row.iter().map(ToString::to_string).collect();
+                if written.is_ok() {
+                    written = writeln!(out, "{}", row.join(" "));
+                }
+            }
+            Ok(())
+        })?;
+        written.and_then(|()| out.flush()).context("write the scores")
     }
 }
 
