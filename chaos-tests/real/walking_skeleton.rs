@@ -45,7 +45,13 @@ fn an_acknowledged_push_survives_its_primary_and_its_repeat_is_recognised() -> R
         incarnation,
         view_version: view.version,
         clock: 0,
-        parts: vec![v1::PushPart { shard: 0, epoch, sequence: 1, updates: vec![update.clone()] }],
+        parts: vec![v1::PushPart {
+            shard: 0,
+            epoch,
+            sequence: 1,
+            updates: vec![update.clone()],
+            numbering: 0,
+        }],
     };
 
     let first = cluster.runtime.block_on(send_until_done(&session, &push))?;

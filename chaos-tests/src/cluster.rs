@@ -31,6 +31,8 @@ pub struct Setup {
     pub proxied: bool,
     /// Each coordinator has a small disk of its own, which can be filled; needs the right to mount.
     pub small_disks: bool,
+    /// For coordinators, beside what they always get.
+    pub coordinator_args: Vec<String>,
     /// Ends every wait early.
     pub interrupt: Interrupt,
 }
@@ -79,7 +81,9 @@ impl TestCluster {
             dir: Some(dir.path().to_owned()),
             advertise: proxies.iter().map(|proxy| proxy.address().to_string()).collect(),
             interrupt: setup.interrupt.clone(),
-            coordinator_args: SNAPSHOTS.map(String::from).into(),
+            coordinator_args: (SNAPSHOTS.map(String::from).into_iter())
+                .chain(setup.coordinator_args.iter().cloned())
+                .collect(),
             ..Options::default()
         };
         let processes = LocalCluster::lay_out(&options)

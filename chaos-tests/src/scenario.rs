@@ -57,6 +57,7 @@ pub fn run(scenario: Scenario, options: &Options) -> Result<Report> {
         proxied: scenario.has(&network),
         small_disks: scenario.has(&[Kind::DiskFull]) && may_mount,
         interrupt: options.interrupt.clone(),
+        ..Setup::default()
     })?;
     let report = disturb(&mut cluster, scenario, options);
     match &report {

@@ -283,7 +283,10 @@ impl Coordinators {
     ) -> Result<bool, Error> {
         let request = v1::RenewSessionRequest { job: job.0, session: session.0, progress };
         let reply = self
-            .call("renew session", |mut member| async move { member.renew_session(request).await })
+            .call("renew session", |mut member| {
+                let request = request.clone();
+                async move { member.renew_session(request).await }
+            })
             .await?;
         Ok(reply.open)
     }

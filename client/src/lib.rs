@@ -78,7 +78,7 @@ pub use dense::DenseCache;
 pub use downpour_proto::v1::SessionKind;
 pub use error::{Error, Refused, Retry};
 pub use pull::{Pulled, TableRows};
-pub use push::{DenseTensor, PushBatch, PushOutcome, PushTicket, RowGradients};
+pub use push::{DenseTensor, PushBatch, PushOutcome, PushTicket, RolledBack, RowGradients};
 pub use servers::Transport;
 pub use session::{Defined, Job, Progress, Session, SessionOptions};
 pub use state::{JobState, Route};

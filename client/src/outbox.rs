@@ -17,7 +17,7 @@ use downpour_proto::v1::{self, push_part_reply::Result as PartResult};
 
 use crate::Error;
 use crate::backoff::Backoff;
-use crate::push::PushOutcome;
+use crate::push::{PushOutcome, RolledBack};
 use crate::state::Route;
 
 const WINDOW: usize = OUTCOME_WINDOW as usize / 2;
@@ -91,6 +91,7 @@ pub(crate) struct Outbox {
     /// Shards that may have something to send, now or after their hold.
     ready: BTreeSet<ShardId>,
     completed: Vec<(PushId, Result<PushOutcome, Error>)>,
+    rolled_back: Vec<RolledBack>,
     trouble: Option<Trouble>,
     next_push: u64,
     next_request: u64,
@@ -100,8 +101,13 @@ pub(crate) struct Outbox {
 
 #[derive(Debug)]
 struct Queue {
+    /// Epoch in which the shard was last set back to a checkpoint, as far as known: what the numbers here count from.
+    numbering: Epoch,
+    /// The same by the newest view, before the shard itself said so.
+    set_back: Epoch,
     /// Highest number acknowledged with all before it; the front of `parts` is the next.
     acknowledged: u64,
+    clocks: Clocks,
     parts: VecDeque<Part>,
     /// How many from the front were sent in this generation.
     sent: usize,
@@ -116,6 +122,7 @@ struct Queue {
 #[derive(Debug)]
 struct Part {
     push: PushId,
+    of: Of,
     updates: Vec<v1::Update>,
     bytes: usize,
     done: bool,
@@ -139,8 +146,53 @@ struct Link {
 #[derive(Clone, Copy, Debug)]
 struct Sent {
     shard: ShardId,
+    numbering: Epoch,
     sequence: u64,
     generation: u64,
+}
+
+/// What acknowledged pushes of a shard were of.
+#[derive(Debug, Default)]
+struct Clocks {
+    /// Number of a push, and what it was of; those after it follow one by one until the next.
+    runs: VecDeque<(u64, Of)>,
+}
+
+/// What a push was of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Of {
+    /// The step at this clock.
+    Clock(u64),
+    /// Nothing: it asked what the shard lost.
+    Nothing,
+}
+
+/// Runs that are remembered of a shard.
+const RUNS_MAX: usize = 4096;
+
+impl Clocks {
+    fn note(&mut self, sequence: u64, of: Of) {
+        if self.of(sequence) != Some(of) {
+            self.runs.push_back((sequence, of));
+        }
+        if self.runs.len() > RUNS_MAX {
+            self.runs.pop_front();
+        }
+    }
+
+    fn of(&self, sequence: u64) -> Option<Of> {
+        let after = self.runs.partition_point(|(first, _)| *first <= sequence);
+        let (first, of) = self.runs.get(after.checked_sub(1)?)?;
+        Some(match of {
+            Of::Clock(clock) => Of::Clock(clock + (sequence - first)),
+            Of::Nothing => Of::Nothing,
+        })
+    }
+
+    /// Forgets those from `sequence` on.
+    fn cut(&mut self, sequence: u64) {
+        self.runs.truncate(self.runs.partition_point(|(first, _)| *first < sequence));
+    }
 }
 
 impl Outbox {
@@ -152,7 +204,10 @@ impl Outbox {
         routes: impl Iterator<Item = Route>,
     ) -> Self {
         let queue = |route| Queue {
+            numbering: Epoch(0),
+            set_back: Epoch(0),
             acknowledged: 0,
+            clocks: Clocks::default(),
             parts: VecDeque::new(),
             sent: 0,
             generation: 0,
@@ -171,6 +226,7 @@ impl Outbox {
             lanes,
             ready: BTreeSet::new(),
             completed: Vec::new(),
+            rolled_back: Vec::new(),
             trouble: None,
             next_push: 1,
             next_request: 1,
@@ -198,6 +254,7 @@ impl Outbox {
             let OutPart { shard, updates, bytes } = part;
             self.shards[shard.0 as usize].parts.push_back(Part {
                 push,
+                of: if updates.is_empty() { Of::Nothing } else { Of::Clock(clock) },
                 updates,
                 bytes,
                 done: false,
@@ -238,12 +295,14 @@ impl Outbox {
         for (push, to, shard, sequence) in chosen {
             let queue = &self.shards[shard.0 as usize];
             let part = &queue.parts[(sequence - queue.acknowledged - 1) as usize];
-            let sent = Sent { shard, sequence, generation: queue.generation };
+            let (numbering, generation) = (queue.numbering, queue.generation);
+            let sent = Sent { shard, numbering, sequence, generation };
             let wire = v1::PushPart {
                 shard: shard.0,
                 epoch: queue.route.epoch.0,
                 sequence,
                 updates: part.updates.clone(),
+                numbering: numbering.0,
             };
             let part_bytes = part.bytes;
             if open != Some((push, to)) || bytes + part_bytes > self.message_bytes {
@@ -325,7 +384,9 @@ impl Outbox {
                     self.go_back(sent, Cause::Redirect, now);
                 }
                 Answer::Retry(reason) => self.go_back(sent, Cause::Retry(reason), now),
-                Answer::Gap(expected) => self.gap(sent, expected, now),
+                Answer::Gap(expected, numbering) => {
+                    self.gap(sent, expected, numbering, now);
+                }
                 Answer::SessionClosed => self.fail(Error::SessionClosed(self.session)),
             }
         }
@@ -358,6 +419,24 @@ impl Outbox {
         }
     }
 
+    /// Takes over which shards were set back to a checkpoint, and in which epoch.
+    pub(crate) fn set_back(&mut self, set_back_in: impl Fn(ShardId) -> Option<Epoch>) {
+        for shard in (0..self.shards.len() as u32).map(ShardId) {
+            if let Some(epoch) = set_back_in(shard) {
+                self.shards[shard.0 as usize].set_back = epoch;
+                self.ask(shard);
+            }
+        }
+    }
+
+    /// A shard that was set back and has nothing more to be sent is asked what it lost, by a push of nothing.
+    fn ask(&mut self, shard: ShardId) {
+        let queue = &self.shards[shard.0 as usize];
+        if queue.set_back > queue.numbering && queue.acknowledged > 0 && queue.parts.is_empty() {
+            self.push(0, 0, vec![OutPart { shard, updates: Vec::new(), bytes: 0 }]);
+        }
+    }
+
     /// Ends everything: no push is sent any more, and those without an outcome are unknown.
     pub(crate) fn fail(&mut self, error: Error) {
         if self.failed.is_some() {
@@ -382,6 +461,11 @@ impl Outbox {
         std::mem::take(&mut self.completed)
     }
 
+    /// What shards lost since the last call.
+    pub(crate) fn take_rolled_back(&mut self) -> Vec<RolledBack> {
+        std::mem::take(&mut self.rolled_back)
+    }
+
     /// What made a shard wait since the last call, if anything; the newest.
     pub(crate) fn take_trouble(&mut self) -> Option<Trouble> {
         self.trouble.take()
@@ -399,6 +483,10 @@ impl Outbox {
 
     fn done(&mut self, sent: Sent, lsn: Lsn, refusal: Option<Refusal>) {
         let queue = &mut self.shards[sent.shard.0 as usize];
+        if sent.numbering != queue.numbering {
+            // What the number meant is rolled back, or sent again under another.
+            return;
+        }
         queue.attempts = 0;
         if sent.generation == queue.generation {
             queue.probing = false;
@@ -412,12 +500,15 @@ impl Outbox {
         part.done = true;
         part.updates = Vec::new();
         let push = part.push;
-        while queue.parts.front().is_some_and(|part| part.done) {
-            queue.parts.pop_front();
+        while queue.parts.front().is_some_and(|part| part.done)
+            && let Some(part) = queue.parts.pop_front()
+        {
             queue.acknowledged += 1;
+            queue.clocks.note(queue.acknowledged, part.of);
             queue.sent = queue.sent.saturating_sub(1);
         }
         self.ready.insert(sent.shard);
+        self.ask(sent.shard);
         let Some(pending) = self.pushes.get_mut(&push) else { return };
         pending.outcome.lsns.insert(sent.shard, lsn);
         pending.outcome.refusals.extend(refusal.map(|refusal| (sent.shard, refusal)));
@@ -429,9 +520,18 @@ impl Outbox {
         }
     }
 
-    fn gap(&mut self, sent: Sent, expected: u64, now: Duration) {
-        let queue = &self.shards[sent.shard.0 as usize];
-        if sent.generation == queue.generation && expected <= queue.acknowledged {
+    fn gap(&mut self, sent: Sent, expected: u64, numbering: Epoch, now: Duration) {
+        let queue = &mut self.shards[sent.shard.0 as usize];
+        if numbering > queue.numbering {
+            if expected == 0 || expected > queue.acknowledged + 1 + queue.parts.len() as u64 {
+                let from = format!("the server of shard {}", sent.shard);
+                let problem = format!("misses push {expected}, which was never sent");
+                return self.fail(Error::Protocol { from, problem });
+            }
+            let lost = queue.set_back(sent.shard, expected, numbering);
+            self.rolled_back.extend(lost);
+            self.ready.insert(sent.shard);
+        } else if sent.generation == queue.generation && expected <= queue.acknowledged {
             let acknowledged = queue.acknowledged;
             self.fail(Error::RolledBack { shard: sent.shard, expected, acknowledged });
         } else {
@@ -459,7 +559,7 @@ enum Answer {
     Done(Lsn, Option<Refusal>),
     Redirect(Epoch, Option<ServerRef>),
     Retry(v1::RetryReason),
-    Gap(u64),
+    Gap(u64, Epoch),
     SessionClosed,
 }
 
@@ -476,13 +576,54 @@ impl Answer {
                 Answer::Redirect(Epoch(redirect.epoch), primary)
             }
             PartResult::Retry(retry) => Answer::Retry(retry.reason()),
-            PartResult::Gap(gap) => Answer::Gap(gap.expected),
+            PartResult::Gap(gap) => Answer::Gap(gap.expected, Epoch(gap.numbering)),
             PartResult::SessionClosed(_) => Answer::SessionClosed,
         })
     }
 }
 
 impl Queue {
+    /// The shard goes on from a checkpoint, after number `expected - 1`. What was acknowledged since is lost and returned; what was not is sent (again),
+    /// numbered on from there.
+    fn set_back(&mut self, shard: ShardId, expected: u64, epoch: Epoch) -> Vec<RolledBack> {
+        let mut lost: Vec<RolledBack> = Vec::new();
+        let mut lose = |sequence: u64, of: Option<Of>| {
+            let clock = match of {
+                Some(Of::Nothing) => return,
+                Some(Of::Clock(clock)) => Some(clock),
+                None => None,
+            };
+            match lost.last_mut() {
+                Some(last) if last.last + 1 == sequence => {
+                    last.last = sequence;
+                    last.clocks = last.clocks.zip(clock).map(|((first, _), clock)| (first, clock));
+                }
+                _ => {
+                    let clocks = clock.map(|clock| (clock, clock));
+                    lost.push(RolledBack { shard, epoch, first: sequence, last: sequence, clocks });
+                }
+            }
+        };
+        for sequence in expected..=self.acknowledged {
+            lose(sequence, self.clocks.of(sequence));
+        }
+        let mut sequence = self.acknowledged;
+        self.parts.retain(|part| {
+            sequence += 1;
+            let gone = part.done && sequence >= expected;
+            if gone {
+                lose(sequence, Some(part.of));
+            }
+            !gone
+        });
+        self.acknowledged = self.acknowledged.min(expected - 1);
+        self.clocks.cut(expected);
+        self.numbering = epoch;
+        self.restart();
+        (self.hold_until, self.attempts) = (None, 0);
+        lost
+    }
+
     fn restart(&mut self) {
         self.generation += 1;
         self.sent = 0;

@@ -1,6 +1,7 @@
 //! Sending gradients.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,12 +9,41 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use downpour_core::cells::Refusal;
-use downpour_core::id::{Lsn, ShardId, VariableId};
+use downpour_core::id::{Epoch, Lsn, ShardId, VariableId};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::Error;
+
+/// Pushes that a shard had acknowledged and that are lost all the same: every copy of it died, and it goes on from a checkpoint (docs/protocol.md 8.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RolledBack {
+    /// Which shard.
+    pub shard: ShardId,
+    /// That it goes on with.
+    pub epoch: Epoch,
+    /// Number of the first of these pushes among the session's to this shard.
+    pub first: u64,
+    /// Number of the last.
+    pub last: u64,
+    /// Clocks of the first and the last; none where they are no longer known.
+    pub clocks: Option<(u64, u64)>,
+}
+
+impl fmt::Display for RolledBack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RolledBack { shard, epoch, first, last, clocks } = self;
+        write!(f, "shard {shard} lost pushes {first} to {last} of this session")?;
+        if let Some((first, last)) = clocks {
+            write!(f, " (clocks {first} to {last})")?;
+        }
+        write!(
+            f,
+            ", which it had acknowledged: every copy of it died, and it goes on from a checkpoint in epoch {epoch}"
+        )
+    }
+}
 
 /// Gradients of one step, and first values of dense variables. Each variable appears at most once.
 #[derive(Clone, Debug, Default)]

@@ -14,7 +14,7 @@ use tonic::Status;
 
 use crate::Error;
 use crate::outbox::{Cause, LinkId, OutPart, Outbox, PushId, Send, Trouble};
-use crate::push::PushOutcome;
+use crate::push::{PushOutcome, RolledBack};
 use crate::servers::Servers;
 use crate::state::JobState;
 use crate::watch::Watched;
@@ -23,6 +23,8 @@ use crate::watch::Watched;
 const ATTEMPTS_UNTIL_NUDGE: u32 = 4;
 /// Inputs taken before the outbox is asked what to send.
 const BATCH_MAX: usize = 64;
+/// Stretches of pushes that were rolled back that a session remembers.
+const ROLLED_BACK_MAX: usize = 10_000;
 
 /// What others ask of the pusher.
 pub(crate) enum Input {
@@ -65,6 +67,7 @@ pub(crate) struct Pusher {
     ended: watch::Sender<Option<Error>>,
     /// What made pushes wait last, for the messages of tickets that give up.
     trouble: Arc<Mutex<String>>,
+    rolled_back: Arc<Mutex<Vec<RolledBack>>>,
     servers: Servers,
     started: Instant,
     waiting: BTreeMap<PushId, Waiting>,
@@ -83,6 +86,7 @@ impl Pusher {
         servers: Servers,
         ended: watch::Sender<Option<Error>>,
         trouble: Arc<Mutex<String>>,
+        rolled_back: Arc<Mutex<Vec<RolledBack>>>,
         tasks: &mut JoinSet<()>,
     ) -> mpsc::Sender<Input> {
         let (inputs, input_queue) = mpsc::channel(BATCH_MAX);
@@ -93,6 +97,7 @@ impl Pusher {
             watched,
             ended,
             trouble,
+            rolled_back,
             servers,
             started: Instant::now(),
             waiting: BTreeMap::new(),
@@ -197,6 +202,7 @@ impl Pusher {
     fn reroute(&mut self) {
         let state = self.changes.borrow_and_update().clone();
         self.outbox.reroute(|shard| state.route(shard));
+        self.outbox.set_back(|shard| state.view.orders.set_back_in(shard));
         let now = self.now();
         let outbox = &mut self.outbox;
         // A server that was replaced will not answer any more.
@@ -256,6 +262,13 @@ impl Pusher {
                 let _ = done.send(Ok(()));
             } else if !done.is_closed() {
                 self.flushes.push((push, done));
+            }
+        }
+        for lost in self.outbox.take_rolled_back() {
+            tracing::warn!("{lost}");
+            let mut all = self.rolled_back.lock();
+            if all.len() < ROLLED_BACK_MAX {
+                all.push(lost);
             }
         }
         if let Some(trouble) = self.outbox.take_trouble() {

@@ -17,7 +17,7 @@ use crate::dense::{DenseCache, Layouts};
 use crate::encode::Encoder;
 use crate::outbox::Outbox;
 use crate::pull::{Pulled, Puller, TableRows};
-use crate::push::{PushBatch, PushTicket};
+use crate::push::{PushBatch, PushTicket, RolledBack};
 use crate::pusher::{Accepted, Input, Pusher};
 use crate::servers::{Servers, Transport};
 use crate::state::{JobState, variable_difference};
@@ -26,6 +26,8 @@ use crate::{Coordinators, Error, Refused, encode};
 
 /// Renewals within a session's timeout.
 const RENEWALS: u32 = 4;
+/// Stretches of pushes that were rolled back that a renewal names, the newest.
+const TOLD_MAX: usize = 64;
 /// A view that is known to be newer should have arrived by then.
 const VIEW_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -106,6 +108,7 @@ struct Inner {
     pusher: mpsc::Sender<Input>,
     in_flight: Arc<Semaphore>,
     trouble: Arc<Mutex<String>>,
+    rolled_back: Arc<Mutex<Vec<RolledBack>>>,
     layouts: Layouts,
     outgoing: Mutex<Buffers>,
     progress: Arc<Mutex<Option<v1::WorkerProgress>>>,
@@ -157,11 +160,13 @@ impl Session {
         let (ended, _) = watch::channel(None);
         let progress = Arc::new(Mutex::new(None));
         let trouble = Arc::new(Mutex::new(String::from("no answer yet")));
+        let rolled_back = Arc::new(Mutex::new(Vec::new()));
         let mut tasks = JoinSet::new();
         tasks.spawn(watched.clone().follow(coordinators.clone()));
         tasks.spawn(end_with_job(watched.subscribe(), id, ended.clone()));
         let renewals = coordinators.clone().with_deadline(renewal);
-        tasks.spawn(renew(renewals, job, id, renewal, progress.clone(), ended.clone()));
+        let told = Told { progress: progress.clone(), rolled_back: rolled_back.clone() };
+        tasks.spawn(renew(renewals, job, id, renewal, told, ended.clone()));
         let servers = Servers::new(id, options.transport);
         let pusher = Pusher::start(
             outbox,
@@ -169,6 +174,7 @@ impl Session {
             servers,
             ended.clone(),
             trouble.clone(),
+            rolled_back.clone(),
             &mut tasks,
         );
         let permits = options.in_flight_bytes_max.min(Semaphore::MAX_PERMITS);
@@ -187,6 +193,7 @@ impl Session {
             pusher,
             in_flight: Arc::new(Semaphore::new(permits)),
             trouble,
+            rolled_back,
             layouts: Layouts::default(),
             outgoing: Mutex::default(),
             progress,
@@ -279,7 +286,15 @@ impl Session {
     /// What the next renewal tells the coordinators.
     pub fn set_progress(&self, progress: Progress) {
         let Progress { clock, samples, samples_per_s, loss } = progress;
-        *self.0.progress.lock() = Some(v1::WorkerProgress { clock, samples, samples_per_s, loss });
+        let progress =
+            v1::WorkerProgress { clock, samples, samples_per_s, loss, rolled_back: Vec::new() };
+        *self.0.progress.lock() = Some(progress);
+    }
+
+    /// What shards lost so far of the pushes that this session had acknowledgements for, in the order in which it was found out (at most 10,000 stretches).
+    #[must_use]
+    pub fn rolled_back(&self) -> Vec<RolledBack> {
+        self.0.rolled_back.lock().clone()
     }
 
     /// A cache for these dense variables.
@@ -458,19 +473,40 @@ fn end(ended: &watch::Sender<Option<Error>>, error: Error) {
     });
 }
 
+/// What renewals tell.
+struct Told {
+    progress: Arc<Mutex<Option<v1::WorkerProgress>>>,
+    rolled_back: Arc<Mutex<Vec<RolledBack>>>,
+}
+
+fn wire(lost: &RolledBack) -> v1::RolledBackPushes {
+    v1::RolledBackPushes {
+        shard: lost.shard.0,
+        epoch: lost.epoch.0,
+        first: lost.first,
+        last: lost.last,
+        first_clock: lost.clocks.map(|(first, _)| first),
+        last_clock: lost.clocks.map(|(_, last)| last),
+    }
+}
+
 /// Keeps the session open. What cannot be reached for a while may still count as open: only an answer ends it.
 async fn renew(
     coordinators: Coordinators,
     job: JobId,
     session: SessionId,
     timeout: Duration,
-    progress: Arc<Mutex<Option<v1::WorkerProgress>>>,
+    told: Told,
     ended: watch::Sender<Option<Error>>,
 ) {
     loop {
         sleep(timeout / RENEWALS).await;
-        let told = *progress.lock();
-        match coordinators.renew_session(job, session, told).await {
+        let mut progress = told.progress.lock().clone();
+        let lost: Vec<_> = told.rolled_back.lock().iter().rev().take(TOLD_MAX).map(wire).collect();
+        if !lost.is_empty() {
+            progress.get_or_insert_default().rolled_back = lost;
+        }
+        match coordinators.renew_session(job, session, progress).await {
             Ok(true) => {}
             Ok(false) | Err(Error::NotFound { .. }) => {
                 return end(&ended, Error::SessionClosed(session));

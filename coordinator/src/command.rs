@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 
 use downpour_checkpoint::manifest::CHAIN_MAX;
 use downpour_checkpoint::name::CheckpointName;
-use downpour_core::checkpoint::{CheckpointOrder, RestoreOrder};
+use downpour_core::checkpoint::{CheckpointOrder, RestoreOrder, SetBack};
 use downpour_core::id::{Epoch, JobId, Lsn, ServerRef, SessionId, ShardId, VariableId};
 use downpour_core::spec::{JobSpec, Variable, VariableSpec, check_name, check_range};
 use downpour_proto::{Invalid, convert, v1};
 use prost::Message;
 
 use crate::state::joins::Join;
+use crate::state::lost::{Again, SettingBack};
 
 /// Largest command, encoded.
 pub const COMMAND_BYTES_MAX: usize = 1 << 20;
@@ -36,7 +37,7 @@ pub struct Logged {
     /// What is to be done.
     #[prost(
         oneof = "Body",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 20, 21, 22, 23, 24"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 20, 21, 22, 23, 24, 25"
     )]
     pub body: Option<Body>,
 }
@@ -81,6 +82,8 @@ pub enum Body {
     ScheduleCheckpoints(v1::ScheduleCheckpointsRequest),
     #[prost(message, tag = "24")]
     RestoreJob(RestoreJob),
+    #[prost(message, tag = "25")]
+    SetBack(SetBackShards),
 }
 
 /// Sessions of any jobs.
@@ -199,6 +202,56 @@ pub struct RestoreJob {
     pub replace: bool,
 }
 
+/// Lost shards of a job go on from a checkpoint.
+#[derive(Clone, PartialEq, Message)]
+#[allow(missing_docs)]
+pub struct SetBackShards {
+    #[prost(uint64, tag = "1")]
+    pub job: u64,
+    #[prost(string, tag = "2")]
+    pub uri: String,
+    /// Name of the job that the checkpoint is of.
+    #[prost(string, tag = "3")]
+    pub of: String,
+    #[prost(string, tag = "4")]
+    pub checkpoint: String,
+    /// Epochs below this one are in the checkpoint.
+    #[prost(uint64, tag = "5")]
+    pub epoch_min: u64,
+    #[prost(message, repeated, tag = "6")]
+    pub shards: Vec<AgainEntry>,
+    #[prost(btree_map = "string, string", tag = "7")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// See [`Again`].
+#[derive(Clone, PartialEq, Message)]
+#[allow(missing_docs)]
+pub struct AgainEntry {
+    #[prost(uint32, tag = "1")]
+    pub shard: u32,
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    #[prost(message, optional, tag = "3")]
+    pub server: Option<v1::ServerRef>,
+}
+
+impl From<Again> for AgainEntry {
+    fn from(again: Again) -> Self {
+        let Again { shard, epoch, server } = again;
+        AgainEntry { shard: shard.0, epoch: epoch.0, server: Some(server.into()) }
+    }
+}
+
+impl TryFrom<AgainEntry> for Again {
+    type Error = Invalid;
+
+    fn try_from(entry: AgainEntry) -> Result<Self, Invalid> {
+        let server = convert::server("server", entry.server)?;
+        Ok(Again { shard: ShardId(entry.shard), epoch: Epoch(entry.epoch), server })
+    }
+}
+
 impl Body {
     /// As it goes into the log.
     ///
@@ -259,6 +312,8 @@ pub enum Command {
     ScheduleCheckpoints(JobId, v1::CheckpointSchedule),
     /// A job begins from a checkpoint.
     RestoreJob(Restoring),
+    /// Lost shards go on from one.
+    SetBack(SettingBack),
 }
 
 /// See [`BeginCheckpoint`].
@@ -435,6 +490,7 @@ impl TryFrom<Body> for Command {
                 Command::ScheduleCheckpoints(job, schedule)
             }
             Body::RestoreJob(restore) => Command::RestoreJob(restore.try_into()?),
+            Body::SetBack(setting) => Command::SetBack(setting.try_into()?),
         })
     }
 }
@@ -480,6 +536,21 @@ impl TryFrom<RestoreJob> for Restoring {
             order,
             replace,
         })
+    }
+}
+
+impl TryFrom<SetBackShards> for SettingBack {
+    type Error = Invalid;
+
+    fn try_from(setting: SetBackShards) -> Result<Self, Invalid> {
+        let SetBackShards { job: id, uri, of, checkpoint, epoch_min, shards, labels } = setting;
+        check_uri(&uri)?;
+        check_name("of", &of)?;
+        check_checkpoint(&checkpoint)?;
+        check_range("epoch_min", epoch_min, 1, Lsn::EPOCH_MAX.0)?;
+        let shards = shards.into_iter().map(Again::try_from).collect::<Result<_, _>>()?;
+        let from = SetBack { uri, job: of, checkpoint, shards: BTreeMap::new() };
+        Ok(SettingBack { job: job(id)?, from, epoch_min: Epoch(epoch_min), shards, labels })
     }
 }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::liveness::Timeouts;
 use crate::raft;
+use crate::rescue::Patience;
 use crate::service::Times;
 
 const MEMBERS_MAX: usize = 5;
@@ -43,6 +44,9 @@ pub struct Config {
     /// A server that alone holds a shard may go on for this long without an answer to its heartbeats
     #[arg(long, value_name = "MS")]
     pub lease_ms: u64,
+    /// A shard whose last copy is on a server that is judged dead, and that may only be unreachable, goes on from the job's newest checkpoint after this (and a lease); 0: it is waited for. Copies that are known to be gone are not waited for
+    #[arg(long, value_name = "MS")]
+    pub restore_after_ms: u64,
     /// A session that is not renewed for this long is closed
     #[arg(long, value_name = "MS")]
     pub session_timeout_ms: u64,
@@ -71,6 +75,7 @@ impl Default for Config {
             heartbeat_ms: 300,
             failure_timeout_ms: 1500,
             lease_ms: 10_000,
+            restore_after_ms: 0,
             session_timeout_ms: 30_000,
             raft_tick_ms: 50,
             raft_election_ticks: 10,
@@ -166,6 +171,17 @@ impl Config {
             // The next heartbeat is overdue by a fifth.
             suspicion: Duration::from_millis(self.heartbeat_ms + self.heartbeat_ms / 5),
             session: Duration::from_millis(self.session_timeout_ms),
+        }
+    }
+
+    /// How long lost shards are waited for.
+    #[must_use]
+    pub fn patience(&self) -> Patience {
+        Patience {
+            lease: Duration::from_millis(self.lease_ms),
+            unreachable: Some(self.restore_after_ms)
+                .filter(|&after_ms| after_ms > 0)
+                .map(Duration::from_millis),
         }
     }
 

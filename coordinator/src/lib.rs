@@ -16,6 +16,7 @@ pub mod liveness;
 pub mod metrics;
 pub mod overseer;
 pub mod raft;
+pub mod rescue;
 pub mod scribe;
 pub mod server;
 pub mod service;

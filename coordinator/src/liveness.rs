@@ -97,7 +97,7 @@ impl Liveness {
     /// What the session last said of itself.
     #[must_use]
     pub fn progress(&self, session: SessionId) -> Option<v1::WorkerProgress> {
-        self.sessions.get(&session)?.progress
+        self.sessions.get(&session)?.progress.clone()
     }
 
     /// What `primary` last said of the shard.

@@ -290,7 +290,7 @@ pub async fn restore(
 }
 
 /// Looks at the disk, or reads certificates.
-async fn open(uri: &str, access: Access) -> Result<Store, StoreError> {
+pub(crate) async fn open(uri: &str, access: Access) -> Result<Store, StoreError> {
     let uri = uri.to_owned();
     let name = uri.clone();
     let opened = tokio::task::spawn_blocking(move || Store::open(&uri, access)).await;

@@ -69,6 +69,8 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
     node.shutdown.spawn("overseer", overseeing);
 
     node.shutdown.spawn("scribe", crate::scribe::run(handle.clone(), stop.clone()));
+    let rescuing = crate::rescue::run(handle.clone(), config.patience(), stop.clone());
+    node.shutdown.spawn("rescue", rescuing);
 
     // Raft's streams must last until leadership is handed over: they end after `stop`.
     let closed = CancellationToken::new();

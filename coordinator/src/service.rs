@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use downpour_checkpoint::Error as StoreError;
 use downpour_core::id::{JobId, ServerRef, ShardId};
+use downpour_core::spec::check_range;
 use downpour_core::view::JobView;
-use downpour_proto::convert;
 use downpour_proto::transport::MESSAGE_BYTES_MAX;
 use downpour_proto::v1;
 use downpour_proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
+use downpour_proto::{Invalid, convert};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -26,6 +27,8 @@ use crate::raft::peers::Group;
 use crate::scribe::{self, Failure};
 use crate::state::{Cluster, Life, Reply};
 
+/// Stretches of rolled back pushes that a renewal may name.
+const ROLLED_BACK_MAX: u64 = 64;
 /// Largest request, for what its many small parts take once they are decoded is many times more. The largest there are: commands, and
 /// heartbeats with some 30 bytes for each shard that a server leads.
 const REQUEST_BYTES_MAX: usize = 2 * COMMAND_BYTES_MAX;
@@ -303,6 +306,9 @@ impl Coordinator for Service {
         let arrived = Instant::now();
         let request = request.into_inner();
         let (job, session) = (command::job(request.job)?, command::session(request.session)?);
+        let lost = request.progress.as_ref().map_or(0, |progress| progress.rolled_back.len());
+        let few = check_range("progress.rolled_back", lost as u64, 0, ROLLED_BACK_MAX);
+        few.map_err(Invalid::from)?;
         let cluster = self.read().await?;
         let open = cluster.job(job).is_some_and(|job| job.sessions.contains_key(&session));
         if open {

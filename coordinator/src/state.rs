@@ -11,6 +11,7 @@
 pub mod checkpoints;
 mod jobs;
 pub mod joins;
+pub mod lost;
 mod nodes;
 mod requests;
 pub mod routes;
@@ -206,6 +207,7 @@ impl State {
             Command::EndCheckpoint(end) => self.end_checkpoint(end),
             Command::ScheduleCheckpoints(job, schedule) => self.schedule_checkpoints(job, schedule),
             Command::RestoreJob(restoring) => self.restore_job(restoring),
+            Command::SetBack(setting) => self.set_back(setting),
         }
     }
 

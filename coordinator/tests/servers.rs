@@ -211,7 +211,7 @@ async fn a_session_that_is_not_renewed_is_closed_and_a_renewed_one_is_not() {
             session,
             progress: Some(v1::WorkerProgress { samples: 7, ..Default::default() }),
         };
-        let reply = group.ask(async |mut client| client.renew_session(request).await);
+        let reply = group.ask(async |mut client| client.renew_session(request.clone()).await);
         reply.await.unwrap().open
     };
     let mut events = watch(&group, 1, job).await;
@@ -231,7 +231,7 @@ async fn a_session_that_is_not_renewed_is_closed_and_a_renewed_one_is_not() {
     let sessions = &cluster.jobs[0].sessions;
     assert_eq!(sessions.len(), 1);
     assert_eq!(sessions[0].session, renewed.session);
-    assert_eq!(sessions[0].progress.unwrap().samples, 7);
+    assert_eq!(sessions[0].progress.as_ref().unwrap().samples, 7);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -150,6 +150,12 @@ impl SessionCells {
         }
     }
 
+    /// The number that `session` is to send next.
+    #[must_use]
+    pub fn next(&self, session: SessionId) -> u64 {
+        self.cells.get(&session).map_or(1, |cell| cell.last + 1)
+    }
+
     /// Whether a push of `session` finds or gets a cell. A primary asks before it logs; a record that is logged is applied in any case.
     #[must_use]
     pub fn has_room(&self, session: SessionId) -> bool {

@@ -1,6 +1,8 @@
 //! What a job's view says of checkpoints.
 
-use crate::id::{Epoch, Lsn};
+use std::collections::BTreeMap;
+
+use crate::id::{Epoch, Lsn, ShardId};
 
 /// What primaries and those who restore are to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -9,6 +11,54 @@ pub struct Orders {
     pub checkpoint: Option<CheckpointOrder>,
     /// The job began from one.
     pub restore: Option<RestoreOrder>,
+    /// Shards that were lost and begin again from one, each in its newest such epoch.
+    pub set_back: Vec<SetBack>,
+}
+
+impl Orders {
+    /// What the primary of [`RestoreOrder::epoch`] loads a shard from.
+    #[must_use]
+    pub fn restore_of(&self, shard: ShardId) -> Option<RestoreOrder> {
+        let again = self.set_back.iter().find_map(|back| {
+            let epoch = *back.shards.get(&shard)?;
+            let SetBack { uri, job, checkpoint, .. } = back.clone();
+            Some(RestoreOrder { uri, job, checkpoint, epoch })
+        });
+        again.or_else(|| self.restore.clone())
+    }
+
+    /// The epoch in which a shard was last set back to a checkpoint of its job.
+    #[must_use]
+    pub fn set_back_in(&self, shard: ShardId) -> Option<Epoch> {
+        self.set_back.iter().find_map(|back| back.shards.get(&shard).copied())
+    }
+
+    /// Takes note that shards are set back, which they may have been before, and says how many were set back to this checkpoint in all.
+    pub fn set_back(&mut self, mut back: SetBack) -> usize {
+        for known in &mut self.set_back {
+            known.shards.retain(|shard, _| !back.shards.contains_key(shard));
+            if (&known.uri, &known.checkpoint) == (&back.uri, &back.checkpoint) {
+                back.shards.append(&mut known.shards);
+            }
+        }
+        self.set_back.retain(|known| !known.shards.is_empty());
+        let count = back.shards.len();
+        self.set_back.push(back);
+        count
+    }
+}
+
+/// Shards of a job that go on from what a checkpoint holds of them; all pushes since are rolled back (docs/protocol.md 8.5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetBack {
+    /// Where the checkpoint is.
+    pub uri: String,
+    /// Name of the job that it is of.
+    pub job: String,
+    /// Its name.
+    pub checkpoint: String,
+    /// The epoch that each begins with.
+    pub shards: BTreeMap<ShardId, Epoch>,
 }
 
 /// A checkpoint that is being taken.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use downpour_core::cells::{ClosedSessions, Refusal, RefusalReason};
-use downpour_core::checkpoint::{CheckpointOrder, Orders, RestoreOrder};
+use downpour_core::checkpoint::{CheckpointOrder, Orders, RestoreOrder, SetBack};
 use downpour_core::id::{
     Epoch, Incarnation, JobId, Lsn, NodeId, ServerRef, SessionId, ShardId, VariableId,
 };
@@ -398,6 +398,7 @@ impl From<&JobView> for v1::JobView {
             sessions: Some((&view.sessions).into()),
             checkpoint: view.orders.checkpoint.as_ref().map(Into::into),
             restore: view.orders.restore.as_ref().map(Into::into),
+            set_back: view.orders.set_back.iter().map(Into::into).collect(),
         }
     }
 }
@@ -432,6 +433,7 @@ impl TryFrom<v1::JobView> for JobView {
             orders: Orders {
                 checkpoint: view.checkpoint.map(Into::into),
                 restore: view.restore.map(Into::into),
+                set_back: view.set_back.into_iter().map(Into::into).collect(),
             },
         })
     }
@@ -464,6 +466,23 @@ impl From<v1::RestoreOrder> for RestoreOrder {
     fn from(order: v1::RestoreOrder) -> Self {
         let v1::RestoreOrder { uri, job, checkpoint, epoch } = order;
         RestoreOrder { uri, job, checkpoint, epoch: Epoch(epoch) }
+    }
+}
+
+impl From<&SetBack> for v1::SetBack {
+    fn from(back: &SetBack) -> Self {
+        let SetBack { uri, job, checkpoint, shards } = back.clone();
+        let shard =
+            |(shard, epoch): (ShardId, Epoch)| v1::SetBackShard { shard: shard.0, epoch: epoch.0 };
+        v1::SetBack { uri, job, checkpoint, shards: shards.into_iter().map(shard).collect() }
+    }
+}
+
+impl From<v1::SetBack> for SetBack {
+    fn from(back: v1::SetBack) -> Self {
+        let v1::SetBack { uri, job, checkpoint, shards } = back;
+        let shards = shards.into_iter().map(|one| (ShardId(one.shard), Epoch(one.epoch))).collect();
+        SetBack { uri, job, checkpoint, shards }
     }
 }
 

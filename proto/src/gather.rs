@@ -235,6 +235,7 @@ impl Gather for v1::PushPart {
         out.uint(2, self.epoch);
         out.uint(3, self.sequence);
         self.updates.iter().for_each(|update| out.message(4, update));
+        out.uint(5, self.numbering);
     }
 }
 
@@ -358,7 +359,7 @@ mod tests {
         ) {
             let [request, job, session, incarnation, view_version, clock] = numbers;
             let updates = updates.into_iter().map(|(variable, body)| v1::Update { variable, body });
-            let part = v1::PushPart { shard, epoch: clock, sequence: job, updates: updates.collect() };
+            let part = v1::PushPart { shard, epoch: clock, sequence: job, updates: updates.collect(), numbering: job };
             let parts = vec![part, v1::PushPart::default()];
             same(&v1::PushRequest { request, job, session, incarnation, view_version, clock, parts })?;
             let rows = tensors.into_iter().map(|(variable, keys)| v1::PullRows { variable, keys });

@@ -142,7 +142,8 @@ mod tests {
             gradients: vec![0; 16].into(),
         };
         let update = v1::Update { variable: 1, body: Some(v1::update::Body::Rows(rows)) };
-        let part = v1::PushPart { shard: 0, epoch: 1, sequence: 1, updates: vec![update] };
+        let part =
+            v1::PushPart { shard: 0, epoch: 1, sequence: 1, updates: vec![update], numbering: 0 };
         v1::PushRequest {
             request: 1,
             job: 1,

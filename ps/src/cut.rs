@@ -203,6 +203,7 @@ struct OpenCut {
 pub(crate) struct SmallState<'a> {
     pub(crate) lineage: &'a Lineage,
     pub(crate) clock: u64,
+    pub(crate) numbering: Epoch,
     pub(crate) variables: Vec<v1::CutVariable>,
     pub(crate) cells: &'a SessionCells,
 }
@@ -229,7 +230,7 @@ impl Cuts {
 
     pub(crate) fn open(&mut self, newer_than: Lsn, state: SmallState<'_>) -> CutRange {
         self.last_id += 1;
-        let SmallState { lineage, clock, variables, cells } = state;
+        let SmallState { lineage, clock, numbering, variables, cells } = state;
         let range = CutRange { id: CutId(self.last_id), at: lineage.last(), newer_than };
         let epoch = |&(epoch, previous): &(Epoch, Lsn)| v1::CutEpoch {
             epoch: epoch.0,
@@ -245,6 +246,7 @@ impl Cuts {
                 variables,
                 epochs: lineage.starts().iter().map(epoch).collect(),
                 closed: Some(cells.closed().into()),
+                numbering: numbering.0,
             }),
             cells: cells.clone(),
             cell: SessionId(0),

@@ -63,7 +63,7 @@ fn a_push() -> v1::PushRequest {
         incarnation: server(1).incarnation.0,
         view_version: 1,
         clock: 1,
-        parts: vec![v1::PushPart { shard: 0, epoch: 1, sequence: 1, updates }],
+        parts: vec![v1::PushPart { shard: 0, epoch: 1, sequence: 1, updates, numbering: 0 }],
     }
 }
 

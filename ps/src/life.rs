@@ -65,7 +65,7 @@ pub(crate) struct Life {
     /// Replicas that this incarnation dropped, with the epoch: it can never again be in sync by itself.
     dropped: DashMap<ShardKey, Epoch>,
     /// Shards that are being loaded from a checkpoint.
-    restoring: DashMap<ShardKey, ()>,
+    restoring: DashMap<(ShardKey, Epoch), ()>,
     /// Turns for those who load.
     pub(crate) loads: Semaphore,
 }
@@ -211,7 +211,9 @@ impl Life {
             let key = ShardKey { job: view.job, shard };
             if let Some(hosted) = self.hosted(key) {
                 self.with(&hosted, |shard| shard.on_view(Arc::clone(&view)));
-            } else if route.in_sync.contains(&self.me) {
+            }
+            // Also one that was just removed, to begin again from a checkpoint.
+            if route.in_sync.contains(&self.me) && self.hosted(key).is_none() {
                 self.create(key, &view, route);
             }
         }
@@ -223,48 +225,47 @@ impl Life {
     }
 
     /// Whether a shard still has to be loaded here.
-    pub(crate) fn wants_restored(&self, key: ShardKey) -> bool {
+    pub(crate) fn wants_restored(&self, key: ShardKey, epoch: Epoch) -> bool {
         let view = self.jobs.read().get(&key.job).map(Arc::clone);
-        let wanted = view.as_ref().is_some_and(|view| {
-            let route = view.route(key.shard);
-            route.is_some_and(|route| restore::order(view, route, self.me).is_some())
-        });
+        let order = view.and_then(|view| restore::order(&view, key.shard, self.me));
+        let wanted = order.is_some_and(|order| order.epoch == epoch);
         if !wanted {
-            self.restoring.remove(&key);
+            self.restoring.remove(&(key, epoch));
         }
         wanted
     }
 
     /// A shard was loaded: it is served from here on, if it is still this server's to serve.
-    pub(crate) fn restored(self: &Arc<Self>, key: ShardKey, state: ShardState) {
+    pub(crate) fn restored(self: &Arc<Self>, key: ShardKey, epoch: Epoch, state: ShardState) {
         // Under the lock on views, so that none comes between the look and the insertion.
         let jobs = self.jobs.read();
         let view = jobs.get(&key.job).filter(|_| !self.token.is_cancelled());
-        let route = view.and_then(|view| view.route(key.shard));
-        if let (Some(view), Some(route)) = (view, route)
-            && restore::order(view, route, self.me).is_some()
+        if let Some(view) = view
+            && restore::order(view, key.shard, self.me).is_some_and(|order| order.epoch == epoch)
         {
             let log_bytes_max = self.process.config.shard_log_bytes_max;
             let shard = Shard::restored(self.me, key.shard, log_bytes_max, Arc::clone(view), state);
             self.shards.insert(key, Hosted::new(key, shard));
+            self.dropped.remove(&key);
         }
         drop(jobs);
-        self.restoring.remove(&key);
+        self.restoring.remove(&(key, epoch));
         if let Some(hosted) = self.hosted(key) {
             self.with(&hosted, |_| ());
         }
     }
 
     fn create(self: &Arc<Self>, key: ShardKey, view: &Arc<JobView>, route: &ShardRoute) {
-        if let Some(order) = restore::order(view, route, self.me)
-            && !self.dropped.contains_key(&key)
+        let dropped = self.dropped.get(&key).map(|epoch| *epoch);
+        if let Some(order) = restore::order(view, key.shard, self.me)
+            && dropped.is_none_or(|dropped| dropped < order.epoch)
         {
-            if self.restoring.insert(key, ()).is_none() {
+            if self.restoring.insert((key, order.epoch), ()).is_none() {
                 restore::start(self, key, view, order);
             }
             return;
         }
-        if let Some(epoch) = self.dropped.get(&key).map(|epoch| *epoch) {
+        if let Some(epoch) = dropped {
             // Whoever leads the shard gets no answer for it from here, and has this replica removed.
             warn!(job = %key.job, shard = %key.shard, %epoch, route = %route.epoch,
                 "listed as in sync, but this replica was dropped: refused");

@@ -20,7 +20,7 @@ use crate::pace::Pace;
 use crate::record::{Push, Update, fits_message};
 use crate::reply::{outcome, push_declined, push_done};
 use crate::service::meant_for;
-use crate::shard::{Declined, Pushed, Redirect, Ticket};
+use crate::shard::{Basis, Declined, Pushed, Redirect, Ticket};
 
 /// Serves one stream. Requests that wait for the backups are bounded: beyond, the stream is not read, and HTTP/2 slows the client down.
 pub(crate) fn serve(
@@ -144,15 +144,20 @@ impl Header {
             refusal: None,
             updates: updates.collect::<Result<_, _>>()?,
         };
+        let basis = Basis {
+            epoch: Epoch(part.epoch),
+            numbering: Epoch(part.numbering),
+            view_version: self.view_version,
+        };
         let lease = life.lease.holds();
         let room = life.process.memory.room();
-        let pushed = life.with(&hosted, |shard| {
-            shard.push(Epoch(part.epoch), self.view_version, push, lease, room)
-        });
+        let pushed = life.with(&hosted, |shard| shard.push(basis, push, lease, room));
         Ok(match pushed {
             Pushed::Logged(ticket) => PartState::Waits(Arc::clone(life), hosted, ticket),
             Pushed::Declined(declined) => PartState::Over(push_declined(declined)),
-            Pushed::Gap { expected } => PartState::Over(PushResult::Gap(v1::Gap { expected })),
+            Pushed::Gap { expected, numbering } => {
+                PartState::Over(PushResult::Gap(v1::Gap { expected, numbering: numbering.0 }))
+            }
             Pushed::SessionClosed => {
                 PartState::Over(PushResult::SessionClosed(v1::SessionClosed {}))
             }

@@ -29,6 +29,8 @@ pub enum Body {
     Define(Variable),
     /// Sessions that are closed from here on.
     Close(ClosedSessions),
+    /// The shard was set back to a checkpoint: the numbers of its pushes count anew.
+    RolledBack,
 }
 
 /// A push as the primary resolved it.
@@ -115,6 +117,7 @@ impl Record {
         let body = match &self.body {
             Body::Push(push) => push.updates.iter().map(Update::bytes).sum(),
             Body::Define(_) => RECORD_BYTES,
+            Body::RolledBack => 0,
             Body::Close(closed) => closed.open.len() * size_of::<SessionId>(),
         };
         RECORD_BYTES + body
@@ -189,6 +192,7 @@ impl From<&Record> for v1::Record {
             Body::Push(push) => v1::record::Body::Push(push.into()),
             Body::Define(variable) => v1::record::Body::Define(variable.into()),
             Body::Close(closed) => v1::record::Body::Close(closed.into()),
+            Body::RolledBack => v1::record::Body::RolledBack(v1::RolledBack {}),
         };
         v1::Record { lsn: record.lsn.0, previous_lsn: record.previous.0, body: Some(body) }
     }
@@ -229,6 +233,7 @@ impl TryFrom<v1::Record> for Record {
             v1::record::Body::Push(push) => Body::Push(push.try_into()?),
             v1::record::Body::Define(variable) => Body::Define(variable.try_into()?),
             v1::record::Body::Close(closed) => Body::Close(closed.try_into()?),
+            v1::record::Body::RolledBack(_) => Body::RolledBack,
         };
         let (lsn, previous) = (Lsn(record.lsn), Lsn(record.previous_lsn));
         let first = lsn.count() == 1 && previous.epoch() < lsn.epoch();
@@ -333,7 +338,8 @@ mod tests {
                 .collect()
         };
         for updates in [updates(0, 0), updates(1, 0), updates(300, 4), updates(2, 1 << 22)] {
-            let part = v1::PushPart { shard: u32::MAX, epoch: max, sequence: max, updates };
+            let (shard, epoch, sequence, numbering) = (u32::MAX, max, max, max);
+            let part = v1::PushPart { shard, epoch, sequence, updates, numbering };
             let resolved = part.updates.iter().map(|update| v1::ResolvedUpdate {
                 update: Some(update.clone()),
                 learning_rate: 1.0,

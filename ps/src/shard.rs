@@ -124,6 +124,17 @@ pub enum Declined {
     Retry(RetryReason),
 }
 
+/// What a client knew of the shard when it sent a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Basis {
+    /// Whose primary it believes to speak to.
+    pub epoch: Epoch,
+    /// The shard's last setting back that its number counts from.
+    pub numbering: Epoch,
+    /// Version of the view that the variables are of.
+    pub view_version: u64,
+}
+
 /// What became of a push at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pushed {
@@ -131,10 +142,12 @@ pub enum Pushed {
     Logged(Ticket),
     /// Not consumed.
     Declined(Declined),
-    /// Not consumed: a push before it is missing.
+    /// Not consumed: a push before it is missing, or its number was given before the shard was set back to a checkpoint.
     Gap {
         /// The number that would be applied.
         expected: u64,
+        /// [`ShardState::numbering`].
+        numbering: Epoch,
     },
     /// Not consumed: the session has ended.
     SessionClosed,
@@ -295,6 +308,15 @@ impl Shard {
             return self.remove();
         }
         let tenure_goes_on = route.epoch == self.epoch;
+        // What is here is not what the epoch begins with. Only a replica that was just loaded has seen no epoch yet.
+        let begins_again = self.view.orders.set_back_in(self.id) == Some(route.epoch);
+        if begins_again
+            && !tenure_goes_on
+            && self.epoch != Epoch(0)
+            && route.primary == Some(self.me)
+        {
+            return self.remove();
+        }
         (self.epoch, self.set_version) = (route.epoch, route.set_version);
         (self.leader, self.joining) = (route.primary, route.joining);
         if waits {
@@ -335,26 +357,30 @@ impl Shard {
     }
 
     /// A push, in the order of its stream. `lease`: this server holds its lease now. `room`: bytes that new rows may take.
-    pub fn push(
-        &mut self,
-        epoch: Epoch,
-        view_version: u64,
-        push: Push,
-        lease: bool,
-        room: u64,
-    ) -> Pushed {
+    pub fn push(&mut self, basis: Basis, push: Push, lease: bool, room: u64) -> Pushed {
+        let Basis { epoch, view_version, .. } = basis;
         if let Err(declined) = self.serving(epoch, lease) {
             return Pushed::Declined(declined);
         }
         if view_version > self.view.version {
             return Pushed::Declined(Declined::Retry(RetryReason::NotReady));
         }
-        match self.state.cells().check(push.session, push.sequence) {
+        let numbering = self.state.numbering();
+        let verdict = match self.state.cells().check(push.session, push.sequence) {
+            // A late copy of what was sent before the shard was set back may have the very number that is next.
+            Verdict::Apply | Verdict::Repeat { .. } | Verdict::Gap { .. }
+                if basis.numbering != numbering =>
+            {
+                Verdict::Gap { expected: self.state.cells().next(push.session) }
+            }
+            verdict => verdict,
+        };
+        match verdict {
             Verdict::Apply => {}
             Verdict::Repeat { lsn, refusal } => {
                 return Pushed::Logged(Ticket { epoch, lsn, repeated: true, refusal });
             }
-            Verdict::Gap { expected } => return Pushed::Gap { expected },
+            Verdict::Gap { expected } => return Pushed::Gap { expected, numbering },
             Verdict::Closed => return Pushed::SessionClosed,
         }
         if self.too_few() {
@@ -509,6 +535,13 @@ impl Shard {
     /// Logs what the view has and the log has not: variables, and sessions that ended. So records are closed and backups need no configuration.
     fn log_view(&mut self) {
         let view = Arc::clone(&self.view);
+        // Before anything else of its epoch: it is how members that follow and clients hear of it.
+        if let Role::Primary(_) = self.role
+            && view.orders.set_back_in(self.id) == Some(self.epoch)
+            && self.state.numbering() != self.epoch
+        {
+            self.append(Body::RolledBack);
+        }
         while let Role::Primary(_) = self.role
             && let Some(variable) = view.variables.get(self.state.defined() as usize)
         {

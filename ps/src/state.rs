@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use downpour_core::cells::{
     CannotRestore, Cell, ClosedSessions, Refusal, RefusalReason, SessionCells, Verdict,
 };
-use downpour_core::id::{Lsn, SessionId, ShardId, VariableId};
+use downpour_core::id::{Epoch, Lsn, SessionId, ShardId, VariableId};
 use downpour_core::lineage::Lineage;
 use downpour_core::mix::{mix64, salt};
 use downpour_core::row_format::{RowFormat, all_finite_bf16};
@@ -48,6 +48,8 @@ pub struct ShardState {
     lineage: Lineage,
     /// The highest clock of any push that was applied: what learning rates go by.
     clock: u64,
+    /// When the shard was last set back to a checkpoint: the sequence numbers that sessions gave before that are void.
+    numbering: Epoch,
     cuts: Cuts,
 }
 
@@ -136,6 +138,7 @@ impl ShardState {
             cells: SessionCells::default(),
             lineage: Lineage::default(),
             clock: 0,
+            numbering: Epoch(0),
             cuts: Cuts::default(),
         }
     }
@@ -259,6 +262,10 @@ impl ShardState {
             Body::Push(push) => self.apply_push(push, lsn)?,
             Body::Define(variable) => self.define(variable, lsn)?,
             Body::Close(closed) => self.close(closed, lsn)?,
+            Body::RolledBack => {
+                self.numbering = lsn.epoch();
+                Applied::default()
+            }
         };
         self.lineage.advance(lsn);
         Ok(applied)
@@ -273,6 +280,7 @@ impl ShardState {
         let small = SmallState {
             lineage: &self.lineage,
             clock: self.clock,
+            numbering: self.numbering,
             variables: self.variables.iter().map(variable).collect(),
             cells: &self.cells,
         };
@@ -311,6 +319,12 @@ impl ShardState {
         ids.into_iter().for_each(|id| self.close_cut(id));
     }
 
+    /// The epoch in which the shard was last set back to a checkpoint; 0: never.
+    #[must_use]
+    pub fn numbering(&self) -> Epoch {
+        self.numbering
+    }
+
     /// Bytes that the open cuts have saved.
     #[must_use]
     pub fn cut_bytes(&self) -> usize {
@@ -327,7 +341,7 @@ impl ShardState {
         variables: Vec<(Variable, u64)>,
         cells: SessionCells,
         lineage: Lineage,
-        clock: u64,
+        (clock, numbering): (u64, Epoch),
     ) -> bool {
         let known = self.variables.iter().zip(&variables);
         let same = known.into_iter().all(|(here, (variable, _))| here.variable == *variable);
@@ -340,7 +354,8 @@ impl ShardState {
             }
             self.variables[at].steps = steps;
         }
-        (self.cells, self.lineage, self.clock) = (cells, lineage, clock);
+        (self.cells, self.lineage) = (cells, lineage);
+        (self.clock, self.numbering) = (clock, numbering);
         true
     }
 
@@ -479,6 +494,7 @@ impl ShardState {
     pub fn encode(&self, sink: &mut impl FnMut(u64)) {
         sink(self.last().0);
         sink(self.clock);
+        sink(self.numbering.0);
         // What sessions did and where epochs began is small; its text names every field in a fixed order.
         let small = format!("{:?} {:?}", self.cells, self.lineage);
         sink(small.len() as u64);
@@ -509,6 +525,7 @@ impl ShardState {
         let mut sink = |word: u64| digest = mix(digest, word);
         sink(self.last().0);
         sink(self.clock);
+        sink(self.numbering.0);
         for (session, cell) in self.cells.after(SessionId(0)) {
             let words = [session.0, cell.last, cell.lsn.0, cell.refusals.len() as u64];
             words.into_iter().for_each(&mut sink);

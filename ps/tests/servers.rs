@@ -90,7 +90,13 @@ impl Client<'_> {
                 gradients: 1f32.to_le_bytes().to_vec().into(),
             };
             let update = v1::Update { variable: 1, body: Some(v1::update::Body::Rows(rows)) };
-            v1::PushPart { shard, epoch: self.epoch(), sequence, updates: vec![update] }
+            v1::PushPart {
+                shard,
+                epoch: self.epoch(),
+                sequence,
+                updates: vec![update],
+                numbering: 0,
+            }
         };
         let request = v1::PushRequest {
             request: sequence,

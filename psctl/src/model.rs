@@ -72,6 +72,8 @@ pub(crate) struct Shard {
     pub(crate) rows: u64,
     pub(crate) bytes: u64,
     pub(crate) last_lsn: u64,
+    /// The last time that every copy was gone.
+    pub(crate) set_back: Option<SetBack>,
 }
 
 /// A job and what it holds.
@@ -119,6 +121,36 @@ pub(crate) struct Worker {
     pub(crate) samples_per_s: f64,
     /// `None`: not a number, or not reported.
     pub(crate) loss: Option<f64>,
+    /// Acknowledged and lost: shards went on from a checkpoint.
+    pub(crate) rolled_back: Vec<RolledBack>,
+}
+
+/// A stretch of a session's pushes to a shard.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct RolledBack {
+    pub(crate) shard: u32,
+    /// That the shard went on with.
+    pub(crate) epoch: u64,
+    /// Numbers of the first and the last among the session's pushes to the shard.
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    /// Theirs, where they are still known.
+    pub(crate) first_clock: Option<u64>,
+    pub(crate) last_clock: Option<u64>,
+}
+
+impl From<v1::RolledBackPushes> for RolledBack {
+    fn from(pushes: v1::RolledBackPushes) -> Self {
+        let v1::RolledBackPushes { shard, epoch, first, last, first_clock, last_clock } = pushes;
+        Self { shard, epoch, first, last, first_clock, last_clock }
+    }
+}
+
+/// That a shard went on from a checkpoint.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct SetBack {
+    pub(crate) epoch: u64,
+    pub(crate) checkpoint: String,
 }
 
 impl From<v1::GetClusterReply> for Cluster {
@@ -173,6 +205,10 @@ fn shards(status: &v1::JobStatus, names: &BTreeMap<u32, &str>) -> Vec<Shard> {
             rows: report.map_or(0, |report| report.rows),
             bytes: report.map_or(0, |report| report.bytes),
             last_lsn: report.map_or(0, |report| report.last_lsn),
+            set_back: view.set_back.iter().find_map(|back| {
+                let own = back.shards.iter().find(|own| own.shard == route.shard)?;
+                Some(SetBack { epoch: own.epoch, checkpoint: back.checkpoint.clone() })
+            }),
         }
     };
     view.shards.iter().map(shard).collect()
@@ -181,7 +217,7 @@ fn shards(status: &v1::JobStatus, names: &BTreeMap<u32, &str>) -> Vec<Shard> {
 fn workers(status: &v1::JobStatus) -> Vec<Worker> {
     let job = job_name(status).unwrap_or_default();
     let worker = |session: &v1::SessionView| {
-        let progress = session.progress.unwrap_or_default();
+        let progress = session.progress.clone().unwrap_or_default();
         Worker {
             job: job.to_owned(),
             session: session.session,
@@ -196,6 +232,7 @@ fn workers(status: &v1::JobStatus) -> Vec<Worker> {
             samples: progress.samples,
             samples_per_s: progress.samples_per_s,
             loss: (progress.clock > 0 && progress.loss.is_finite()).then_some(progress.loss),
+            rolled_back: progress.rolled_back.into_iter().map(RolledBack::from).collect(),
         }
     };
     status.sessions.iter().map(worker).collect()
@@ -413,8 +450,17 @@ impl Row for Variable {
 }
 
 impl Row for Worker {
-    const TITLES: &'static [&'static str] =
-        &["JOB", ">SESSION", "NAME", "KIND", ">CLOCK", ">SAMPLES", ">SAMPLES/S", ">LOSS"];
+    const TITLES: &'static [&'static str] = &[
+        "JOB",
+        ">SESSION",
+        "NAME",
+        "KIND",
+        ">CLOCK",
+        ">SAMPLES",
+        ">SAMPLES/S",
+        ">LOSS",
+        ">ROLLED BACK",
+    ];
     fn cells(&self) -> Vec<String> {
         vec![
             self.job.clone(),
@@ -425,6 +471,7 @@ impl Row for Worker {
             count(self.samples),
             count(self.samples_per_s as u64),
             self.loss.map(|loss| format!("{loss:.5}")).unwrap_or_default(),
+            count(self.rolled_back.iter().map(|pushes| pushes.last + 1 - pushes.first).sum()),
         ]
     }
 }

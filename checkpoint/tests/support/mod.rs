@@ -68,6 +68,7 @@ pub fn pieces(shard: ShardId, newer_than: Lsn, rows: u64) -> Vec<Piece> {
             .collect(),
         epochs: vec![v1::CutEpoch { epoch: 2, previous_lsn: 0 }],
         closed: Some(v1::ClosedSessions { high_water: 4, open: vec![3] }),
+        numbering: 0,
     };
     let cells = (5..305).map(|session| v1::CutCell {
         session,

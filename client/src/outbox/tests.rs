@@ -15,9 +15,10 @@ const SHARDS: u32 = 4;
 const SERVERS: u32 = 3;
 const SESSION: SessionId = SessionId(9);
 
-/// A shard as its replicas agree on it: what was applied survives every change of primary.
-#[derive(Default)]
+/// A shard as its replicas agree on it: what was applied survives every change of primary, until all replicas die at once.
+#[derive(Clone, Default)]
 struct Shard {
+    numbering: u64,
     cells: SessionCells,
     lsn: Lsn,
     /// Marks of the pushes whose parts were applied or refused, in order.
@@ -36,6 +37,11 @@ struct World {
     outbox: Outbox,
     now: Duration,
     shards: Vec<Shard>,
+    /// What a checkpoint holds of each.
+    saved: Vec<Shard>,
+    /// Requests on connections that the client gave up and servers did not.
+    late: VecDeque<(ServerRef, v1::PushRequest)>,
+    rolled_back: Vec<RolledBack>,
     /// Where shards are, and where the client believes they are.
     routes: Vec<Route>,
     known: Vec<Route>,
@@ -63,6 +69,11 @@ enum Step {
     Answer(usize),
     Break(usize),
     Move(u32, u32),
+    /// A checkpoint of a shard; and every replica dies, and it goes on from there.
+    Save(u32),
+    SetBack(u32, u32),
+    /// A server reads what lies in a connection that the client gave up.
+    Late,
     Learn,
     Wait(u64),
 }
@@ -81,6 +92,9 @@ fn step() -> impl Strategy<Value = Step> {
         10 => any::<usize>().prop_map(Step::Answer),
         1 => any::<usize>().prop_map(Step::Break),
         1 => (0..SHARDS, 1..=SERVERS).prop_map(|(shard, node)| Step::Move(shard, node)),
+        1 => (0..SHARDS).prop_map(Step::Save),
+        1 => (0..SHARDS, 1..=SERVERS).prop_map(|(shard, node)| Step::SetBack(shard, node)),
+        2 => Just(Step::Late),
         2 => Just(Step::Learn),
         4 => (0u64..150).prop_map(Step::Wait),
     ]
@@ -96,7 +110,10 @@ impl World {
         World {
             outbox: Outbox::new(JobId(1), SESSION, MESSAGE_BYTES, 2, routes.iter().copied()),
             now: Duration::ZERO,
-            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
+            shards: vec![Shard::default(); SHARDS as usize],
+            saved: vec![Shard::default(); SHARDS as usize],
+            late: VecDeque::new(),
+            rolled_back: Vec::new(),
             known: routes.clone(),
             routes,
             wires: BTreeMap::new(),
@@ -111,7 +128,7 @@ impl World {
                 let mark = self.pushed.len() as u32 + 1;
                 let shards: Vec<ShardId> = shards.into_iter().map(ShardId).collect();
                 let parts = shards.iter().map(|&shard| part(shard, mark, 100)).collect();
-                let push = self.outbox.push(1, 1, parts);
+                let push = self.outbox.push(mark.into(), 1, parts);
                 self.pushed.insert(push, (mark, shards));
             }
             Step::Deliver(wire, mood) => {
@@ -126,8 +143,10 @@ impl World {
             }
             Step::Break(wire) => {
                 if let Some(link) = self.pick(wire)
-                    && self.wires.remove(&link).is_some()
+                    && let Some(wire) = self.wires.remove(&link)
                 {
+                    let late = wire.requests.into_iter().map(|request| (wire.server, request));
+                    self.late.extend(late);
                     self.outbox.link_down(link, self.now);
                 }
             }
@@ -136,9 +155,26 @@ impl World {
                 route.epoch = Epoch(route.epoch.0 + 1);
                 route.primary = Some(server(node, node.into()));
             }
+            Step::Save(shard) => {
+                self.saved[shard as usize] = self.shards[shard as usize].clone();
+            }
+            Step::SetBack(shard, node) => {
+                self.step(Step::Move(shard, node));
+                let mut state = self.saved[shard as usize].clone();
+                state.numbering = self.routes[shard as usize].epoch.0;
+                self.shards[shard as usize] = state;
+            }
+            Step::Late => {
+                if let Some((server, request)) = self.late.pop_front() {
+                    self.take(server, &request, Mood::Takes);
+                }
+            }
             Step::Learn => {
                 self.known.clone_from(&self.routes);
                 self.reroute();
+                let numbering = |shard: ShardId| self.shards[shard.0 as usize].numbering;
+                let set_back = |shard| Some(Epoch(numbering(shard))).filter(|epoch| epoch.0 > 0);
+                self.outbox.set_back(set_back);
             }
             Step::Wait(ms) => self.now += Duration::from_millis(ms),
         }
@@ -162,9 +198,13 @@ impl World {
             assert_eq!(wire.server, send.server);
             wire.requests.push_back(send.request);
         }
+        self.rolled_back.extend(self.outbox.take_rolled_back());
         for (push, outcome) in self.outbox.take_completed() {
-            let again = self.outcomes.insert(push, outcome.expect("nothing failed for good"));
-            assert_eq!(again, None, "a push has one outcome");
+            let outcome = outcome.expect("nothing failed for good");
+            if self.pushed.contains_key(&push) {
+                let again = self.outcomes.insert(push, outcome);
+                assert_eq!(again, None, "a push has one outcome");
+            }
         }
     }
 
@@ -176,6 +216,18 @@ impl World {
     fn deliver(&mut self, link: LinkId, mood: Mood) {
         let Some(wire) = self.wires.get_mut(&link) else { return };
         let Some(request) = wire.requests.pop_front() else { return };
+        let server = wire.server;
+        let parts = self.take(server, &request, mood);
+        let Some(wire) = self.wires.get_mut(&link) else { return };
+        wire.replies.push_back(v1::PushReply { request: request.request, parts });
+    }
+
+    fn take(
+        &mut self,
+        server: ServerRef,
+        request: &v1::PushRequest,
+        mood: Mood,
+    ) -> Vec<v1::PushPartReply> {
         let parts = request.parts.iter().enumerate().map(|(index, part)| {
             let route = self.routes[part.shard as usize];
             let shard = &mut self.shards[part.shard as usize];
@@ -184,7 +236,7 @@ impl World {
                 Mood::RefusesFirst => index > 0,
                 Mood::Takes | Mood::RefusesForGood => true,
             };
-            let result = if (route.primary, route.epoch.0) != (Some(wire.server), part.epoch) {
+            let result = if (route.primary, route.epoch.0) != (Some(server), part.epoch) {
                 PartResult::Redirect(v1::Redirect {
                     epoch: route.epoch.0,
                     primary: route.primary.map(Into::into),
@@ -197,8 +249,7 @@ impl World {
             };
             v1::PushPartReply { shard: part.shard, sequence: part.sequence, result: Some(result) }
         });
-        let parts = parts.collect();
-        wire.replies.push_back(v1::PushReply { request: request.request, parts });
+        parts.collect()
     }
 
     fn answer(&mut self, link: LinkId) {
@@ -238,11 +289,24 @@ impl World {
         }
         for (id, shard) in (0..).map(ShardId).zip(&self.shards) {
             let wanted = self.pushed.values().filter(|(_, shards)| shards.contains(&id));
-            let wanted: Vec<u32> = wanted.map(|(mark, _)| *mark).collect();
-            assert_eq!(shard.consumed, wanted, "shard {id} takes each part once and in order");
+            let mut wanted: Vec<u32> = wanted.map(|(mark, _)| *mark).collect();
+            let mut lost = Vec::new();
+            for back in self.rolled_back.iter().filter(|back| back.shard == id) {
+                let (first, last) = back.clocks.expect("few runs");
+                let start =
+                    wanted.iter().position(|mark| u64::from(*mark) == first).expect("named");
+                let end = wanted.iter().position(|mark| u64::from(*mark) == last).expect("named");
+                let gone = wanted.drain(start..=end);
+                lost.extend(gone);
+            }
+            assert_eq!(
+                shard.consumed, wanted,
+                "shard {id} takes each part once and in order, but for those that it says it lost"
+            );
             let refused = self.outcomes.values().flat_map(|outcome| &outcome.refusals);
             let refused = refused.filter(|(shard, _)| *shard == id);
-            let refused: Vec<u32> = refused.map(|(_, refusal)| refusal.variable.0).collect();
+            let refused = refused.map(|(_, refusal)| refusal.variable.0);
+            let refused: Vec<u32> = refused.filter(|mark| !lost.contains(mark)).collect();
             assert_eq!(shard.refused, refused, "shard {id}: each refusal is told");
         }
     }
@@ -250,14 +314,20 @@ impl World {
 
 /// A primary's check and apply.
 fn take(shard: &mut Shard, part: &v1::PushPart, epoch: Epoch, refuse: bool) -> PartResult {
+    let numbering = shard.numbering;
+    if part.numbering != numbering {
+        let expected = shard.cells.next(SESSION);
+        return PartResult::Gap(v1::Gap { expected, numbering });
+    }
     match shard.cells.check(SESSION, part.sequence) {
         Verdict::Apply => {
-            let mark = part.updates[0].variable;
+            let mark = part.updates.first().map_or(0, |update| update.variable);
+            let refuse = refuse && mark > 0;
             let variable = VariableId(mark);
             let refusal = refuse.then_some(Refusal { reason: RefusalReason::NotFinite, variable });
             shard.lsn = shard.lsn.next_in(epoch);
             shard.cells.record(SESSION, part.sequence, shard.lsn, refusal);
-            shard.consumed.push(mark);
+            shard.consumed.extend(Some(mark).filter(|mark| *mark > 0));
             shard.refused.extend(refuse.then_some(mark));
             let refusal = refusal.map(Into::into);
             PartResult::Done(v1::PushOutcome { lsn: shard.lsn.0, repeated: false, refusal })
@@ -266,7 +336,7 @@ fn take(shard: &mut Shard, part: &v1::PushPart, epoch: Epoch, refuse: bool) -> P
             let refusal = refusal.map(Into::into);
             PartResult::Done(v1::PushOutcome { lsn: lsn.0, repeated: true, refusal })
         }
-        Verdict::Gap { expected } => PartResult::Gap(v1::Gap { expected }),
+        Verdict::Gap { expected } => PartResult::Gap(v1::Gap { expected, numbering }),
         Verdict::Closed => PartResult::SessionClosed(v1::SessionClosed {}),
     }
 }
@@ -381,7 +451,7 @@ fn what_an_older_send_complains_about_does_not_repeat_the_newer_one() {
     assert!(outbox.wake().is_some_and(|wake| wake > START && wake < LATER));
     let new = outbox.sends(LATER);
     assert_eq!(sequences(&new), [1], "the first goes ahead alone");
-    let gap = PartResult::Gap(v1::Gap { expected: 1 });
+    let gap = PartResult::Gap(v1::Gap { expected: 1, numbering: 0 });
     outbox.reply(old[1].link, reply(&old[1], &gap), LATER).unwrap();
     outbox.reply(old[2].link, reply(&old[2], &gap), LATER).unwrap();
     assert!(outbox.sends(LATER + LATER).is_empty(), "the new send is already on its way");
@@ -430,7 +500,7 @@ fn a_shard_that_forgot_an_acknowledged_push_ends_the_session() {
     let sends = outbox.sends(START);
     let link = sends[0].link;
     outbox.reply(link, reply(&sends[0], &done(1)), START).unwrap();
-    let gap = PartResult::Gap(v1::Gap { expected: 1 });
+    let gap = PartResult::Gap(v1::Gap { expected: 1, numbering: 0 });
     outbox.reply(link, reply(&sends[1], &gap), START).unwrap();
     let rolled_back = Some(&Error::RolledBack { shard: ShardId(0), expected: 1, acknowledged: 1 });
     assert_eq!(outbox.failed().map(ToString::to_string), rolled_back.map(ToString::to_string));
@@ -466,4 +536,39 @@ fn an_acknowledgement_that_was_overtaken_by_a_move_counts() {
     outbox.reply(new[0].link, reply(&new[0], &done(5)), START).unwrap();
     assert!(outbox.take_completed().is_empty(), "once");
     assert!(outbox.settled(push));
+}
+
+#[test]
+fn what_a_shard_lost_is_named_and_the_rest_is_numbered_on_from_there() {
+    let mut outbox = one_shard();
+    let mut sends = Vec::new();
+    for mark in 1..=6 {
+        outbox.push(10 + u64::from(mark), 1, vec![part(ShardId(0), mark, 1)]);
+        sends.extend(outbox.sends(START));
+    }
+    for send in &sends[..4] {
+        outbox.reply(send.link, reply(send, &done(1)), START).unwrap();
+    }
+    outbox.reroute(|_| Route { epoch: Epoch(2), primary: Some(server(2, 2)) });
+    let probe = outbox.sends(START);
+    assert_eq!(sequences(&probe), [5]);
+    let gap = PartResult::Gap(v1::Gap { expected: 3, numbering: 2 });
+    outbox.reply(probe[0].link, reply(&probe[0], &gap), START).unwrap();
+    let (shard, epoch) = (ShardId(0), Epoch(2));
+    let lost = RolledBack { shard, epoch, first: 3, last: 4, clocks: Some((13, 14)) };
+    assert_eq!(outbox.take_rolled_back(), [lost]);
+    // The old primary's acknowledgement comes late: its number means another push by now.
+    outbox.reply(sends[4].link, reply(&sends[4], &done(1)), START).unwrap();
+    let again = outbox.sends(LATER);
+    let part = &again[0].request.parts[0];
+    assert_eq!((part.sequence, part.numbering, part.updates[0].variable), (3, 2, 5));
+    outbox.reply(again[0].link, reply(&again[0], &done(9)), LATER).unwrap();
+    assert_eq!(sequences(&outbox.sends(LATER)), [4]);
+    assert!(outbox.failed().is_none());
+    let nonsense = PartResult::Gap(v1::Gap { expected: 9, numbering: 7 });
+    let mut outbox = one_shard();
+    outbox.push(1, 1, vec![self::part(ShardId(0), 1, 1)]);
+    let sends = outbox.sends(START);
+    outbox.reply(sends[0].link, reply(&sends[0], &nonsense), START).unwrap();
+    assert!(matches!(outbox.failed(), Some(Error::Protocol { .. })));
 }

@@ -87,25 +87,7 @@ impl State {
             return Ok(Reply::Done);
         }
         let job = self.job_mut(end.job);
-        let (Some(open), Some(order)) =
-            (job.checkpoints.open.take(), job.view.orders.checkpoint.take())
-        else {
-            return Ok(Reply::Done);
-        };
-        let ended = v1::EndedCheckpoint {
-            uri: order.uri,
-            checkpoint: order.checkpoint,
-            created_ms: open.created_ms,
-            ended_ms: end.ended_ms,
-            bytes: open.saved.iter().map(|saved| saved.bytes).sum(),
-            error: end.error,
-            chain: open.chain.len() as u32,
-        };
-        let place = match ended.error.is_empty() {
-            true => &mut job.checkpoints.whole,
-            false => &mut job.checkpoints.failed,
-        };
-        *place = Some(ended);
+        job.end_checkpoint(end.error, Some(end.ended_ms));
         job.view.version = version;
         Ok(Reply::Done)
     }
@@ -171,7 +153,7 @@ impl State {
                 variables,
                 shards: plan.into_iter().map(route).collect(),
                 sessions: ClosedSessions { high_water, open: [].into() },
-                orders: Orders { checkpoint: None, restore: Some(order) },
+                orders: Orders { restore: Some(order), ..Orders::default() },
             },
             labels,
             sessions: [].into(),
@@ -193,6 +175,55 @@ fn first_route() -> ShardRoute {
 }
 
 impl Job {
+    /// The open checkpoint, if there is one, is whole, or has failed with `error`.
+    fn end_checkpoint(&mut self, error: String, ended_ms: Option<u64>) {
+        let (Some(open), Some(order)) =
+            (self.checkpoints.open.take(), self.view.orders.checkpoint.take())
+        else {
+            return;
+        };
+        let ended = v1::EndedCheckpoint {
+            uri: order.uri,
+            checkpoint: order.checkpoint,
+            created_ms: open.created_ms,
+            ended_ms: ended_ms.unwrap_or(open.created_ms),
+            bytes: open.saved.iter().map(|saved| saved.bytes).sum(),
+            error,
+            chain: open.chain.len() as u32,
+        };
+        let place = match ended.error.is_empty() {
+            true => &mut self.checkpoints.whole,
+            false => &mut self.checkpoints.failed,
+        };
+        *place = Some(ended);
+    }
+
+    /// The open checkpoint can no longer become whole.
+    pub(super) fn give_up_checkpoint(&mut self, error: &str) {
+        self.end_checkpoint(error.into(), None);
+    }
+
+    /// Place, job and name of the newest checkpoint of this very job, or of the one that it began from.
+    #[must_use]
+    pub fn newest_checkpoint(&self) -> Option<(&str, &str, &str)> {
+        let whole = self.checkpoints.whole.as_ref().map(|whole| {
+            (whole.uri.as_str(), self.view.spec.name.as_str(), whole.checkpoint.as_str())
+        });
+        let began = self.view.orders.restore.as_ref();
+        whole.or_else(|| began.map(|order| (&*order.uri, &*order.job, &*order.checkpoint)))
+    }
+
+    /// A dense variable that has first values now and that had none when the checkpoint began.
+    #[must_use]
+    pub fn initialized_since(&self, manifest: &Manifest) -> Option<&str> {
+        let since = |(id, dense): (&VariableId, &Dense)| {
+            (dense.initialized && !manifest.initialized.contains(id)).then_some(*id)
+        };
+        let id = self.dense.iter().find_map(since)?;
+        let variable = self.view.variables.iter().find(|variable| variable.id == id)?;
+        Some(&variable.spec.name)
+    }
+
     /// What the manifest of the open checkpoint says, when every shard is stored.
     #[must_use]
     pub fn manifest(&self) -> Option<Manifest> {

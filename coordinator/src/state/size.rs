@@ -1,5 +1,6 @@
 //! How large the state may grow: a snapshot of it must fit into one message, with room to spare.
 
+use downpour_core::checkpoint::SetBack;
 use prost::Message as _;
 
 use super::checkpoints::SAVED_BYTES;
@@ -16,10 +17,17 @@ pub(super) const VARIABLE_BYTES: usize = 640;
 pub(super) const SESSION_BYTES: usize = 320;
 const REQUEST_BYTES: usize = 320;
 const LABEL_BYTES: usize = 16;
+const SET_BACK_SHARD_BYTES: usize = 24;
 
 /// What a label takes in a snapshot.
 pub(super) fn label_bytes(key: &str, value: &str) -> usize {
     key.len() + value.len() + LABEL_BYTES
+}
+
+fn set_back_bytes(back: &SetBack) -> usize {
+    let SetBack { uri, job, checkpoint, shards } = back;
+    let texts = uri.len() + job.len() + checkpoint.len();
+    texts + LABEL_BYTES + shards.len() * SET_BACK_SHARD_BYTES
 }
 
 impl Job {
@@ -32,6 +40,7 @@ impl Job {
             + self.view.orders.checkpoint.as_ref().map_or(0, |open| {
                 self.view.shards.len() * SAVED_BYTES + open.newer_than.len() * size_of::<u64>()
             })
+            + self.view.orders.set_back.iter().map(set_back_bytes).sum::<usize>()
             + self.labels.iter().map(|(key, value)| label_bytes(key, value)).sum::<usize>()
     }
 }

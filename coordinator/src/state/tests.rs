@@ -1,5 +1,6 @@
 mod checkpoints;
 mod invariants;
+mod lost;
 
 use std::collections::BTreeMap;
 

@@ -11,7 +11,6 @@ use downpour_checkpoint::store::Access;
 use downpour_checkpoint::write::Scratch;
 use downpour_core::checkpoint::RestoreOrder;
 use downpour_core::id::{ServerRef, ShardId};
-use downpour_core::routing::ShardRoute;
 use downpour_core::view::JobView;
 use tracing::{info, warn};
 
@@ -25,28 +24,24 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// Shards that are loaded at once.
 pub(crate) const LOADS_MAX: usize = 2;
 
-/// What the replica on `me` is to be loaded from: it is the primary of the epoch in which the job began from a checkpoint.
-pub(crate) fn order<'a>(
-    view: &'a JobView,
-    route: &ShardRoute,
-    me: ServerRef,
-) -> Option<&'a RestoreOrder> {
-    let order = view.orders.restore.as_ref()?;
+/// What the replica on `me` is to be loaded from: it is the primary of the epoch in which the job, or this shard again, began from a checkpoint.
+pub(crate) fn order(view: &JobView, shard: ShardId, me: ServerRef) -> Option<RestoreOrder> {
+    let (order, route) = (view.orders.restore_of(shard)?, view.route(shard)?);
     (route.epoch == order.epoch && route.primary == Some(me)).then_some(order)
 }
 
 /// Starts a task that loads a shard and then takes it into service.
-pub(crate) fn start(life: &Arc<Life>, key: ShardKey, view: &Arc<JobView>, order: &RestoreOrder) {
-    let (owner, view, order) = (Arc::clone(life), Arc::clone(view), order.clone());
+pub(crate) fn start(life: &Arc<Life>, key: ShardKey, view: &Arc<JobView>, order: RestoreOrder) {
+    let (owner, view) = (Arc::clone(life), Arc::clone(view));
     life.spawn("restore", async move {
         let Ok(_turn) = owner.loads.acquire().await else { return };
         let started = Instant::now();
-        while owner.wants_restored(key) {
+        while owner.wants_restored(key, order.epoch) {
             match load(key.shard, &view, &order).await {
                 Ok(state) => {
                     info!(job = %key.job, shard = %key.shard, checkpoint = order.checkpoint, lsn = %state.last(),
                         rows = state.rows(), seconds = started.elapsed().as_secs_f64(), "loaded from a checkpoint");
-                    return owner.restored(key, state);
+                    return owner.restored(key, order.epoch, state);
                 }
                 Err(error) => {
                     warn!(job = %key.job, shard = %key.shard, error = format!("{error:#}"),

@@ -107,7 +107,11 @@ impl Loader {
             variables.push((variable, steps));
         }
         let cells = SessionCells::with_closed(closed);
-        if !self.state.restore_small(variables, cells, lineage, small.clock) {
+        if lineage.last().epoch() < Epoch(small.numbering) {
+            return Err(Invalid::new("small.numbering", "is of an epoch that is not there yet"));
+        }
+        let told = (small.clock, Epoch(small.numbering));
+        if !self.state.restore_small(variables, cells, lineage, told) {
             return Err(Invalid::new("small.variables", "are not those of the cut before"));
         }
         (self.stage, self.rows, self.blocks) = (Stage::Cells, 0, 0);

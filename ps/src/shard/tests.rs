@@ -3,6 +3,7 @@
 pub(crate) mod fixture;
 mod identity;
 mod joining;
+mod set_back;
 mod simulation;
 
 use downpour_core::cells::{CELLS_MAX, ClosedSessions, Refusal, RefusalReason};
@@ -49,16 +50,22 @@ fn a_repeat_is_acknowledged_only_when_its_commit_lsn_is_reached() {
 #[test]
 fn a_gap_is_refused_and_names_the_expected_number() {
     let [mut primary] = cluster();
-    assert_eq!(push(&mut primary, counting(2, &[5])), Pushed::Gap { expected: 1 });
+    assert_eq!(
+        push(&mut primary, counting(2, &[5])),
+        Pushed::Gap { expected: 1, numbering: Epoch(0) }
+    );
     push(&mut primary, counting(1, &[5]));
-    assert_eq!(push(&mut primary, counting(3, &[5])), Pushed::Gap { expected: 2 });
+    assert_eq!(
+        push(&mut primary, counting(3, &[5])),
+        Pushed::Gap { expected: 2, numbering: Epoch(0) }
+    );
 }
 
 #[test]
 fn without_room_new_keys_are_left_out_on_every_member_and_known_keys_are_trained() {
     let [mut primary, mut backup] = cluster();
     push(&mut primary, counting(1, &[5, 9]));
-    let room = |shard: &mut Shard, push, room| shard.push(Epoch(1), 1, push, true, room);
+    let room = |shard: &mut Shard, push, room| shard.push(basis(Epoch(1), 1), push, true, room);
     // Room for one of the four new keys; the table before it has none of them to refuse.
     let embedding = rows(EMBEDDING, 3, &[5], 0.5);
     let both = vec![rows(COUNTS, 1, &[1, 5, 7, 9, 11], 1.0), embedding];
@@ -164,7 +171,7 @@ fn a_push_is_not_acknowledged_by_fewer_members_than_min_in_sync_nor_is_its_repea
 fn a_primary_that_is_alone_neither_applies_nor_acknowledges_nor_answers_pulls_without_a_lease() {
     let [mut primary] = cluster();
     let epoch = primary.epoch();
-    let declined = primary.push(epoch, 1, counting(1, &[5]), false, u64::MAX);
+    let declined = primary.push(basis(epoch, 1), counting(1, &[5]), false, u64::MAX);
     assert_eq!(declined, retry(RetryReason::NoLease));
     let pushed = ticket(push(&mut primary, counting(1, &[5])));
     let without = Declined::Retry(RetryReason::NoLease);
@@ -176,7 +183,7 @@ fn a_primary_that_is_alone_neither_applies_nor_acknowledges_nor_answers_pulls_wi
 #[test]
 fn a_primary_with_a_backup_needs_no_lease() {
     let [mut primary, mut backup] = cluster();
-    let pushed = ticket(primary.push(Epoch(1), 1, counting(1, &[5]), false, u64::MAX));
+    let pushed = ticket(primary.push(basis(Epoch(1), 1), counting(1, &[5]), false, u64::MAX));
     replicate(&mut primary, &mut backup);
     assert_eq!(primary.settle(&pushed, false), Settled::Acknowledged);
 }
@@ -249,9 +256,9 @@ fn a_closed_session_is_refused_for_ever_also_by_the_next_primary() {
 #[test]
 fn a_request_of_a_newer_view_or_epoch_waits_until_the_server_heard_of_it() {
     let [mut primary] = cluster();
-    let ahead = primary.push(Epoch(1), 2, counting(1, &[5]), true, u64::MAX);
+    let ahead = primary.push(basis(Epoch(1), 2), counting(1, &[5]), true, u64::MAX);
     assert_eq!(ahead, retry(RetryReason::NotReady));
-    let ahead = primary.push(Epoch(2), 1, counting(1, &[5]), true, u64::MAX);
+    let ahead = primary.push(basis(Epoch(2), 1), counting(1, &[5]), true, u64::MAX);
     assert_eq!(ahead, retry(RetryReason::NotReady));
     assert!(matches!(push(&mut primary, counting(1, &[5])), Pushed::Logged(_)));
 }
@@ -315,7 +322,7 @@ fn a_fenced_primary_sends_its_clients_to_the_candidate() {
     let pushed = ticket(push(&mut primary, counting(1, &[5])));
     primary.fence(Epoch(2), server(2));
     assert_eq!(primary.settle(&pushed, true), Settled::Declined(redirect(2, 2)));
-    let late = primary.push(Epoch(1), 1, counting(2, &[5]), true, u64::MAX);
+    let late = primary.push(basis(Epoch(1), 1), counting(2, &[5]), true, u64::MAX);
     assert_eq!(late, Pushed::Declined(redirect(2, 2)));
 }
 
@@ -431,7 +438,7 @@ fn a_request_of_an_older_epoch_is_redirected_also_by_the_same_server_in_a_newer_
     primary.on_view(view(1, route(3, 2, 1, &[1])));
     let declined = redirect(3, 1);
     assert_eq!(primary.settle(&pushed, true), Settled::Declined(declined));
-    let late = primary.push(Epoch(1), 1, counting(2, &[5]), true, u64::MAX);
+    let late = primary.push(basis(Epoch(1), 1), counting(2, &[5]), true, u64::MAX);
     assert_eq!(late, Pushed::Declined(declined));
     assert_eq!(primary.read(Epoch(1), true).err(), Some(declined));
 }

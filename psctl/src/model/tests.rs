@@ -60,8 +60,21 @@ fn cluster() -> Cluster {
         rows,
         bytes: rows * 100,
     };
-    let progress =
-        v1::WorkerProgress { clock: 3, samples: 300, samples_per_s: 12.5, loss: f64::NAN };
+    let rolled_back = vec![v1::RolledBackPushes {
+        shard: 1,
+        epoch: 2,
+        first: 5,
+        last: 6,
+        first_clock: Some(2),
+        last_clock: None,
+    }];
+    let progress = v1::WorkerProgress {
+        clock: 3,
+        samples: 300,
+        samples_per_s: 12.5,
+        loss: f64::NAN,
+        rolled_back,
+    };
     let session = v1::SessionView {
         session: 4,
         name: "worker-0".into(),
@@ -127,7 +140,7 @@ fn the_json_of_a_cluster_is_a_promise() {
         json!({
             "job": "ctr", "shard": 1, "epoch": 2, "set_version": 3, "primary": "ps-1",
             "in_sync": ["ps-1"], "joining": "ps-0", "replicas": 2, "lost": false, "rows": 20, "bytes": 2000,
-            "last_lsn": 2_199_023_255_557_u64,
+            "last_lsn": 2_199_023_255_557_u64, "set_back": null,
         })
     );
     assert_eq!(
@@ -135,6 +148,9 @@ fn the_json_of_a_cluster_is_a_promise() {
         json!([{
             "job": "ctr", "session": 4, "name": "worker-0", "kind": "worker", "clock": 3,
             "samples": 300, "samples_per_s": 12.5, "loss": null,
+            "rolled_back": [{
+                "shard": 1, "epoch": 2, "first": 5, "last": 6, "first_clock": 2, "last_clock": null,
+            }],
         }])
     );
 }

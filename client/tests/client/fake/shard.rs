@@ -153,7 +153,7 @@ fn take(
             repeated: true,
             refusal: refusal.map(Into::into),
         }),
-        Verdict::Gap { expected } => Result::Gap(Gap { expected }),
+        Verdict::Gap { expected } => Result::Gap(Gap { expected, numbering: 0 }),
         Verdict::Closed => Result::SessionClosed(SessionClosed {}),
         Verdict::Apply => {
             let refusal = part.updates.iter().find_map(|update| refusal(state, update));

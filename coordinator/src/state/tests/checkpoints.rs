@@ -10,7 +10,7 @@ use crate::command::{CheckpointEnd, CheckpointStart, Restoring};
 
 const URI: &str = "file:///x";
 
-fn start(name: &str) -> Command {
+pub(super) fn start(name: &str) -> Command {
     let order =
         CheckpointOrder { uri: URI.into(), checkpoint: name.into(), newer_than: Vec::new() };
     Command::BeginCheckpoint(CheckpointStart { job: JOB, order, created_ms: 5, chain: Vec::new() })

@@ -14,7 +14,7 @@ use downpour_core::spec::{DenseSpec, JobSpec, Shape, TableSpec, Variable, Variab
 use downpour_core::view::JobView;
 
 use crate::record::{Blocks, Change, Push, Record, Update};
-use crate::shard::{Incoming, Pushed, Role, Room, Settled, Shard, Ticket};
+use crate::shard::{Basis, Incoming, Pushed, Role, Room, Settled, Shard, Ticket};
 
 /// Counts pushes: zero init, SGD at −1, gradients of 1 (docs/protocol.md 10).
 pub(crate) const COUNTS: VariableId = VariableId(1);
@@ -161,6 +161,10 @@ pub(crate) fn blocks(numbers: &[u32], len: usize, value: f32) -> Blocks {
     Blocks { numbers: numbers.to_vec(), floats }
 }
 
+pub(crate) fn basis(epoch: Epoch, view_version: u64) -> Basis {
+    Basis { epoch, view_version, numbering: Epoch(0) }
+}
+
 pub(crate) fn push_of(session: SessionId, sequence: u64, updates: Vec<Update>) -> Push {
     Push { session, sequence, clock: sequence, refusal: None, updates }
 }
@@ -172,7 +176,7 @@ pub(crate) fn counting(sequence: u64, keys: &[u64]) -> Push {
 
 /// A push that names the epoch the replica is in, under a lease.
 pub(crate) fn push(shard: &mut Shard, push: Push) -> Pushed {
-    shard.push(shard.epoch(), 1, push, true, u64::MAX)
+    shard.push(basis(shard.epoch(), 1), push, true, u64::MAX)
 }
 
 pub(crate) fn ticket(pushed: Pushed) -> Ticket {

@@ -70,7 +70,7 @@ fn a_step() -> impl Strategy<Value = Step> {
 /// The next number of a session, as a well-behaved client would send it.
 fn next(shard: &mut Shard, push: Push) -> Push {
     match fixture::push(shard, Push { sequence: u64::MAX, ..push.clone() }) {
-        Pushed::Gap { expected } => Push { sequence: expected, ..push },
+        Pushed::Gap { expected, .. } => Push { sequence: expected, ..push },
         _ => push,
     }
 }

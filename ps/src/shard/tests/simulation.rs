@@ -515,7 +515,7 @@ impl Simulation {
             Message::Push { client, sequence, epoch } => {
                 let session = self.clients[client as usize].session;
                 let push = counting_of(session, sequence);
-                match shard.push(epoch, 0, push, true, u64::MAX) {
+                match shard.push(basis(epoch, 0), push, true, u64::MAX) {
                     Pushed::Logged(ticket) => {
                         self.servers[index].waiting.push((client, sequence, ticket));
                     }

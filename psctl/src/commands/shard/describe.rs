@@ -44,6 +44,13 @@ pub(crate) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
             ),
             ("Rows", count(shard.rows)),
             ("Bytes", bytes(shard.bytes)),
+            (
+                "Set back",
+                shard.set_back.as_ref().map_or_else(
+                    || "never".to_owned(),
+                    |back| format!("in epoch {}, to checkpoint {}", back.epoch, back.checkpoint),
+                ),
+            ),
             ("Last LSN", format!("{} ({})", Lsn(shard.last_lsn), shard.last_lsn)),
         ]
     })

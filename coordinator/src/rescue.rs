@@ -1,0 +1,116 @@
+//! On the leader: shards whose last copy is gone go on from the newest checkpoint of their job (docs/protocol.md 8.5).
+//!
+//! Never before a lease has passed: until then a primary that nobody hears may acknowledge pushes. Where the last copy may only be unreachable, it is waited for, for as
+//! long as the operator says.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use downpour_checkpoint::catalog::Catalog;
+use downpour_checkpoint::name::CheckpointName;
+use downpour_checkpoint::store::Access;
+use downpour_core::id::JobId;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::command::{AgainEntry, Body, SetBackShards};
+use crate::raft::Handle;
+use crate::scribe::{Failure, open};
+use crate::state::checkpoints::epoch_after;
+use crate::state::lost::{Lost, lost, place};
+
+const ROUND: Duration = Duration::from_millis(500);
+
+/// How long what is lost is waited for.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Of servers.
+    pub lease: Duration,
+    /// On top of the lease, for a last copy that may only be unreachable. None: for ever.
+    pub unreachable: Option<Duration>,
+}
+
+/// Works while this member leads, until told to stop.
+pub async fn run(handle: Handle, patience: Patience, stop: CancellationToken) {
+    let mut rounds = tokio::time::interval(ROUND);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Of this leadership: a new leader waits anew.
+    let mut since: BTreeMap<Lost, Instant> = BTreeMap::new();
+    let mut told = BTreeMap::new();
+    loop {
+        tokio::select! {
+            _ = rounds.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        if !handle.status().leads() {
+            since.clear();
+            continue;
+        }
+        let now = Instant::now();
+        let found = lost(&handle.cluster());
+        since.retain(|lost, _| found.contains(lost));
+        let mut ripe: BTreeMap<JobId, Vec<Lost>> = BTreeMap::new();
+        for lost in found {
+            let waited = now.duration_since(*since.entry(lost).or_insert(now));
+            let more = if lost.known { Some(Duration::ZERO) } else { patience.unreachable };
+            if more.is_some_and(|more| waited >= patience.lease + more) {
+                ripe.entry(lost.job).or_default().push(lost);
+            }
+        }
+        told.retain(|job, _| ripe.contains_key(job));
+        for (job, lost) in ripe {
+            if let Err(error) = set_back(&handle, job, &lost).await {
+                let error = error.to_string();
+                if told.get(&job) != Some(&error) {
+                    warn!(%job, shards = lost.len(), error, "lost shards cannot go on from a checkpoint");
+                    told.insert(job, error);
+                }
+            }
+        }
+    }
+}
+
+async fn set_back(handle: &Handle, id: JobId, shards: &[Lost]) -> Result<(), Failure> {
+    let cluster = handle.read().await?;
+    let job = cluster.job(id).ok_or(Failure::NoJob(id))?;
+    let spec = &job.view.spec;
+    let Some((uri, of, checkpoint)) = job.newest_checkpoint() else {
+        let problem = format!("job {:?} has no checkpoint: delete it, or restore one", spec.name);
+        return Err(Failure::Invalid(problem));
+    };
+    let catalog = Catalog::new(open(uri, Access::Read).await?);
+    let name = CheckpointName::new(checkpoint).map_err(|bad| Failure::Invalid(bad.to_string()))?;
+    let chain = catalog.chain(catalog.manifest(of, &name).await?).await?;
+    let Some(manifest) = chain.last() else {
+        return Err(Failure::Invalid("chain: is empty".into()));
+    };
+    if manifest.job.shards != spec.shards || manifest.job.seed != spec.seed {
+        let problem = format!("{name} is of a job with other shards, or another seed");
+        return Err(Failure::Invalid(problem));
+    }
+    if let Some(missing) = job.initialized_since(manifest) {
+        let problem = format!(
+            "dense variable {missing:?} got its first values after {name} began: restore the job as a whole"
+        );
+        return Err(Failure::Invalid(problem));
+    }
+    let again = place(&cluster, shards);
+    if again.is_empty() {
+        return Err(Failure::Invalid("no live server has room for them".into()));
+    }
+    warn!(job = %id, shards = again.len(), checkpoint = %name, uri,
+        "every copy of these shards is gone: they go on from a checkpoint, and what was pushed since is rolled back");
+    let command = SetBackShards {
+        job: id.0,
+        uri: uri.into(),
+        of: of.into(),
+        checkpoint: checkpoint.into(),
+        epoch_min: epoch_after(manifest).0,
+        shards: again.into_iter().map(AgainEntry::from).collect(),
+        labels: manifest.labels.clone(),
+    };
+    handle.propose(Body::SetBack(command)).await?;
+    info!(job = %id, "set back");
+    Ok(())
+}

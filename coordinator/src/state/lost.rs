@@ -1,0 +1,131 @@
+//! Shards whose last copy is gone, and that go on from a checkpoint of their job (protocol 4.4, 8.5): which, on whom, and the step that does it.
+
+use std::collections::BTreeMap;
+
+use downpour_core::checkpoint::SetBack;
+use downpour_core::id::{Epoch, JobId, ServerRef, ShardId};
+use downpour_core::placement::replacement;
+use downpour_core::routing::ShardRoute;
+
+use super::{Cluster, Life, Outcome, Reply, State};
+
+/// Most shards in one command; the rest follows.
+const LIST_MAX: usize = 1000;
+
+/// A shard without a copy that can be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub struct Lost {
+    pub job: JobId,
+    pub shard: ShardId,
+    /// Of the tenure in which it was lost.
+    pub epoch: Epoch,
+    /// Every copy is known to be gone. Else the last one may only be unreachable.
+    pub known: bool,
+}
+
+/// A shard that is to begin again on `server`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Again {
+    pub shard: ShardId,
+    /// Of the tenure in which it was lost: another one, and it is not lost (so) any more.
+    pub epoch: Epoch,
+    pub server: ServerRef,
+}
+
+/// See [`State::set_back`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SettingBack {
+    /// Whose shards.
+    pub job: JobId,
+    /// The checkpoint; its epochs are given where it is applied.
+    pub from: SetBack,
+    /// Epochs below this one are in the checkpoint.
+    pub epoch_min: Epoch,
+    /// Which shards, by rising number.
+    pub shards: Vec<Again>,
+    /// What the job's labels were when the checkpoint began.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What is lost.
+#[must_use]
+pub fn lost(cluster: &Cluster) -> Vec<Lost> {
+    let mut found = Vec::new();
+    for (&job, entry) in &cluster.jobs {
+        for (shard, route) in (0..).map(ShardId).zip(&entry.view.shards) {
+            if is_lost(cluster, route) {
+                let known = route.primary.is_none();
+                found.push(Lost { job, shard, epoch: route.epoch, known });
+            }
+        }
+    }
+    found
+}
+
+/// A primary that was judged dead and that nobody could succeed is the last copy.
+fn is_lost(cluster: &Cluster, route: &ShardRoute) -> bool {
+    route.primary.is_none_or(|primary| cluster.life(primary) != Life::Alive)
+}
+
+/// Servers for lost shards of one job: none of those that held them.
+#[must_use]
+pub fn place(cluster: &Cluster, lost: &[Lost]) -> Vec<Again> {
+    let mut candidates = cluster.candidates();
+    let mut placed = Vec::new();
+    for lost in lost.iter().take(LIST_MAX) {
+        let job = cluster.job(lost.job);
+        let Some(route) = job.and_then(|job| job.view.route(lost.shard)) else { continue };
+        let server = replacement(&candidates, &candidates, &route.in_sync, None);
+        let Some(server) = server else { continue };
+        if let Some(candidate) = candidates.iter_mut().find(|one| one.server == server) {
+            candidate.copies += 1;
+        }
+        placed.push(Again { shard: lost.shard, epoch: lost.epoch, server });
+    }
+    placed
+}
+
+impl State {
+    /// Shards get a primary that loads them from a checkpoint, alone in its set, in an epoch above all that the shard and the checkpoint have seen. What is not lost (so)
+    /// any more is passed over. A checkpoint that is being taken is given up: it may hold what is rolled back here. Where every shard is at the checkpoint now, so are the labels: workers that
+    /// begin again read there how far they were.
+    pub(super) fn set_back(&mut self, setting: SettingBack) -> Outcome {
+        let SettingBack { job: id, from, epoch_min, shards, labels } = setting;
+        let job = self.job(id)?;
+        let mut routes = BTreeMap::new();
+        for again in shards {
+            let Some(route) = job.view.route(again.shard) else { continue };
+            let same = route.epoch == again.epoch && is_lost(&self.cluster, route);
+            let held = route.in_sync.iter().any(|member| member.node == again.server.node);
+            if !same || held || self.cluster.life(again.server) != Life::Alive {
+                continue;
+            }
+            let new = ShardRoute {
+                epoch: Epoch(route.epoch.0 + 1).max(epoch_min),
+                set_version: route.set_version + 1,
+                primary: Some(again.server),
+                in_sync: vec![again.server],
+                joining: None,
+            };
+            routes.insert(again.shard, new);
+        }
+        if routes.is_empty() {
+            return Ok(Reply::Done);
+        }
+        let version = self.cluster.version;
+        let job = self.job_mut(id);
+        let epochs = routes.iter().map(|(shard, route)| (*shard, route.epoch)).collect();
+        let all = job.view.orders.set_back(SetBack { shards: epochs, ..from });
+        if all == job.view.shards.len() {
+            job.labels = labels;
+        }
+        for (shard, route) in routes {
+            job.view.shards[shard.0 as usize] = route;
+        }
+        job.view.version = version;
+        job.give_up_checkpoint("a shard was set back to an older one");
+        Ok(Reply::Done)
+    }
+}
