@@ -20,8 +20,8 @@ pub struct Checkpoints {
 
 /// Between two looks at something that takes time.
 const LOOK: Duration = Duration::from_millis(200);
-/// For coordinators and servers that were started anew to know of each other.
-const SETTLED_WITHIN: Duration = Duration::from_secs(15);
+/// For coordinators and servers that were started anew to know of each other, and for lost shards to be set back to a checkpoint.
+const SETTLED_WITHIN: Duration = Duration::from_secs(60);
 /// For the shards of a job to be read from its checkpoint.
 const LOADED_WITHIN: Duration = Duration::from_secs(15 * 60);
 /// For a checkpoint.

@@ -222,6 +222,15 @@ impl Labels {
             self.coordinators.label_job(self.job, &self.key, &text, expected).await?;
         // A repeated call finds what it wrote itself.
         if !changed && found != text {
+            // Sessions are numbered in the order of their beginning.
+            match serde_json::from_str::<Progress>(&found) {
+                Ok(newer) if newer.session > self.now.session => {}
+                Ok(Progress { position: Position { batches, .. }, .. }) => {
+                    return Err(Error::SetBack { batches });
+                }
+                Err(_) if found.is_empty() => return Err(Error::SetBack { batches: 0 }),
+                Err(_) => {}
+            }
             return Err(Error::usage(format!(
                 "another process trains as this worker: the job's label {:?} was changed to {found}",
                 self.key

@@ -165,7 +165,7 @@ fn everything_is_killed_and_the_same_command_goes_on_from_the_newest_checkpoint(
     let says = |word: &str| line.contains(word);
     assert!(says("resuming") && says(&saved.checkpoint.to_string()), "{line}");
     assert!(says(&format!("after batch {at},")), "{line}");
-    assert!((auc(&report) - undisturbed).abs() < 0.01, "{report}, not {undisturbed}");
+    assert!((auc(&report) - undisturbed).abs() < 0.002, "{report}, not {undisturbed}");
 
     // Saved at its end: a pass, and what was pushed beyond the label again.
     let last = place.checkpoint(|manifest| trained(manifest, 0) == BATCHES);
@@ -206,6 +206,27 @@ fn two_workers_go_on_when_the_servers_came_back_empty() {
     }
     let last = place.checkpoint(|manifest| trained(manifest, 0) + trained(manifest, 1) == BATCHES);
     assert_eq!(place.pushes(&last), BATCHES + ahead);
+}
+
+#[test]
+fn a_worker_at_work_goes_back_with_a_job_that_lost_its_servers() {
+    let place = Place::new();
+    let mut cluster = TestCluster::start();
+    let flags = format!("--checkpoint-to {} --checkpoint-every 1s", place.uri());
+    let worker = place.train(&cluster, "worker", &flags);
+    place.checkpoint(|manifest| trained(manifest, 0) > BATCHES / 20);
+    cluster.processes.servers.iter_mut().for_each(|server| server.kill().unwrap());
+    let saved = place.checkpoint(|_| true);
+    let at = trained(&saved, 0);
+    let ahead = place.pushes(&saved).checked_sub(at).expect("what is trained is in the rows");
+    cluster.processes.servers.iter_mut().for_each(|server| server.start().unwrap());
+    let (log, report) = ended(worker);
+    let resumed = log.lines().find(|line| line.starts_with("resuming")).unwrap_or_default();
+    assert!(log.contains("set back") && resumed.contains(&format!("after batch {at},")), "{log}");
+    assert!(auc(&report) > 0.8, "{report}");
+    let last = place.checkpoint(|manifest| trained(manifest, 0) == BATCHES);
+    // And what it pushed before it saw that it was set back.
+    assert!((BATCHES + ahead..2 * BATCHES).contains(&place.pushes(&last)), "{log}");
 }
 
 #[test]

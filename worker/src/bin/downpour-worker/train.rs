@@ -12,7 +12,23 @@ use tch::{Kind, Tensor};
 use crate::options::{Options, needed, parsed};
 use crate::setup::{Learner, Purpose, Setup};
 
+/// Trains to the end, from the last checkpoint again when the job is set back to it.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let mut options = options.clone();
+    loop {
+        match train(&options) {
+            Err(error) if is_set_back(&error) => tracing::warn!("{error}: goes on from there"),
+            ended => return ended,
+        }
+        options.fresh = false;
+    }
+}
+
+fn is_set_back(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(downpour::Error::SetBack { .. }))
+}
+
+fn train(options: &Options) -> anyhow::Result<()> {
     let train = needed(&options.train, "--train")?;
     let log_every = parsed(&options.log_every, "--log-every", Every::Steps(100))?;
     let mut beside = Beside::new(options)?;
