@@ -31,7 +31,7 @@ const IN_CHECKPOINTS: [&str; 26] = [
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["types", "coordinator", "raft", "shard", "replica", "checkpoint"]
+    let files = ["types", "coordinator", "operator", "raft", "shard", "replica", "checkpoint"]
         .map(|name| format!("downpour/v1/{name}.proto"));
     for file in &files {
         println!("cargo:rerun-if-changed={file}");

@@ -127,6 +127,7 @@ mod tests {
             primary: None,
             in_sync: Vec::new(),
             joining: None,
+            moving: None,
         };
         JobView {
             job: JobId(1),

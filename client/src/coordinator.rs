@@ -102,14 +102,23 @@ impl Coordinators {
         F: Fn(Member) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
+        self.call_over(what, |channel| call(member(channel))).await
+    }
+
+    /// One call of any of the members' services.
+    pub(crate) async fn call_over<T, F, Fut>(&self, what: &'static str, call: F) -> Result<T, Error>
+    where
+        F: Fn(Channel) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
         let end = Instant::now() + self.deadline;
         let mut hints_followed = 0;
         let mut attempt = 0;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let address = self.shared.target();
-            let member = self.shared.member(&address)?;
-            let status = match timeout(left.min(ATTEMPT), call(member)).await {
+            let channel = self.shared.channel(&address)?;
+            let status = match timeout(left.min(ATTEMPT), call(channel)).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
                 Ok(Err(status)) => status,
                 Err(_) => Status::deadline_exceeded("the member did not answer"),
@@ -326,7 +335,7 @@ impl Coordinators {
     pub(crate) fn any_member(&self, turn: usize) -> Result<Member, Error> {
         let addresses = &self.shared.addresses;
         let at = (self.shared.seed as usize % addresses.len() + turn) % addresses.len();
-        self.shared.member(&addresses[at])
+        Ok(member(self.shared.channel(&addresses[at])?))
     }
 
     /// Wait before reconnecting a stream for the `attempt`th time in a row.
@@ -353,19 +362,14 @@ impl Shared {
         self.members.lock().target.clone()
     }
 
-    fn member(&self, address: &str) -> Result<Member, Error> {
+    fn channel(&self, address: &str) -> Result<Channel, Error> {
         let mut members = self.members.lock();
-        let channel = match members.channels.get(address) {
-            Some(channel) => channel.clone(),
-            None => {
-                let channel = transport::channel(address)?;
-                members.channels.insert(address.into(), channel.clone());
-                channel
-            }
-        };
-        Ok(CoordinatorClient::new(channel)
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX))
+        if let Some(channel) = members.channels.get(address) {
+            return Ok(channel.clone());
+        }
+        let channel = transport::channel(address)?;
+        members.channels.insert(address.into(), channel.clone());
+        Ok(channel)
     }
 
     /// `failed` did not answer: ask the hinted leader next, else the member after it. True when there is a new leader to ask.
@@ -391,6 +395,12 @@ impl Shared {
     fn next_seed(&self) -> u64 {
         mix64(self.seed ^ self.calls.fetch_add(1, Ordering::Relaxed))
     }
+}
+
+fn member(channel: Channel) -> Member {
+    CoordinatorClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 fn leader(status: &Status) -> Option<String> {

@@ -168,6 +168,7 @@ pub(crate) mod tests {
             address: format!("127.0.0.1:{}", 7000 + node),
             zone: String::new(),
             alive,
+            admission: downpour_core::view::Admission::Open,
         }
     }
 
@@ -179,6 +180,7 @@ pub(crate) mod tests {
             primary: Some(primary),
             in_sync: vec![primary],
             joining: None,
+            moving: None,
         };
         JobView {
             job: JobId(1),

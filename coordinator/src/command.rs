@@ -8,18 +8,22 @@ use std::collections::BTreeMap;
 use downpour_checkpoint::manifest::CHAIN_MAX;
 use downpour_checkpoint::name::CheckpointName;
 use downpour_core::checkpoint::{CheckpointOrder, RestoreOrder, SetBack};
-use downpour_core::id::{Epoch, JobId, Lsn, ServerRef, SessionId, ShardId, VariableId};
+use downpour_core::id::{Epoch, JobId, Lsn, NodeId, ServerRef, SessionId, ShardId, VariableId};
 use downpour_core::spec::{JobSpec, Variable, VariableSpec, check_name, check_range};
+use downpour_core::view::Admission;
 use downpour_proto::{Invalid, convert, v1};
 use prost::Message;
 
 use crate::state::joins::Join;
 use crate::state::lost::{Again, SettingBack};
+use crate::state::moves::{Placement, Placing};
 
 /// Largest command, encoded.
 pub const COMMAND_BYTES_MAX: usize = 1 << 20;
 /// Most variables in one request: an empty one takes two bytes encoded, and far more here.
 const VARIABLES_MAX: u64 = 4096;
+/// Most placements in one request.
+const PLACEMENTS_MAX: u64 = 4096;
 /// Longest `request_id`.
 const REQUEST_ID_BYTES_MAX: usize = 64;
 /// Longest address, zone, name of a session.
@@ -37,9 +41,12 @@ pub struct Logged {
     /// What is to be done.
     #[prost(
         oneof = "Body",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 20, 21, 22, 23, 24, 25"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24, 25"
     )]
     pub body: Option<Body>,
+    /// Wall time of who proposed it, in milliseconds since 1970: for people.
+    #[prost(uint64, tag = "100")]
+    pub at_ms: u64,
 }
 
 /// The kinds of commands. The first eight are asked for; the rest are the leader's own decisions.
@@ -72,6 +79,12 @@ pub enum Body {
     PlanJoins(JoinList),
     #[prost(message, tag = "13")]
     ReplacePrimary(v1::ChangeInSyncRequest),
+    #[prost(message, tag = "14")]
+    Place(v1::PlaceShardsRequest),
+    #[prost(message, tag = "15")]
+    Admit(v1::AdmitNodeRequest),
+    #[prost(message, tag = "16")]
+    RemoveNode(v1::RemoveNodeRequest),
     #[prost(message, tag = "20")]
     BeginCheckpoint(BeginCheckpoint),
     #[prost(message, tag = "21")]
@@ -253,15 +266,15 @@ impl TryFrom<AgainEntry> for Again {
 }
 
 impl Body {
-    /// As it goes into the log.
+    /// As it goes into the log, proposed at this wall time.
     ///
     /// # Errors
     /// It is not a valid command, or larger than the log takes.
-    pub fn to_log(self) -> Result<Vec<u8>, Invalid> {
+    pub fn to_log(self, at_ms: u64) -> Result<Vec<u8>, Invalid> {
         if let Body::DefineVariables(request) = &self {
             check_range("variables", request.variables.len() as u64, 0, VARIABLES_MAX)?;
         }
-        let logged = Logged { body: Some(self) };
+        let logged = Logged { body: Some(self), at_ms };
         let bytes = logged.encoded_len();
         if bytes > COMMAND_BYTES_MAX {
             let problem = format!("has {bytes} bytes; send at most {COMMAND_BYTES_MAX}");
@@ -300,6 +313,12 @@ pub enum Command {
     Revive(ServerRef),
     /// Shards that lack a member are to get one.
     PlanJoins(Vec<Join>),
+    /// Copies move, or primaries change.
+    Place(Vec<Placement>),
+    /// A server is opened, cordoned or drained.
+    Admit(NodeId, Admission),
+    /// A server that is gone is forgotten.
+    RemoveNode(NodeId),
     /// The others in its set are heard, but not by the primary.
     ReplacePrimary(InSyncChange),
     /// Primaries are to write what they hold.
@@ -391,13 +410,15 @@ pub struct Opening {
 }
 
 impl Command {
-    /// Reads a command from the log.
+    /// Reads a command from the log, and the wall time at which it was proposed.
     ///
     /// # Errors
     /// The bytes are not what [`Body::to_log`] writes.
-    pub fn decode(bytes: &[u8]) -> Result<Command, Invalid> {
+    pub fn decode(bytes: &[u8]) -> Result<(Command, u64), Invalid> {
         let logged = Logged::decode(bytes);
-        logged.map_err(|error| Invalid::new("command", error.to_string()))?.try_into()
+        let logged = logged.map_err(|error| Invalid::new("command", error.to_string()))?;
+        let at_ms = logged.at_ms;
+        Ok((logged.try_into()?, at_ms))
     }
 }
 
@@ -462,6 +483,18 @@ impl TryFrom<Body> for Command {
                 let joins = list.joins.into_iter().map(Join::try_from);
                 Command::PlanJoins(joins.collect::<Result<_, _>>()?)
             }
+            Body::Place(request) => {
+                let count = request.placements.len() as u64;
+                check_range("placements", count, 0, PLACEMENTS_MAX)?;
+                let placements = request.placements.into_iter().map(Placement::try_from);
+                Command::Place(placements.collect::<Result<_, _>>()?)
+            }
+            Body::Admit(request) => {
+                let unknown = |_| Invalid::new("admission", "is not known");
+                let admission = v1::Admission::try_from(request.admission).map_err(unknown)?;
+                Command::Admit(node(request.node)?, admission.into())
+            }
+            Body::RemoveNode(request) => Command::RemoveNode(node(request.node)?),
             Body::BeginCheckpoint(begin) => Command::BeginCheckpoint(begin.try_into()?),
             Body::ShardsSaved(report) => {
                 let job = job(report.job)?;
@@ -493,6 +526,55 @@ impl TryFrom<Body> for Command {
             Body::SetBack(setting) => Command::SetBack(setting.try_into()?),
         })
     }
+}
+
+impl From<Placement> for v1::ShardPlacement {
+    fn from(placement: Placement) -> Self {
+        use v1::shard_placement::Placing as Wire;
+        let Placement { job, shard, epoch, set_version, placing, reason } = placement;
+        v1::ShardPlacement {
+            job: job.0,
+            shard: shard.0,
+            epoch: epoch.0,
+            set_version,
+            reason,
+            placing: Some(match placing {
+                Placing::Move(moving) => Wire::Move(moving.into()),
+                Placing::Promote(to) => Wire::Promote(to.into()),
+                Placing::Cancel => Wire::Cancel(true),
+            }),
+        }
+    }
+}
+
+impl TryFrom<v1::ShardPlacement> for Placement {
+    type Error = Invalid;
+
+    fn try_from(placement: v1::ShardPlacement) -> Result<Self, Invalid> {
+        use v1::shard_placement::Placing as Wire;
+        let v1::ShardPlacement { job: id, shard, epoch, set_version, reason, placing } = placement;
+        check_range("epoch", epoch, 1, u64::MAX)?;
+        check_range("set_version", set_version, 1, u64::MAX)?;
+        bounded("reason", &reason, TEXT_BYTES_MAX)?;
+        let missing = || Invalid::new("placing", "is not given");
+        Ok(Placement {
+            job: job(id)?,
+            shard: ShardId(shard),
+            epoch: Epoch(epoch),
+            set_version,
+            reason,
+            placing: match placing.ok_or_else(missing)? {
+                Wire::Move(moving) => Placing::Move(moving.try_into()?),
+                Wire::Promote(to) => Placing::Promote(to.try_into()?),
+                Wire::Cancel(true) => Placing::Cancel,
+                Wire::Cancel(false) => return Err(missing()),
+            },
+        })
+    }
+}
+
+fn node(node: u32) -> Result<NodeId, Invalid> {
+    if node == 0 { Err(Invalid::new("node", "is not given")) } else { Ok(NodeId(node)) }
 }
 
 impl TryFrom<BeginCheckpoint> for CheckpointStart {
@@ -654,8 +736,8 @@ mod tests {
             let zone = String::new();
             Body::RegisterServer(v1::RegisterServerRequest { name, address, zone, request_id })
         };
-        assert!(register("ps-0", "127.0.0.1:1", "a").to_log().is_ok());
-        let field = |body: Body| body.to_log().unwrap_err().field;
+        assert!(register("ps-0", "127.0.0.1:1", "a").to_log(0).is_ok());
+        let field = |body: Body| body.to_log(0).unwrap_err().field;
         assert_eq!(field(register("", "127.0.0.1:1", "a")), "name");
         assert_eq!(field(register("ps-0", "127.0.0.1", "a")), "address");
         assert_eq!(field(register("ps-0", ":1", "a")), "address");

@@ -4,14 +4,17 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use downpour_core::rebalance;
 use downpour_core::spec::check_name;
 use downpour_node::config::{Common, Options, Problem, check_host_port};
 use serde::{Deserialize, Serialize};
 
+use crate::balance::BY_ITSELF;
 use crate::liveness::Timeouts;
 use crate::raft;
 use crate::rescue::Patience;
 use crate::service::Times;
+use crate::state::joins::Limits;
 
 const MEMBERS_MAX: usize = 5;
 const COMPACT_BYTES: u64 = 64 << 20;
@@ -59,10 +62,33 @@ pub struct Config {
     /// Log entries after which a snapshot takes their place
     #[arg(long, value_name = "ENTRIES")]
     pub compact_entries: u64,
+    /// Copies that one server sends or takes at once, when shards get members and when they move
+    #[arg(long, value_name = "COUNT")]
+    pub copies_per_server: u32,
+    /// Moves of shards that are under way in the cluster at once; the others wait
+    #[arg(long, value_name = "COUNT")]
+    pub moves_max: usize,
+    /// What the leader does by itself where load is uneven for some time: nothing (off), have other members become primaries, which copies nothing (primaries), or also
+    /// move copies (all)
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub auto_rebalance: AutoRebalance,
     /// What every server has
     #[command(flatten)]
     #[serde(flatten)]
     pub common: Common,
+}
+
+/// What the leader does by itself where load is uneven.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AutoRebalance {
+    /// Nothing.
+    #[default]
+    Off,
+    /// Primaries change between members.
+    Primaries,
+    /// Copies move too.
+    All,
 }
 
 impl Default for Config {
@@ -80,6 +106,9 @@ impl Default for Config {
             raft_tick_ms: 50,
             raft_election_ticks: 10,
             compact_entries: 8192,
+            copies_per_server: 2,
+            moves_max: 4,
+            auto_rebalance: AutoRebalance::Off,
             common: Common { listen: "127.0.0.1:7070".into(), ..Common::default() },
         }
     }
@@ -106,6 +135,8 @@ impl Options for Config {
             !(4..1000).contains(&self.raft_election_ticks),
             "must be 4 to 999",
         );
+        check("copies_per_server", self.copies_per_server == 0, "must not be 0");
+        check("moves_max", self.moves_max == 0, "must not be 0");
         check("compact_entries", self.compact_entries == 0, "must not be 0");
         check("heartbeat_ms", self.heartbeat_ms == 0, "must not be 0");
         let heartbeats = self.failure_timeout_ms < 2 * self.heartbeat_ms;
@@ -183,6 +214,23 @@ impl Config {
                 .filter(|&after_ms| after_ms > 0)
                 .map(Duration::from_millis),
         }
+    }
+
+    /// What goes on at once.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits { joins_per_server: self.copies_per_server, moves: self.moves_max }
+    }
+
+    /// What is done by itself where load is uneven; none: nothing.
+    #[must_use]
+    pub fn rebalancing(&self) -> Option<rebalance::Options> {
+        let promotions_only = match self.auto_rebalance {
+            AutoRebalance::Off => return None,
+            AutoRebalance::Primaries => true,
+            AutoRebalance::All => false,
+        };
+        Some(rebalance::Options { promotions_only, ..BY_ITSELF })
     }
 
     /// How the member takes part in Raft.

@@ -35,6 +35,7 @@ pub struct Liveness {
     heard: BTreeMap<ServerRef, Instant>,
     sessions: BTreeMap<SessionId, Renewal>,
     reports: BTreeMap<(JobId, ShardId), (ServerRef, v1::ShardReport)>,
+    loads: BTreeMap<ServerRef, v1::NodeLoad>,
 }
 
 #[derive(Debug)]
@@ -56,6 +57,7 @@ impl Liveness {
             heard: BTreeMap::new(),
             sessions: BTreeMap::new(),
             reports: BTreeMap::new(),
+            loads: BTreeMap::new(),
         }
     }
 
@@ -81,6 +83,17 @@ impl Liveness {
     /// A server said what it holds of a shard.
     pub fn report(&mut self, server: ServerRef, report: v1::ShardReport) {
         self.reports.insert((JobId(report.job), ShardId(report.shard)), (server, report));
+    }
+
+    /// A server said how it is as a whole.
+    pub fn take_load(&mut self, server: ServerRef, load: v1::NodeLoad) {
+        self.loads.insert(server, load);
+    }
+
+    /// What a server last said of itself.
+    #[must_use]
+    pub fn load(&self, server: ServerRef) -> Option<v1::NodeLoad> {
+        self.loads.get(&server).copied()
     }
 
     /// A session was renewed.
@@ -150,6 +163,7 @@ impl Liveness {
         };
         self.servers.retain(|server, _| newest(server));
         self.heard.retain(|server, _| newest(server));
+        self.loads.retain(|server, _| newest(server));
         let is_open = |job: JobId, session| {
             cluster.job(job).is_some_and(|job| job.sessions.contains_key(&session))
         };
@@ -200,6 +214,7 @@ mod tests {
             address: "host:1".into(),
             zone: String::new(),
             alive: true,
+            admission: downpour_core::view::Admission::Open,
         };
         let nodes = [(NodeId(1), Arc::new(Node { view, version: 1 }))].into();
         Cluster { version: 1, nodes, ..Cluster::default() }

@@ -1,4 +1,4 @@
-//! Turns silence into commands, on the leader, and has shards that lack members get them.
+//! Turns silence into commands, on the leader, has shards that lack members get them, and carries on with moves.
 //!
 //! A server that is late with its heartbeat and at whose address nobody listens is dead already: its system refuses connections to it. That is
 //! asked twice, and does not wait for the failure timeout. A wrong judgement would cost a failover and nothing more: epochs fence.
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use downpour_core::id::ServerRef;
+use downpour_core::rebalance;
 use downpour_proto::v1;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
@@ -17,11 +18,14 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::balance;
 use crate::command::{Body, JoinEntry, JoinList, ServerList, SessionList};
 use crate::liveness::{Liveness, Timeouts};
 use crate::metrics::ClusterMetrics;
 use crate::raft::Handle;
-use crate::state::joins;
+use crate::state::Cluster;
+use crate::state::joins::{self, Limits};
+use crate::state::moves::{self, Placement};
 
 /// Checks this often within the shorter timeout.
 const CHECKS_PER_TIMEOUT: u32 = 15;
@@ -35,11 +39,66 @@ const PROBES_MAX: usize = 256;
 /// Most of a kind in one command; the rest follows at the next check.
 const LIST_MAX: usize = 10_000;
 
+/// Between two looks at load. Servers report every two seconds, and what they report lags.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// Looks in a row at which there must be something to do before it is done.
+const LOOKS: u32 = 3;
+
+/// How shards move.
+#[derive(Clone, Copy, Debug)]
+pub struct Moves {
+    /// What goes on at once.
+    pub limits: Limits,
+    /// What is done where load is uneven, if anything is.
+    pub rebalancing: Option<rebalance::Options>,
+}
+
+/// When load was looked at, by this leader.
+struct Looks {
+    term: Option<u64>,
+    last: Instant,
+    /// At so many in a row there was something to do.
+    uneven: u32,
+}
+
+impl Looks {
+    /// What is to be done about uneven load now. Nothing while anything else goes on, nor until it has been so for a while.
+    fn due(
+        &mut self,
+        (term, now): (Option<u64>, Instant),
+        cluster: &Cluster,
+        liveness: &Mutex<Liveness>,
+        options: rebalance::Options,
+    ) -> Vec<Placement> {
+        if self.term != term {
+            *self = Looks { term, last: now, uneven: 0 };
+        }
+        if now - self.last < LOOK_INTERVAL {
+            return Vec::new();
+        }
+        self.last = now;
+        let busy =
+            cluster.routes().any(|(.., route)| route.moving.is_some() || route.joining.is_some());
+        let planned = if busy {
+            balance::Planned::default()
+        } else {
+            balance::plan(cluster, &liveness.lock(), None, options)
+        };
+        self.uneven = if planned.placements.is_empty() { 0 } else { self.uneven + 1 };
+        if self.uneven < LOOKS {
+            return Vec::new();
+        }
+        self.uneven = 0;
+        planned.placements
+    }
+}
+
 /// Judges until told to stop.
 pub async fn run(
     handle: Handle,
     liveness: Arc<Mutex<Liveness>>,
     timeouts: Timeouts,
+    moving: Moves,
     metrics: ClusterMetrics,
     stop: CancellationToken,
 ) {
@@ -48,6 +107,7 @@ pub async fn run(
     checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut observed, mut planned) = (None, None);
     let mut tried = BTreeMap::new();
+    let mut looks = Looks { term: None, last: Instant::now(), uneven: 0 };
     loop {
         tokio::select! {
             _ = checks.tick() => {}
@@ -83,12 +143,23 @@ pub async fn run(
                 .await;
         }
         let leads = status.leads().then_some(status.term);
+        if let (Some(options), Some(_)) = (moving.rebalancing, leads) {
+            let placements = looks.due((leads, now), &cluster, &liveness, options);
+            place(&handle, placements).await;
+        }
         if leads.is_none()
             || planned.replace((leads, cluster.version)) == Some((leads, cluster.version))
         {
             continue;
         }
-        let joins = joins::plan(&cluster, &tried);
+        let mut placements = moves::promotions(&cluster);
+        placements.extend(moves::evacuations(&cluster));
+        if !placements.is_empty() {
+            planned = None;
+            place(&handle, placements).await;
+        }
+        let cluster = handle.cluster();
+        let joins = joins::plan(&cluster, &tried, moving.limits);
         if !joins.is_empty() {
             // Whether they were committed shows in the state.
             planned = None;
@@ -99,6 +170,14 @@ pub async fn run(
             let joins = joins.into_iter().map(JoinEntry::from).collect();
             propose(&handle, Body::PlanJoins(JoinList { joins })).await;
         }
+    }
+}
+
+async fn place(handle: &Handle, placements: Vec<Placement>) {
+    if !placements.is_empty() {
+        info!(?placements, "shards are placed");
+        let placements = placements.into_iter().map(v1::ShardPlacement::from).collect();
+        propose(handle, Body::Place(v1::PlaceShardsRequest { placements })).await;
     }
 }
 

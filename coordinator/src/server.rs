@@ -63,6 +63,7 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
         handle.clone(),
         liveness.clone(),
         config.timeouts(),
+        overseer::Moves { limits: config.limits(), rebalancing: config.rebalancing() },
         ClusterMetrics::new(&node.registry),
         stop.clone(),
     );
@@ -75,12 +76,13 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
     // Raft's streams must last until leadership is handed over: they end after `stop`.
     let closed = CancellationToken::new();
     let _close = closed.clone().drop_guard();
-    let service =
-        Service::server(handle.clone(), liveness, group.clone(), config.times(), closed.clone());
+    let (service, operator) =
+        Service::servers(handle.clone(), liveness, group.clone(), config.times(), closed.clone());
     let receiver = Receiver::service(group.clone(), handle.clone(), closed.clone());
     let serving = transport::server_builder()
         .trace_fn(downpour_node::trace::server_span)
         .add_service(service)
+        .add_service(operator)
         .add_service(receiver)
         .serve_with_incoming_shutdown(
             transport::incoming(listener),

@@ -1,6 +1,7 @@
 //! The gRPC service: decode, ask the [`Handle`], encode. What a request means is decided in [`crate::state`].
 
 mod cluster;
+mod operator;
 mod status;
 pub mod watch;
 
@@ -14,6 +15,7 @@ use downpour_core::view::JobView;
 use downpour_proto::transport::MESSAGE_BYTES_MAX;
 use downpour_proto::v1;
 use downpour_proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
+use downpour_proto::v1::operator_server::OperatorServer;
 use downpour_proto::{Invalid, convert};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -45,7 +47,7 @@ pub struct Times {
 }
 
 /// The service of one member.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Service {
     handle: Handle,
     liveness: Arc<Mutex<Liveness>>,
@@ -57,18 +59,23 @@ pub struct Service {
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Service {
-    /// To be added to a gRPC server. Its streams end when `stop` is cancelled.
+    /// Both to be added to a gRPC server. Their streams end when `stop` is cancelled.
     #[must_use]
-    pub fn server(
+    pub fn servers(
         handle: Handle,
         liveness: Arc<Mutex<Liveness>>,
         group: Group,
         times: Times,
         stop: CancellationToken,
-    ) -> CoordinatorServer<Service> {
-        CoordinatorServer::new(Service { handle, liveness, group, times, stop })
+    ) -> (CoordinatorServer<Service>, OperatorServer<Service>) {
+        let service = Service { handle, liveness, group, times, stop };
+        let operator = OperatorServer::new(service.clone())
             .max_decoding_message_size(REQUEST_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let coordinator = CoordinatorServer::new(service)
+            .max_decoding_message_size(REQUEST_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        (coordinator, operator)
     }
 
     async fn propose(&self, body: Body) -> Result<Reply, Status> {
@@ -181,7 +188,7 @@ impl Coordinator for Service {
         request: Request<v1::HeartbeatRequest>,
     ) -> Answer<v1::HeartbeatReply> {
         let arrived = Instant::now();
-        let v1::HeartbeatRequest { server, reports } = request.into_inner();
+        let v1::HeartbeatRequest { server, reports, load } = request.into_inner();
         let server = convert::server("server", server)?;
         let cluster = self.read().await?;
         // Before it is revived, or the silence before this would count again at once.
@@ -196,6 +203,9 @@ impl Coordinator for Service {
         };
         for report in reports.into_iter().filter(exists) {
             liveness.report(server, report);
+        }
+        if let Some(load) = load {
+            liveness.take_load(server, load);
         }
         let lease_ms = self.times.lease_ms;
         Ok(Response::new(v1::HeartbeatReply { lease_ms, fenced: false }))

@@ -5,13 +5,15 @@
 //! and job in it names the position in the log that last changed it, so that a watcher can be told exactly what it lacks.
 //!
 //! Follow a command: [`State::apply`] dispatches to [`nodes`] (registering, judging), [`jobs`] (creating, variables, labels) or [`sessions`];
-//! whenever a life of a server begins or ends, [`routes`] decides what that means for each shard; [`joins`] finds those that lack a member. [`snapshot`] is the encoding of it
+//! whenever a life of a server begins or ends, [`routes`] decides what that means for each shard; [`joins`] finds those that lack a member, [`moves`] carries copies elsewhere. [`snapshot`] is the encoding of it
 //! all, and [`size`] keeps that within one message.
 
 pub mod checkpoints;
+mod events;
 mod jobs;
 pub mod joins;
 pub mod lost;
+pub mod moves;
 mod nodes;
 mod requests;
 pub mod routes;
@@ -21,7 +23,7 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use downpour_core::id::{JobId, NodeId, ServerRef, SessionId, VariableId};
@@ -35,6 +37,7 @@ use thiserror::Error;
 use crate::command::Command;
 use requests::Requests;
 
+pub use events::Event;
 pub use nodes::Life;
 
 /// Everything.
@@ -43,6 +46,8 @@ pub struct State {
     cluster: Cluster,
     last: Counters,
     requests: Requests,
+    /// Wall time of the newest command, as its leader knew it: for people.
+    now_ms: u64,
 }
 
 /// Numbers that were given out last. They only rise: none is ever used again.
@@ -63,6 +68,8 @@ pub struct Cluster {
     pub nodes: BTreeMap<NodeId, Arc<Node>>,
     /// Jobs by number.
     pub jobs: BTreeMap<JobId, Arc<Job>>,
+    /// What was decided of late, oldest first.
+    pub events: Arc<VecDeque<Event>>,
 }
 
 /// A server.
@@ -142,6 +149,8 @@ pub enum Reply {
     },
     /// The new session.
     Opened(SessionId),
+    /// So many of the changes were made.
+    Placed(u32),
 }
 
 /// A variable that a session defined.
@@ -192,6 +201,9 @@ impl State {
             Command::Revive(server) => self.revive(server),
             Command::ReplacePrimary(change) => self.replace_primary(&change),
             Command::PlanJoins(joins) => self.plan_joins(&joins),
+            Command::Place(placements) => self.place(placements),
+            Command::Admit(node, admission) => self.admit(node, admission),
+            Command::RemoveNode(node) => self.remove_node(node),
             Command::ChangeInSync(change) => self.change_in_sync(&change),
             Command::CreateJob(spec) => self.create_job(spec),
             Command::DeleteJob(job) => self.delete_job(job),
@@ -209,6 +221,11 @@ impl State {
             Command::RestoreJob(restoring) => self.restore_job(restoring),
             Command::SetBack(setting) => self.set_back(setting),
         }
+    }
+
+    /// Tells the wall time at which the next command was proposed. It never goes back.
+    pub fn tell_time(&mut self, now_ms: u64) {
+        self.now_ms = self.now_ms.max(now_ms);
     }
 
     /// Takes note of an entry of the log that holds no command.
@@ -234,24 +251,31 @@ impl Cluster {
         self.jobs.get(&job).map(AsRef::as_ref)
     }
 
-    /// The live servers with what they hold.
+    /// The servers that may be given copies with what they hold, once all moves are done.
     fn candidates(&self) -> Vec<Candidate> {
         // Copies and primaries.
         let mut held: BTreeMap<ServerRef, (u64, u64)> = BTreeMap::new();
-        for route in self.jobs.values().flat_map(|job| &job.view.shards) {
-            for &member in route.in_sync.iter().chain(&route.joining) {
+        for (_, _, _, route) in self.routes() {
+            let arriving = route.moving.map(|moving| moving.to);
+            let arriving = arriving.filter(|to| !route.in_sync.contains(to));
+            let joining = route.joining.filter(|joining| arriving != Some(*joining));
+            let leaving = route.moving.map(|moving| moving.from);
+            let staying = route.in_sync.iter().copied().filter(|one| leaving != Some(*one));
+            for member in staying.chain(joining).chain(arriving) {
                 held.entry(member).or_default().0 += 1;
             }
-            if let Some(primary) = route.primary {
+            let moved = route.moving.filter(|moving| route.primary == Some(moving.from));
+            if let Some(primary) = moved.map(|moving| moving.to).or(route.primary) {
                 held.entry(primary).or_default().1 += 1;
             }
         }
-        let alive = self.nodes.values().map(|node| &node.view).filter(|view| view.alive);
+        let nodes = self.nodes.values().map(|node| &node.view);
+        let open = nodes.filter(|view| self.takes_copies(view.server));
         let candidate = |view: &NodeView| {
             let (copies, primaries) = held.get(&view.server).copied().unwrap_or_default();
             Candidate { server: view.server, zone: view.zone.clone(), copies, primaries }
         };
-        alive.map(candidate).collect()
+        open.map(candidate).collect()
     }
 
     /// Whether `server` is in an in-sync set: whether anything would be lost with it.

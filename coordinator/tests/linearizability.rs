@@ -293,7 +293,7 @@ async fn an_isolated_old_leader_answers_no_read_and_no_heartbeat() {
     let server = group.register("ps-0", "").await;
     let old = group.leader().await;
     let others: Vec<u64> = group.ids().into_iter().filter(|&id| id != old).collect();
-    let heartbeat = v1::HeartbeatRequest { server: Some(server), reports: vec![] };
+    let heartbeat = v1::HeartbeatRequest { server: Some(server), reports: vec![], load: None };
     group.client(old).heartbeat(heartbeat.clone()).await.unwrap();
     // A leader may answer those before it has asked itself how far it must be to show anything.
     let watch = || async { group.client(old).watch(v1::WatchRequest { job: 0 }).await.map(drop) };

@@ -18,14 +18,14 @@ fn impatient(config: &mut Config) {
 }
 
 async fn heartbeat(group: &Group, server: v1::ServerRef) -> v1::HeartbeatReply {
-    let request = v1::HeartbeatRequest { server: Some(server), reports: vec![] };
+    let request = v1::HeartbeatRequest { server: Some(server), reports: vec![], load: None };
     group.ask(async |mut client| client.heartbeat(request.clone()).await).await.unwrap()
 }
 
 /// A server that lives until it is aborted.
 fn keep_alive(group: &Group, server: v1::ServerRef) -> JoinHandle<()> {
     let clients: Vec<_> = group.ids().into_iter().map(|id| group.client(id)).collect();
-    let request = v1::HeartbeatRequest { server: Some(server), reports: vec![] };
+    let request = v1::HeartbeatRequest { server: Some(server), reports: vec![], load: None };
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(Duration::from_millis(30));
         loop {
@@ -276,6 +276,7 @@ async fn reports_of_the_primary_are_shown_and_reports_of_nonsense_are_not() {
     let request = v1::HeartbeatRequest {
         server: Some(server),
         reports: vec![report(job, 1), report(job, 99), report(99, 0)],
+        load: None,
     };
     group.ask(async |mut client| client.heartbeat(request.clone()).await).await.unwrap();
     let cluster = get_cluster(&group.client(1)).await.unwrap();

@@ -1,7 +1,7 @@
 //! The domain of Downpour, pure: no I/O, no clock, no randomness, no async.
 //!
 //! Names: [`id`] (who and where in a log), [`spec`] (what users define), [`view`] (what the coordinator tells everybody).
-//! Where things live: [`routing`] (key → shard), [`placement`] (shard → servers).
+//! Where things live: [`routing`] (key → shard), [`placement`] (shard → servers), [`rebalance`] (the same by what is measured).
 //! Exactly once: [`cells`] (what each session last did to a shard), [`lineage`] (which log positions belong to a shard's history).
 //! Arithmetic, bit for bit the same on every machine: [`mix`] (hashing), [`init`] (first values), [`optimizer`] (updates),
 //! [`tensor_bytes`] (raw tensors read in place). Speed alone: [`prefetch`] (asking for memory before it is needed).
@@ -21,6 +21,7 @@ pub mod optimizer;
 pub mod parameter;
 pub mod placement;
 pub mod prefetch;
+pub mod rebalance;
 pub mod routing;
 pub mod row_format;
 pub mod spec;

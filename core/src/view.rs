@@ -52,4 +52,18 @@ pub struct NodeView {
     pub zone: String,
     /// False once this life was judged dead.
     pub alive: bool,
+    /// Whether it is given copies.
+    pub admission: Admission,
+}
+
+/// What an operator wants a server to hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Admission {
+    /// What there is to hold.
+    #[default]
+    Open,
+    /// What it holds, and nothing new.
+    Cordoned,
+    /// Nothing: what it holds moves away.
+    Draining,
 }

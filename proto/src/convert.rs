@@ -12,12 +12,12 @@ use downpour_core::optimizer::{
     Adagrad, Adam, AdamW, Course, Ftrl, Momentum, OptimizerSpec, RmsProp, RowwiseAdagrad, Rule,
     Schedule, Sgd,
 };
-use downpour_core::routing::ShardRoute;
+use downpour_core::routing::{Move, ShardRoute};
 use downpour_core::row_format::RowFormat;
 use downpour_core::spec::{
     DenseSpec, InvalidSpec, JobSpec, Shape, TableSpec, Variable, VariableSpec, check_name,
 };
-use downpour_core::view::{JobView, NodeView};
+use downpour_core::view::{Admission, JobView, NodeView};
 
 use crate::{Invalid, v1};
 
@@ -320,6 +320,25 @@ pub fn shard_route(shard: ShardId, route: &ShardRoute) -> v1::ShardRoute {
         in_sync: route.in_sync.iter().map(|&server| server.into()).collect(),
         lost: route.lost(),
         joining: route.joining.map(Into::into),
+        moving: route.moving.map(Into::into),
+    }
+}
+
+impl From<Move> for v1::ShardMove {
+    fn from(moving: Move) -> Self {
+        v1::ShardMove { from: Some(moving.from.into()), to: Some(moving.to.into()) }
+    }
+}
+
+impl TryFrom<v1::ShardMove> for Move {
+    type Error = Invalid;
+
+    fn try_from(moving: v1::ShardMove) -> Result<Self, Invalid> {
+        let (from, to) = (server("moving.from", moving.from)?, server("moving.to", moving.to)?);
+        if from.node == to.node {
+            return Err(Invalid::new("moving.to", "is where the copy is"));
+        }
+        Ok(Move { from, to })
     }
 }
 
@@ -355,12 +374,17 @@ impl TryFrom<v1::ShardRoute> for ShardRoute {
                 "is in the in-sync set, or the shard is lost",
             ));
         }
+        let moving = route.moving.map(Move::try_from).transpose()?;
+        if moving.is_some_and(|moving| !in_sync.contains(&moving.from)) {
+            return Err(Invalid::new("route.moving", "is not from the in-sync set"));
+        }
         Ok(ShardRoute {
             epoch: Epoch(route.epoch),
             set_version: route.set_version,
             primary,
             in_sync,
             joining,
+            moving,
         })
     }
 }
@@ -495,6 +519,27 @@ impl From<&NodeView> for v1::NodeView {
             address: node.address.clone(),
             zone: node.zone.clone(),
             alive: node.alive,
+            admission: v1::Admission::from(node.admission).into(),
+        }
+    }
+}
+
+impl From<Admission> for v1::Admission {
+    fn from(admission: Admission) -> Self {
+        match admission {
+            Admission::Open => v1::Admission::Open,
+            Admission::Cordoned => v1::Admission::Cordoned,
+            Admission::Draining => v1::Admission::Draining,
+        }
+    }
+}
+
+impl From<v1::Admission> for Admission {
+    fn from(admission: v1::Admission) -> Self {
+        match admission {
+            v1::Admission::Open => Admission::Open,
+            v1::Admission::Cordoned => Admission::Cordoned,
+            v1::Admission::Draining => Admission::Draining,
         }
     }
 }
@@ -504,8 +549,11 @@ impl TryFrom<v1::NodeView> for NodeView {
 
     fn try_from(node: v1::NodeView) -> Result<Self, Invalid> {
         check_name("node.name", &node.name)?;
+        let unknown = |_| Invalid::new("node.admission", "is not known");
+        let admission = v1::Admission::try_from(node.admission).map_err(unknown)?.into();
         let server = v1::ServerRef { node: node.node, incarnation: node.incarnation };
         Ok(NodeView {
+            admission,
             name: node.name,
             server: server.try_into()?,
             address: node.address,
@@ -585,6 +633,7 @@ mod tests {
             primary: Some(server(2, 9)),
             in_sync: vec![server(1, 7), server(2, 9)],
             joining: Some(server(3, 8)),
+            moving: Some(Move { from: server(1, 7), to: server(3, 8) }),
         };
         let lost = ShardRoute {
             epoch: Epoch(5),
@@ -592,6 +641,7 @@ mod tests {
             primary: None,
             in_sync: vec![],
             joining: None,
+            moving: None,
         };
         JobView {
             job: JobId(1),

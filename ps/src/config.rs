@@ -34,6 +34,9 @@ pub struct Config {
     /// The same for one shard, and for the rows that an open cut of it has to save
     #[arg(long, value_name = "BYTES")]
     pub shard_log_bytes_max: usize,
+    /// Bytes a second that this server sends in copies of shards to servers that are to hold them, all together; 0: as many as go
+    #[arg(long, value_name = "BYTES")]
+    pub copy_bytes_per_s: u64,
     /// Requests of one push stream that wait for the backups; beyond, the stream is not read
     #[arg(long, value_name = "COUNT")]
     pub push_requests_max: usize,
@@ -59,6 +62,7 @@ impl Default for Config {
             check_interval_ms: 10_000,
             log_bytes_max: 512 << 20,
             shard_log_bytes_max: 32 << 20,
+            copy_bytes_per_s: 64 << 20,
             push_requests_max: 64,
             data_threads: 0,
             memory_limit: 0,

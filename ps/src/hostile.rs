@@ -37,6 +37,7 @@ pub(crate) fn serving() -> (Arc<Life>, Current) {
         coordinators: Coordinators::new(vec!["127.0.0.1:1".into()]).expect("an address"),
         metrics: ServerMetrics::new(&Registry::new()),
         memory: Memory::unlimited(),
+        copies: crate::pace::Budget::new(0),
         shutdown: Shutdown::new(),
     };
     let life = Life::new(server(1), Arc::new(process));

@@ -104,7 +104,9 @@ async fn send(life: &Arc<Life>, hosted: &Hosted, copy: &Copy) -> Result<(), Stat
             let end = matches!(piece, Piece::End(_));
             let piece = Some(v1::CutPiece { piece: Some(piece) });
             let request = v1::CopyRequest { head: None, piece };
-            life.process.metrics.copied_bytes.inc_by(request.encoded_len() as u64);
+            let bytes = request.encoded_len();
+            life.process.metrics.copied_bytes.inc_by(bytes as u64);
+            life.process.copies.spend(bytes).await;
             timeout(STALL_MAX, pieces.send(request)).await.map_err(late)?.map_err(closed)?;
             if end {
                 return Ok::<(), Status>(());

@@ -1,4 +1,4 @@
-//! Looks after the shards that this server leads: members that stall are removed, commit positions reach idle backups, gauges are set.
+//! Looks after the shards that this server leads: members that stall or whose copy has moved are removed, commit positions reach idle backups, gauges are set.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -45,10 +45,14 @@ fn look(life: &Arc<Life>, stalls: &mut Stalls) {
     let mut seen = Stalls::new();
     let crowded = life.log_is_half_full();
     for hosted in life.all() {
-        let (lagging, behind) = {
+        let (lagging, behind, retiring) = {
             let shard = hosted.shard.lock();
-            (lagging(&shard, |member| life.judged(member)), members_to_tell(&shard))
+            let lagging = lagging(&shard, |member| life.judged(member));
+            (lagging, members_to_tell(&shard), shard.retiring())
         };
+        if let Some(member) = retiring {
+            life.remove_member(&hosted, member);
+        }
         if crowded {
             // Before the members have to wait for memory.
             life.with(&hosted, |shard| shard.drop_learner(|learner| !learner.waited_for()));

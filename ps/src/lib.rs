@@ -51,6 +51,7 @@ mod receive;
 pub mod record;
 mod replica;
 mod reply;
+mod report;
 mod server;
 mod service;
 pub mod shard;

@@ -32,6 +32,7 @@ use crate::lease::{BootTime, Lease};
 use crate::link::Link;
 use crate::memory::Memory;
 use crate::metrics::ServerMetrics;
+use crate::pace::Budget;
 use crate::shard::{Declined, Redirect, Role, Shard};
 use crate::state::{ShardState, WithoutRoom};
 use crate::{join, promote};
@@ -43,6 +44,8 @@ pub(crate) struct Process {
     pub(crate) coordinators: Coordinators,
     pub(crate) metrics: ServerMetrics,
     pub(crate) memory: Memory,
+    /// Bytes of copies that it sends.
+    pub(crate) copies: Budget,
     pub(crate) shutdown: Shutdown,
 }
 

@@ -1,13 +1,13 @@
 //! This server as a member of the cluster: it registers, heartbeats, watches, and starts anew when it was given up.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use downpour_core::id::{JobId, ServerRef};
 use downpour_core::view::{JobView, NodeView};
 use downpour_proto::{Invalid, convert, v1};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 use tonic::{Code, Status};
 use tracing::{error, info, warn};
 
@@ -15,7 +15,7 @@ use crate::checkpoint::take;
 use crate::keeper;
 use crate::lease::BootTime;
 use crate::life::{Life, Process};
-use crate::shard::Role;
+use crate::report::Reporter;
 
 /// Between attempts to reach a coordinator.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -23,9 +23,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 const REGISTER_PATIENCE: Duration = Duration::from_secs(2);
 /// A coordinator that does not answer a heartbeat for this long is passed over: short, for a leader that hangs must not cost this server its life.
 const HEARTBEAT_PATIENCE: Duration = Duration::from_millis(500);
-/// Between two reports of what is held.
-const REPORT_INTERVAL: Duration = Duration::from_secs(2);
-
 /// The incarnation that serves now, if there is one.
 pub(crate) type Current = Arc<ArcSwapOption<Life>>;
 
@@ -107,16 +104,11 @@ fn request_id() -> String {
 async fn heartbeats(life: &Arc<Life>, interval: Duration) {
     let mut beats = tokio::time::interval(interval);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut reported = Instant::now();
+    let mut reporter = Reporter::new(Instant::now());
     loop {
         beats.tick().await;
-        let reports = if reported.elapsed() >= REPORT_INTERVAL {
-            reported = Instant::now();
-            reports(life)
-        } else {
-            Vec::new()
-        };
-        let request = v1::HeartbeatRequest { server: Some(life.me.into()), reports };
+        let (reports, load) = reporter.due(life, Instant::now());
+        let request = v1::HeartbeatRequest { server: Some(life.me.into()), reports, load };
         let calling = life.process.coordinators.call(HEARTBEAT_PATIENCE, |mut client| {
             let request = request.clone();
             // Each attempt is a request of its own: the lease counts from its sending.
@@ -129,21 +121,6 @@ async fn heartbeats(life: &Arc<Life>, interval: Duration) {
             Err(status) => warn!(%status, "no coordinator answered a heartbeat"),
         }
     }
-}
-
-/// What this server holds as primary.
-fn reports(life: &Life) -> Vec<v1::ShardReport> {
-    let report = |hosted: &Arc<crate::hosted::Hosted>| {
-        let shard = hosted.shard.lock();
-        matches!(shard.role(), Role::Primary(_)).then(|| v1::ShardReport {
-            job: hosted.key.job.0,
-            shard: hosted.key.shard.0,
-            last_lsn: shard.last().0,
-            rows: shard.state().rows(),
-            bytes: shard.state().bytes(),
-        })
-    };
-    life.all().iter().filter_map(report).collect()
 }
 
 /// Follows the views of jobs and nodes, at the leader while one is known: any member answers, but one that is cut off from the

@@ -86,6 +86,11 @@ impl Memory {
         self.limit.is_some_and(|limit| self.used() >= limit)
     }
 
+    /// Bytes that the process has resident, as the system counts them; 0: it does not say.
+    pub(crate) fn resident(&self) -> u64 {
+        resident_bytes().unwrap_or(0)
+    }
+
     fn used(&self) -> u64 {
         pool::mapped_bytes() + self.other.load(Ordering::Relaxed)
     }

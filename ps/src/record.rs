@@ -5,6 +5,7 @@ use downpour_core::cells::{ClosedSessions, Refusal};
 use downpour_core::id::{Lsn, SessionId, VariableId};
 use downpour_core::optimizer::StepScalars;
 use downpour_core::spec::Variable;
+use downpour_proto::tensor::KEY_BYTES;
 use downpour_proto::transport::MESSAGE_BYTES_MAX;
 use downpour_proto::{Invalid, v1, validate};
 use prost::Message;
@@ -121,6 +122,17 @@ impl Record {
             Body::Close(closed) => closed.open.len() * size_of::<SessionId>(),
         };
         RECORD_BYTES + body
+    }
+
+    /// Rows and blocks that it names.
+    #[must_use]
+    pub fn rows(&self) -> u64 {
+        let Body::Push(push) = &self.body else { return 0 };
+        let rows = |update: &Update| match &update.change {
+            Change::Rows { keys, .. } => keys.len() / KEY_BYTES,
+            Change::Gradients(blocks) | Change::Values(blocks) => blocks.numbers.len(),
+        };
+        push.updates.iter().map(rows).sum::<usize>() as u64
     }
 }
 

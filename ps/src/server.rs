@@ -21,6 +21,7 @@ use crate::life::Process;
 use crate::membership::{self, Current};
 use crate::memory::Memory;
 use crate::metrics::ServerMetrics;
+use crate::pace::Budget;
 use crate::threads::DataThreads;
 use crate::{replica, service};
 
@@ -47,7 +48,8 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
     let metrics = ServerMetrics::new(&node.registry);
     let shutdown = node.shutdown.clone();
     let memory = Memory::new(config.memory_limit, config.data_threads())?;
-    let process = Arc::new(Process { config, coordinators, metrics, memory, shutdown });
+    let copies = Budget::new(config.copy_bytes_per_s);
+    let process = Arc::new(Process { config, coordinators, metrics, memory, copies, shutdown });
     if process.memory.is_limited() {
         let (process, token) = (Arc::clone(&process), node.shutdown.token());
         node.shutdown.spawn("memory", async move {

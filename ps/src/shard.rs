@@ -50,6 +50,8 @@ pub struct Shard {
     leader: Option<ServerRef>,
     /// Who is to become a member, by the newest route.
     joining: Option<ServerRef>,
+    /// The member that a move takes from the set now, by the newest route.
+    leaving: Option<ServerRef>,
     commit: Lsn,
     state: ShardState,
     log: Log,
@@ -60,7 +62,17 @@ pub struct Shard {
     check: Option<Check>,
     /// What is here differs from what a primary had.
     differs: bool,
+    traffic: Traffic,
     effects: Effects,
+}
+
+/// What was logged here as the primary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Rows and blocks that records name.
+    pub rows: u64,
+    /// Of records.
+    pub bytes: u64,
 }
 
 /// What a replica is to its shard.
@@ -202,6 +214,7 @@ impl Shard {
             set_version: 0,
             leader: None,
             joining: None,
+            leaving: None,
             commit: state.last(),
             log: Log::starting_after(state.last()),
             state,
@@ -209,6 +222,7 @@ impl Shard {
             check_due: false,
             check: None,
             differs: false,
+            traffic: Traffic::default(),
             effects: Effects::default(),
         };
         shard.on_view(view);
@@ -264,6 +278,12 @@ impl Shard {
         (self.log.len(), self.log.bytes() + learner)
     }
 
+    /// What was logged here so far.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
     /// The other members of the wait-set, for who promotes or serves.
     #[must_use]
     pub fn wait_set(&self) -> Option<&WaitSet> {
@@ -276,6 +296,14 @@ impl Shard {
     /// The members of the wait-set and how far they are.
     pub fn members(&self) -> impl Iterator<Item = (ServerRef, &Member)> {
         self.wait_set().into_iter().flat_map(WaitSet::members)
+    }
+
+    /// The member that a committed move takes from the set now. Whoever serves has it removed: then the one that the copy moved to serves, and nobody stops waiting for
+    /// the old one before the removal was read back.
+    #[must_use]
+    pub fn retiring(&self) -> Option<ServerRef> {
+        let Role::Primary(set) = &self.role else { return None };
+        self.leaving.filter(|leaving| set.members().any(|(member, _)| member == *leaving))
     }
 
     /// What the calls so far ask of the owner. Forgets it.
@@ -319,6 +347,7 @@ impl Shard {
         }
         (self.epoch, self.set_version) = (route.epoch, route.set_version);
         (self.leader, self.joining) = (route.primary, route.joining);
+        self.leaving = route.leaving(self.view.spec.replicas);
         if waits {
             return;
         }
@@ -500,6 +529,8 @@ impl Shard {
         if std::mem::take(&mut self.check_due) && self.peers().next().is_some() {
             self.check = Some(Check { lsn, digest: self.state.sample_digest() });
         }
+        self.traffic.rows += record.rows();
+        self.traffic.bytes += record.bytes() as u64;
         self.log_for_learner(&record);
         self.log.push(record);
         self.effects.send = true;

@@ -193,6 +193,16 @@ impl ShardState {
         self.variables.iter().map(bytes).sum()
     }
 
+    /// Bytes that a copy of all rows and blocks takes, about.
+    #[must_use]
+    pub fn copy_bytes(&self) -> u64 {
+        let bytes = |variable: &VariableState| match &variable.parameters {
+            Parameters::Table(table) => table.copy_bytes(),
+            Parameters::Dense(dense) => dense.bytes(),
+        };
+        self.variables.iter().map(bytes).sum()
+    }
+
     /// Decides everything about a push: refused as a whole, or which learning rate, step count and powers each update has, and which new keys fit into
     /// `room`, the bytes that new rows may take. Reads only.
     #[must_use]

@@ -90,6 +90,11 @@ impl Table {
         (self.arena.bytes() + self.index.bytes()) as u64
     }
 
+    /// Bytes that the rows take on their way to another server.
+    pub(crate) fn copy_bytes(&self) -> u64 {
+        self.rows() * self.arena.row_bytes() as u64
+    }
+
     /// Appends the weights of `keys` to `out`. A key that was never pushed has its initial value, and no row is made for it.
     pub(crate) fn pull(&self, keys: Keys<'_>, out: &mut BytesMut) {
         out.reserve(keys.len() * self.dim * FLOAT_BYTES);

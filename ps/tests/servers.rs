@@ -47,6 +47,7 @@ fn create_job(script: &Script, servers: &[&str]) {
         in_sync: members.clone(),
         lost: false,
         joining: None,
+        moving: None,
     });
     script.commit(|event| {
         event.jobs = vec![v1::JobView {

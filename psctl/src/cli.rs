@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use downpour_client::Coordinators;
 
 use crate::commands::{
-    bench, checkpoint, completions, export, job, local, node, shard, status, verify, worker,
+    bench, checkpoint, completions, events, export, job, local, node, shard, status, verify, worker,
 };
 use crate::model::Cluster;
 use crate::output::Format;
@@ -84,6 +84,8 @@ enum Command {
     /// What a job learnt, saved and restored
     #[command(subcommand)]
     Checkpoint(checkpoint::Command),
+    /// What the coordinators decided of late, and why
+    Events(events::Args),
     /// Write a model out of a checkpoint, for programs without a cluster
     Export(export::Args),
     /// Push for a while in a job of its own, and count what was lost or applied twice
@@ -125,6 +127,7 @@ impl Cli {
                 Command::Job(command) => command.run(format).await,
                 Command::Worker(command) => command.run(format).await,
                 Command::Checkpoint(command) => command.run(format).await,
+                Command::Events(args) => events::run(args, format).await,
                 Command::Export(args) => export::run(args, format).await,
                 Command::Local(_)
                 | Command::Completions(_)

@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod checkpoint;
 pub(crate) mod completions;
+pub(crate) mod events;
 pub(crate) mod export;
 pub(crate) mod job;
 pub(crate) mod local;

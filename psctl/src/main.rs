@@ -15,6 +15,7 @@ mod cli;
 mod commands;
 mod model;
 mod output;
+mod plan;
 
 fn main() -> ExitCode {
     match cli::Cli::parse().run() {

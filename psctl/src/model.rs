@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use downpour_core::id::Lsn;
+use downpour_core::routing::{Move, MoveStep, ShardRoute};
 use downpour_proto::v1;
 use serde::Serialize;
 
@@ -43,6 +44,8 @@ pub(crate) struct Node {
     pub(crate) address: String,
     pub(crate) zone: String,
     pub(crate) alive: bool,
+    /// `open`, `cordoned` or `draining`.
+    pub(crate) admission: &'static str,
     /// Shards of which it is the primary.
     pub(crate) primaries: u64,
     /// Shards of which it is another in-sync member.
@@ -50,6 +53,7 @@ pub(crate) struct Node {
     /// Of the shards of which it is the primary, as it last reported.
     pub(crate) rows: u64,
     pub(crate) bytes: u64,
+    pub(crate) rows_per_s: f64,
 }
 
 /// One shard of one job.
@@ -65,6 +69,8 @@ pub(crate) struct Shard {
     pub(crate) in_sync: Vec<String>,
     /// Who is being made a member.
     pub(crate) joining: Option<String>,
+    /// The copy that moves.
+    pub(crate) moving: Option<Moving>,
     /// Members that the job wants.
     pub(crate) replicas: u32,
     pub(crate) lost: bool,
@@ -74,6 +80,16 @@ pub(crate) struct Shard {
     pub(crate) last_lsn: u64,
     /// The last time that every copy was gone.
     pub(crate) set_back: Option<SetBack>,
+    pub(crate) rows_per_s: f64,
+}
+
+/// A copy on its way from one server to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Moving {
+    pub(crate) from: String,
+    pub(crate) to: String,
+    /// What it waits for: `queued`, `copying`, `promotion`, `removal`.
+    pub(crate) step: &'static str,
 }
 
 /// A job and what it holds.
@@ -200,6 +216,7 @@ fn shards(status: &v1::JobStatus, names: &BTreeMap<u32, &str>) -> Vec<Shard> {
             primary: route.primary.as_ref().map(name),
             in_sync: route.in_sync.iter().map(name).collect(),
             joining: route.joining.as_ref().map(name),
+            moving: moving(route, name),
             replicas,
             lost: route.lost,
             rows: report.map_or(0, |report| report.rows),
@@ -209,9 +226,22 @@ fn shards(status: &v1::JobStatus, names: &BTreeMap<u32, &str>) -> Vec<Shard> {
                 let own = back.shards.iter().find(|own| own.shard == route.shard)?;
                 Some(SetBack { epoch: own.epoch, checkpoint: back.checkpoint.clone() })
             }),
+            rows_per_s: report.map_or(0.0, |report| report.rows_per_s),
         }
     };
     view.shards.iter().map(shard).collect()
+}
+
+fn moving(route: &v1::ShardRoute, name: impl Fn(&v1::ServerRef) -> String) -> Option<Moving> {
+    let route = ShardRoute::try_from(route.clone()).ok()?;
+    let step = match route.step()? {
+        MoveStep::Queued => "queued",
+        MoveStep::Copying => "copying",
+        MoveStep::Promotion => "promotion",
+        MoveStep::Removal => "removal",
+    };
+    let Move { from, to } = route.moving?;
+    Some(Moving { from: name(&from.into()), to: name(&to.into()), step })
 }
 
 fn workers(status: &v1::JobStatus) -> Vec<Worker> {
@@ -240,7 +270,8 @@ fn workers(status: &v1::JobStatus) -> Vec<Worker> {
 
 impl Node {
     fn new(view: &v1::NodeView, shards: &[Shard]) -> Self {
-        let v1::NodeView { node, name, incarnation, address, zone, alive } = view.clone();
+        let v1::NodeView { node, name, incarnation, address, zone, alive, admission } =
+            view.clone();
         let led: Vec<&Shard> =
             shards.iter().filter(|shard| shard.primary.as_ref() == Some(&name)).collect();
         let member = shards.iter().filter(|shard| shard.in_sync.contains(&name)).count();
@@ -250,10 +281,17 @@ impl Node {
             address,
             zone,
             alive,
+            admission: match v1::Admission::try_from(admission) {
+                Ok(v1::Admission::Open) => "open",
+                Ok(v1::Admission::Cordoned) => "cordoned",
+                Ok(v1::Admission::Draining) => "draining",
+                Err(_) => "unknown",
+            },
             primaries: led.len() as u64,
             backups: member.saturating_sub(led.len()) as u64,
             rows: led.iter().map(|shard| shard.rows).sum(),
             bytes: led.iter().map(|shard| shard.bytes).sum(),
+            rows_per_s: led.iter().map(|shard| shard.rows_per_s).sum(),
             name,
         }
     }
@@ -314,6 +352,12 @@ impl Shard {
     }
 }
 
+impl std::fmt::Display for Moving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}->{} ({})", self.from, self.to, self.step)
+    }
+}
+
 impl Cluster {
     /// What an operator would want to know, a sentence each.
     pub(crate) fn problems(&self) -> Vec<String> {
@@ -358,10 +402,12 @@ impl Row for Node {
         "ADDRESS",
         "ZONE",
         "ALIVE",
+        "ADMISSION",
         ">PRIMARIES",
         ">BACKUPS",
         ">ROWS",
         ">BYTES",
+        ">ROWS/S",
     ];
     fn cells(&self) -> Vec<String> {
         vec![
@@ -370,10 +416,12 @@ impl Row for Node {
             self.address.clone(),
             self.zone.clone(),
             yes(self.alive),
+            self.admission.to_owned(),
             self.primaries.to_string(),
             self.backups.to_string(),
             count(self.rows),
             bytes(self.bytes),
+            count(self.rows_per_s as u64),
         ]
     }
 }
@@ -386,6 +434,7 @@ impl Row for Shard {
         "PRIMARY",
         "IN SYNC",
         "JOINING",
+        "MOVING",
         ">ROWS",
         ">BYTES",
         ">LAST LSN",
@@ -398,6 +447,7 @@ impl Row for Shard {
             self.primary.clone().unwrap_or_else(|| "lost".to_owned()),
             self.in_sync.join(","),
             self.joining.clone().unwrap_or_else(|| "-".to_owned()),
+            self.moving.as_ref().map_or_else(|| "-".to_owned(), Moving::to_string),
             count(self.rows),
             bytes(self.bytes),
             Lsn(self.last_lsn).to_string(),

@@ -473,9 +473,10 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
                 outcomes.push((entry.index, entry.term, None));
                 continue;
             }
-            let command =
+            let (command, at_ms) =
                 Command::decode(&entry.data).map_err(|error| unreadable(error.to_string()))?;
             debug!(index = entry.index, ?command, "apply");
+            self.state.tell_time(at_ms);
             let outcome = self.state.apply(entry.index, command);
             outcomes.push((entry.index, entry.term, Some(outcome)));
         }

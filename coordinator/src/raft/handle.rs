@@ -1,7 +1,7 @@
 //! What the rest of the process may ask of the driver.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use downpour_proto::Invalid;
 use raft::eraftpb::Message;
@@ -110,7 +110,8 @@ impl Handle {
     /// # Errors
     /// See [`enum@Error`].
     pub async fn propose(&self, body: Body) -> Result<Reply, Error> {
-        let bytes = body.to_log()?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let bytes = body.to_log(now.map_or(0, |since| since.as_millis() as u64))?;
         Ok(self.ask(|reply| Input::Propose(bytes, reply)).await??)
     }
 

@@ -1,11 +1,13 @@
 //! The whole cluster in one reply, for people and tools.
 
+use std::sync::Arc;
+
 use downpour_core::id::ShardId;
 use downpour_proto::v1;
 
 use super::Service;
 use crate::liveness::Liveness;
-use crate::state::{Cluster, Job};
+use crate::state::{Cluster, Job, Node};
 
 impl Service {
     pub(super) fn cluster_reply(&self, cluster: &Cluster) -> v1::GetClusterReply {
@@ -18,11 +20,16 @@ impl Service {
             matched: status.members.iter().find(|one| one.id == id).map_or(0, |one| one.matched),
         };
         let liveness = self.liveness.lock();
+        let load = |node: &Arc<Node>| v1::NodeStatus {
+            server: Some(node.view.server.into()),
+            load: liveness.load(node.view.server),
+        };
         v1::GetClusterReply {
             version: cluster.version,
             members: self.group.members.iter().map(member).collect(),
             nodes: cluster.nodes.values().map(|node| (&node.view).into()).collect(),
             jobs: cluster.jobs.values().map(|job| job_status(job, &liveness)).collect(),
+            loads: cluster.nodes.values().map(load).collect(),
         }
     }
 }

@@ -171,6 +171,7 @@ fn first_route() -> ShardRoute {
         primary: None,
         in_sync: Vec::new(),
         joining: None,
+        moving: None,
     }
 }
 

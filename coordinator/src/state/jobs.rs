@@ -205,7 +205,7 @@ fn first_route(servers: Vec<ServerRef>) -> ShardRoute {
     let primary = servers.first().copied();
     let mut in_sync = servers;
     in_sync.sort_unstable();
-    ShardRoute { epoch: Epoch(1), set_version: 1, primary, in_sync, joining: None }
+    ShardRoute { epoch: Epoch(1), set_version: 1, primary, in_sync, joining: None, moving: None }
 }
 
 fn difference(is: &JobSpec, wanted: &JobSpec) -> String {

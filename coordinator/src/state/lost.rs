@@ -108,6 +108,7 @@ impl State {
                 primary: Some(again.server),
                 in_sync: vec![again.server],
                 joining: None,
+                moving: None,
             };
             routes.insert(again.shard, new);
         }
@@ -115,6 +116,10 @@ impl State {
             return Ok(Reply::Done);
         }
         let version = self.cluster.version;
+        let (count, name) = (routes.len(), job.view.spec.name.clone());
+        let text =
+            format!("{count} lost shards of job {name} go on from checkpoint {}", from.checkpoint);
+        self.tell("failover", text);
         let job = self.job_mut(id);
         let epochs = routes.iter().map(|(shard, route)| (*shard, route.epoch)).collect();
         let all = job.view.orders.set_back(SetBack { shards: epochs, ..from });

@@ -60,7 +60,10 @@ impl State {
         };
         self.last.incarnation += 1;
         let server = ServerRef { node, incarnation: Incarnation(self.last.incarnation) };
-        let view = NodeView { name, server, address, zone, alive: true };
+        let admission = self.cluster.nodes.get(&node).map(|node| node.view.admission);
+        let admission = admission.unwrap_or_default();
+        self.tell("node", format!("{name} registered at {address}"));
+        let view = NodeView { name, server, address, zone, alive: true, admission };
         let version = self.cluster.version;
         self.cluster.nodes.insert(node, Arc::new(Node { view, version }));
         self.requests.remember(request, Remembered::Server(server));
@@ -70,6 +73,13 @@ impl State {
 
     pub(super) fn judge_dead(&mut self, servers: &[ServerRef]) -> Outcome {
         for &server in servers {
+            if self.cluster.life(server) == Life::Alive {
+                let routes = self.cluster.routes();
+                let led = routes.filter(|(_, _, _, route)| route.primary == Some(server)).count();
+                let text =
+                    format!("{} was judged dead: it led {led} shards", self.cluster.name(server));
+                self.tell("failover", text);
+            }
             self.set_alive(server, Life::Alive, false);
         }
         self.settle_routes();

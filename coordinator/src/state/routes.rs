@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use downpour_core::id::{Epoch, ServerRef};
-use downpour_core::routing::ShardRoute;
+use downpour_core::id::{Epoch, JobId, ServerRef, ShardId};
+use downpour_core::routing::{Move, ShardRoute};
 
 use super::{Life, Outcome, Refused, Reply, State};
 use crate::command::InSyncChange;
@@ -12,7 +12,7 @@ use crate::command::InSyncChange;
 /// Makes a route agree with what is known of its members. Lives that are over leave the set. A primary that is over or judged dead is
 /// replaced by a member of the set; where nobody else is heard, one that is only judged dead is waited for, and where nobody is left the
 /// shard is lost. Who is joining goes on only while it and the primary are heard and the primary stays:
-/// a primary that is waited for may never come back, and servers have only so many joins at once. `primaries` counts the shards of each server: the one with the fewest is promoted. Gives the new route if it differs.
+/// a primary that is waited for may never come back, and servers have only so many joins at once. A move goes on as long as it can: see [`goes_on`]. `primaries` counts the shards of each server: the one with the fewest is promoted. Gives the new route if it differs.
 #[must_use]
 pub fn settle(
     route: &ShardRoute,
@@ -40,9 +40,10 @@ pub fn settle(
     }
     let promoted = successor.is_some() && successor != Some(primary);
     let copies = successor == Some(primary) && life(primary) == Life::Alive;
-    let goes_on = |&server: &ServerRef| copies && life(server) == Life::Alive;
-    let joining = route.joining.filter(goes_on);
-    if in_sync.len() == route.in_sync.len() && joining == route.joining {
+    let heard = |&server: &ServerRef| copies && life(server) == Life::Alive;
+    let joining = route.joining.filter(heard);
+    let moving = route.moving.filter(|moving| goes_on(*moving, &in_sync, &life));
+    if in_sync.len() == route.in_sync.len() && joining == route.joining && moving == route.moving {
         return None;
     }
     Some(ShardRoute {
@@ -51,13 +52,20 @@ pub fn settle(
         primary: successor,
         in_sync,
         joining,
+        moving,
     })
+}
+
+/// Whether a move can still be done: there is a copy to move, and it has arrived or can.
+fn goes_on(moving: Move, in_sync: &[ServerRef], life: impl Fn(ServerRef) -> Life) -> bool {
+    let arrived = in_sync.contains(&moving.to);
+    in_sync.contains(&moving.from) && (arrived || life(moving.to) == Life::Alive)
 }
 
 impl State {
     /// Settles every shard after a life of a server began or ended.
     pub(super) fn settle_routes(&mut self) {
-        let (cluster, version) = (self.cluster.clone(), self.cluster.version);
+        let cluster = self.cluster.clone();
         for (&id, job) in &cluster.jobs {
             let mut primaries = BTreeMap::new();
             for primary in job.view.shards.iter().filter_map(|route| route.primary) {
@@ -67,14 +75,33 @@ impl State {
                 Some((shard, settle(route, |server| cluster.life(server), &mut primaries)?))
             });
             let settled: Vec<_> = settled.collect();
-            if !settled.is_empty() {
-                let view = &mut self.job_mut(id).view;
-                view.version = version;
-                for (shard, route) in settled {
-                    view.shards[shard] = route;
-                }
+            for (shard, route) in settled {
+                self.set_route(id, ShardId(shard as u32), route);
             }
         }
+    }
+
+    /// Replaces a route by one that follows it. Keeps the promise that a move is there only while it goes on, and that every change has a version.
+    pub(super) fn set_route(&mut self, id: JobId, shard: ShardId, mut route: ShardRoute) {
+        let cluster = &self.cluster;
+        let known = &cluster.job(id).expect("callers looked it up").view;
+        let before = &known.shards[shard.0 as usize];
+        let alive = |server| cluster.life(server);
+        route.moving = route.moving.filter(|moving| goes_on(*moving, &route.in_sync, alive));
+        route.set_version = before.set_version + 1;
+        let ended = before.moving.filter(|_| route.moving.is_none()).map(|moving| {
+            let done = route.in_sync.contains(&moving.to) && !route.in_sync.contains(&moving.from);
+            let end = if done { "done" } else { "came to nothing" };
+            let (from, to) = (cluster.name(moving.from), cluster.name(moving.to));
+            format!("shard {shard} of job {}: move from {from} to {to} {end}", known.spec.name)
+        });
+        if let Some(text) = ended {
+            self.tell("move", text);
+        }
+        let version = self.cluster.version;
+        let view = &mut self.job_mut(id).view;
+        view.version = version;
+        view.shards[shard.0 as usize] = route;
     }
 
     /// Compare-and-swap on (epoch, set version), by the primary alone (protocol 3.1, 3.2).
@@ -99,13 +126,12 @@ impl State {
             |server: &ServerRef| change.add.contains(server) || change.remove.contains(server);
         let joining = route.joining.filter(|server| !over(server));
         if in_sync != route.in_sync || joining != route.joining {
-            let version = self.cluster.version;
             (route.in_sync, route.joining) = (in_sync, joining);
-            route.set_version += 1;
-            let view = &mut self.job_mut(change.job).view;
-            view.version = version;
-            view.shards[change.shard.0 as usize] = route.clone();
+            // Who cannot be copied to, or does not keep up, is no place to move to.
+            route.moving = route.moving.filter(|moving| !change.remove.contains(&moving.to));
+            self.set_route(change.job, change.shard, route);
         }
+        let route = self.job(change.job)?.view.shards[change.shard.0 as usize].clone();
         Ok(Reply::InSync { changed: true, route })
     }
 
@@ -123,15 +149,14 @@ impl State {
         let Some(successor) = successor.filter(|_| all) else { return self.change_in_sync(change) };
         let route = ShardRoute {
             epoch: Epoch(route.epoch.0 + 1),
-            set_version: route.set_version + 1,
+            set_version: route.set_version,
             primary: Some(successor),
             in_sync: route.others(change.primary).collect(),
             joining: None,
+            moving: route.moving,
         };
-        let version = self.cluster.version;
-        let view = &mut self.job_mut(change.job).view;
-        view.version = version;
-        view.shards[change.shard.0 as usize] = route.clone();
+        self.set_route(change.job, change.shard, route);
+        let route = self.job(change.job)?.view.shards[change.shard.0 as usize].clone();
         Ok(Reply::InSync { changed: true, route })
     }
 
@@ -161,7 +186,9 @@ impl State {
         if in_sync.windows(2).any(|pair| pair[0].node == pair[1].node) {
             return refuse("two lives of one node cannot be in a set".into());
         }
-        if in_sync.len() > replicas as usize && !change.add.is_empty() {
+        // A move has one copy more for a while.
+        let moves = route.is_some_and(|route| route.moving.is_some());
+        if in_sync.len() > replicas as usize + usize::from(moves) && !change.add.is_empty() {
             return refuse(format!("the job has {replicas} replicas of each shard"));
         }
         Ok(())

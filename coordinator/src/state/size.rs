@@ -4,6 +4,7 @@ use downpour_core::checkpoint::SetBack;
 use prost::Message as _;
 
 use super::checkpoints::SAVED_BYTES;
+use super::events::EVENTS_BYTES;
 use super::{Job, Refused, State};
 
 /// Above this nothing new is taken.
@@ -13,6 +14,8 @@ const STATE_BYTES_MAX: usize = 48 << 20;
 pub(super) const NODE_BYTES: usize = 800;
 pub(super) const JOB_BYTES: usize = 2048;
 pub(super) const SHARD_BYTES: usize = 96;
+/// A shard that moves has one member more besides.
+const MOVE_BYTES: usize = 72;
 pub(super) const VARIABLE_BYTES: usize = 640;
 pub(super) const SESSION_BYTES: usize = 320;
 const REQUEST_BYTES: usize = 320;
@@ -34,6 +37,7 @@ impl Job {
     fn bytes_max(&self) -> usize {
         JOB_BYTES
             + self.view.shards.len() * SHARD_BYTES
+            + self.view.shards.iter().filter(|route| route.moving.is_some()).count() * MOVE_BYTES
             + self.view.variables.len() * VARIABLE_BYTES
             + (self.sessions.len() + self.view.sessions.open.len()) * SESSION_BYTES
             + self.checkpoints.encoded_len()
@@ -49,6 +53,7 @@ impl State {
     /// An upper bound of the bytes of a snapshot.
     pub(super) fn bytes_max(&self) -> usize {
         NODE_BYTES
+            + EVENTS_BYTES
             + self.cluster.nodes.len() * NODE_BYTES
             + self.cluster.jobs.values().map(|job| job.bytes_max()).sum::<usize>()
             + self.requests.len() * REQUEST_BYTES

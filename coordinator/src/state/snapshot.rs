@@ -9,7 +9,7 @@ use downpour_proto::{Invalid, v1};
 use prost::Message;
 
 use super::requests::{Remembered, Requests};
-use super::{Cluster, Counters, Dense, Job, Node, Session, State};
+use super::{Cluster, Counters, Dense, Event, Job, Node, Session, State};
 
 #[derive(Clone, PartialEq, Message)]
 struct Snapshot {
@@ -29,6 +29,17 @@ struct Snapshot {
     jobs: Vec<JobRecord>,
     #[prost(message, repeated, tag = "8")]
     requests: Vec<RequestRecord>,
+    #[prost(message, repeated, tag = "9")]
+    events: Vec<v1::ClusterEvent>,
+    #[prost(uint64, tag = "10")]
+    now_ms: u64,
+}
+
+impl From<&Event> for v1::ClusterEvent {
+    fn from(event: &Event) -> Self {
+        let Event { version, at_ms, kind, text } = event.clone();
+        v1::ClusterEvent { version, at_ms, kind, text }
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -96,6 +107,8 @@ impl State {
                 .iter()
                 .map(|(request, answer)| record(request, answer))
                 .collect(),
+            events: self.cluster.events.iter().map(Into::into).collect(),
+            now_ms: self.now_ms,
         };
         snapshot.encode_to_vec()
     }
@@ -132,7 +145,12 @@ impl State {
             job: snapshot.last_job,
             session: snapshot.last_session,
         };
-        Ok(State { cluster, last, requests })
+        let event = |event: v1::ClusterEvent| {
+            let v1::ClusterEvent { version, at_ms, kind, text } = event;
+            Event { version, at_ms, kind, text }
+        };
+        cluster.events = Arc::new(snapshot.events.into_iter().map(event).collect());
+        Ok(State { cluster, last, requests, now_ms: snapshot.now_ms })
     }
 }
 

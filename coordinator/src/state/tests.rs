@@ -1,6 +1,7 @@
 mod checkpoints;
 mod invariants;
 mod lost;
+mod moves;
 
 use std::collections::BTreeMap;
 
@@ -12,12 +13,13 @@ use downpour_core::routing::ShardRoute;
 use downpour_core::spec::{DenseSpec, JobSpec, Shape, TableSpec, VariableSpec};
 use downpour_proto::v1;
 
-use super::joins::{self, Join};
+use super::joins::{self, Join, Limits};
 use super::{Outcome, Refused, Reply, State};
 use crate::command::{Command, InSyncChange, LabelChange, Opening, Registration};
 
 const JOB: JobId = JobId(1);
 const SHARD: ShardId = ShardId(0);
+const LIMITS: Limits = Limits { joins_per_server: 2, moves: 4 };
 
 /// A state machine with the position in its log.
 #[derive(Clone, Default)]
@@ -247,7 +249,7 @@ fn a_shard_that_lacks_a_member_gets_one_that_lives_and_the_wish_ends_with_the_te
 {
     let (mut machine, members) = Machine::with_job(3, 2);
     let third = (1..=3).map(|n| server(n, n.into())).find(|one| !members.contains(one)).unwrap();
-    let plan = |machine: &Machine| joins::plan(machine.state.cluster(), &BTreeMap::new());
+    let plan = |machine: &Machine| joins::plan(machine.state.cluster(), &BTreeMap::new(), LIMITS);
     assert_eq!(plan(&machine), [], "nothing is missing");
     machine.join(third);
     assert_eq!(machine.route().joining, None, "nor taken");
@@ -279,9 +281,9 @@ fn a_shard_that_lacks_a_member_gets_one_that_lives_and_the_wish_ends_with_the_te
     assert_eq!((machine.route().joining, machine.route().in_sync), (None, vec![members[0]]));
     let again = machine.restart(members[1]);
     let tried = [((JOB, SHARD), next)].into();
-    assert_eq!(joins::plan(machine.state.cluster(), &tried)[0].server, again);
+    assert_eq!(joins::plan(machine.state.cluster(), &tried, LIMITS)[0].server, again);
     let tried = [((JOB, SHARD), again)].into();
-    assert_eq!(joins::plan(machine.state.cluster(), &tried)[0].server, next);
+    assert_eq!(joins::plan(machine.state.cluster(), &tried, LIMITS)[0].server, next);
     // The tenure ends: its primary alone could have gone on.
     machine.join(again);
     machine.apply(Command::ChangeInSync(machine.change(&[again], &[]))).unwrap();
@@ -350,7 +352,7 @@ fn no_server_copies_or_is_copied_to_more_than_twice_at_once() {
     machine.restart(dead);
     let mut rounds = 0;
     loop {
-        let joins = joins::plan(machine.state.cluster(), &BTreeMap::new());
+        let joins = joins::plan(machine.state.cluster(), &BTreeMap::new(), LIMITS);
         if joins.is_empty() {
             break;
         }

@@ -139,6 +139,7 @@ impl Shard {
             set_version,
             leader: None,
             joining: Some(me),
+            leaving: None,
             commit: Lsn::ZERO,
             log: Log::starting_after(state.last()),
             state,
@@ -146,6 +147,7 @@ impl Shard {
             check_due: false,
             check: None,
             differs: false,
+            traffic: super::Traffic::default(),
             effects: Effects::default(),
         };
         shard.on_view(view);

@@ -51,6 +51,7 @@ fn create_job(script: &Script, server: v1::ServerRef) {
         in_sync: vec![server],
         lost: false,
         joining: None,
+        moving: None,
     };
     script.commit(|event| {
         event.jobs = vec![v1::JobView {

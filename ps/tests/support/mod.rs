@@ -83,6 +83,7 @@ impl Script {
                 address: address.into(),
                 zone: String::new(),
                 alive: true,
+                admission: 0,
             });
             v1::ServerRef { node, incarnation }
         })

@@ -1,9 +1,17 @@
 //! `psctl node`
 
+use anyhow::Context as _;
+use downpour_core::id::NodeId;
+
+use crate::model::Cluster;
 use crate::output::Format;
 
+mod cordon;
 mod describe;
+mod drain;
 mod list;
+mod remove;
+mod uncordon;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -11,6 +19,14 @@ pub(crate) enum Command {
     List(list::Args),
     /// One server and its shards
     Describe(describe::Args),
+    /// Give a server no more copies
+    Cordon(cordon::Args),
+    /// Give a server copies again
+    Uncordon(uncordon::Args),
+    /// Move everything away from a server, while training goes on
+    Drain(drain::Args),
+    /// Forget a server that is gone and holds nothing
+    Remove(remove::Args),
 }
 
 impl Command {
@@ -18,6 +34,18 @@ impl Command {
         match self {
             Self::List(args) => list::run(args, format).await,
             Self::Describe(args) => describe::run(args, format).await,
+            Self::Cordon(args) => cordon::run(args).await,
+            Self::Uncordon(args) => uncordon::run(args).await,
+            Self::Drain(args) => drain::run(args, format).await,
+            Self::Remove(args) => remove::run(args).await,
         }
     }
+}
+
+/// The server of this name.
+fn find(cluster: &Cluster, name: &str) -> anyhow::Result<NodeId> {
+    let node = cluster.nodes.iter().find(|node| node.name == name);
+    let node =
+        node.with_context(|| format!("there is no node {name:?}: psctl node list shows them"))?;
+    Ok(NodeId(node.node))
 }

@@ -4,6 +4,8 @@ use crate::output::Format;
 
 mod describe;
 mod list;
+mod place;
+mod rebalance;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -11,6 +13,10 @@ pub(crate) enum Command {
     List(list::Args),
     /// One shard
     Describe(describe::Args),
+    /// Bring a copy of a shard to another server, or make another member its primary
+    Move(place::Args),
+    /// Spread shards and primaries by what servers have to do
+    Rebalance(rebalance::Args),
 }
 
 impl Command {
@@ -18,6 +24,8 @@ impl Command {
         match self {
             Self::List(args) => list::run(args, format).await,
             Self::Describe(args) => describe::run(args, format).await,
+            Self::Move(args) => place::run(args, format).await,
+            Self::Rebalance(args) => rebalance::run(args, format).await,
         }
     }
 }

@@ -15,6 +15,8 @@ fn route(shard: u32, primary: Option<u32>, in_sync: &[u32]) -> v1::ShardRoute {
         in_sync: in_sync.iter().map(|node| server(*node)).collect(),
         lost: primary.is_none(),
         joining: (primary.is_some() && in_sync.len() < 2).then(|| server(1)),
+        moving: (primary == Some(2) && in_sync.len() < 2)
+            .then(|| v1::ShardMove { from: Some(server(2)), to: Some(server(1)) }),
     }
 }
 
@@ -27,6 +29,7 @@ fn node(node: u32, name: &str, alive: bool) -> v1::NodeView {
         address,
         zone: String::new(),
         alive,
+        admission: 0,
     }
 }
 
@@ -59,6 +62,8 @@ fn cluster() -> Cluster {
         last_lsn: (2 << 40) | 5,
         rows,
         bytes: rows * 100,
+        rows_per_s: rows as f64,
+        ..v1::ShardReport::default()
     };
     let rolled_back = vec![v1::RolledBackPushes {
         shard: 1,
@@ -98,6 +103,7 @@ fn cluster() -> Cluster {
             reports: vec![report(0, 10), report(1, 20)],
             ..v1::JobStatus::default()
         }],
+        ..v1::GetClusterReply::default()
     }
     .into()
 }
@@ -112,8 +118,8 @@ fn the_json_of_a_cluster_is_a_promise() {
     let node = |name: &str, number: u32, alive: bool, primaries: u64, backups: u64, rows: u64| {
         json!({
             "name": name, "node": number, "incarnation": number + 10,
-            "address": format!("127.0.0.1:{number}"), "zone": "", "alive": alive,
-            "primaries": primaries, "backups": backups, "rows": rows, "bytes": rows * 100,
+            "address": format!("127.0.0.1:{number}"), "zone": "", "alive": alive, "admission": "open",
+            "primaries": primaries, "backups": backups, "rows": rows, "bytes": rows * 100, "rows_per_s": rows as f64,
         })
     };
     assert_eq!(
@@ -139,8 +145,8 @@ fn the_json_of_a_cluster_is_a_promise() {
         json(&cluster.shards[1]),
         json!({
             "job": "ctr", "shard": 1, "epoch": 2, "set_version": 3, "primary": "ps-1",
-            "in_sync": ["ps-1"], "joining": "ps-0", "replicas": 2, "lost": false, "rows": 20, "bytes": 2000,
-            "last_lsn": 2_199_023_255_557_u64, "set_back": null,
+            "in_sync": ["ps-1"], "joining": "ps-0", "moving": {"from": "ps-1", "to": "ps-0", "step": "copying"}, "replicas": 2, "lost": false, "rows": 20, "bytes": 2000,
+            "last_lsn": 2_199_023_255_557_u64, "rows_per_s": 20.0, "set_back": null,
         })
     );
     assert_eq!(

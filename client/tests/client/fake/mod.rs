@@ -151,7 +151,14 @@ impl Cluster {
             let incarnation = Incarnation(life + u64::from(node.0) * 100);
             let server = ServerRef { node, incarnation };
             let name = format!("ps-{node}");
-            let view = NodeView { name, server, address, zone: String::new(), alive: true };
+            let view = NodeView {
+                name,
+                server,
+                address,
+                zone: String::new(),
+                alive: true,
+                admission: downpour_core::view::Admission::Open,
+            };
             state.nodes.insert(node, view);
             server
         };
@@ -212,6 +219,7 @@ impl State {
             primary: Some(next),
             in_sync: vec![next],
             joining: None,
+            moving: None,
         };
         view.version += 1;
     }
@@ -245,6 +253,7 @@ impl State {
                     primary: Some(servers[shard % servers.len()]),
                     in_sync: vec![servers[shard % servers.len()]],
                     joining: None,
+                    moving: None,
                 })
                 .collect(),
             sessions: ClosedSessions::default(),

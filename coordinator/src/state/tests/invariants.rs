@@ -3,29 +3,76 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use downpour_core::id::{Epoch, JobId, ServerRef, SessionId, ShardId};
-use downpour_core::routing::ShardRoute;
+use downpour_core::routing::{Move, ShardRoute};
+use downpour_core::view::Admission;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::super::joins::{self, Join};
+use super::super::moves::{self, Placement, Placing};
 use super::super::{Cluster, Life, Outcome, Reply, State};
-use super::{Machine, job_spec, server, table};
+use super::{LIMITS, Machine, job_spec, server, table};
 use crate::command::{Command, InSyncChange, LabelChange, Opening, Registration};
 
 /// What is tried next. Choices are made among what exists when it is tried.
 #[derive(Clone, Debug)]
 enum Step {
-    Register { name: u32, request: u8 },
+    Register {
+        name: u32,
+        request: u8,
+    },
     Judge(Index),
     Revive(Index),
-    Join { job: Index, shard: Index, server: Option<Index> },
-    Change { job: Index, shard: Index, add: Option<Index>, remove: Option<Index>, stale: bool },
-    Create { name: u8, shards: u32, replicas: u32 },
+    Join {
+        job: Index,
+        shard: Index,
+        server: Option<Index>,
+    },
+    Change {
+        job: Index,
+        shard: Index,
+        add: Option<Index>,
+        remove: Option<Index>,
+        stale: bool,
+    },
+    /// What the leader would do about moves.
+    Lead,
+    Place {
+        job: Index,
+        shard: Index,
+        server: Index,
+        kind: u8,
+    },
+    Admit {
+        server: Index,
+        admission: u8,
+    },
+    RemoveNode(Index),
+    Create {
+        name: u8,
+        shards: u32,
+        replicas: u32,
+    },
     Delete(Index),
-    Define { job: Index, session: Index, name: u8, dim: u32 },
-    Label { job: Index, value: u8, expected: Option<u8> },
-    Open { job: Index, request: u8 },
-    Close { job: Index, session: Index },
+    Define {
+        job: Index,
+        session: Index,
+        name: u8,
+        dim: u32,
+    },
+    Label {
+        job: Index,
+        value: u8,
+        expected: Option<u8>,
+    },
+    Open {
+        job: Index,
+        request: u8,
+    },
+    Close {
+        job: Index,
+        session: Index,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -38,6 +85,11 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(job, shard, add, remove, stale)| Step::Change { job, shard, add, remove, stale }),
         4 => (index(), index(), any::<Option<Index>>())
             .prop_map(|(job, shard, server)| Step::Join { job, shard, server }),
+        6 => (index(), index(), index(), 0u8..8)
+            .prop_map(|(job, shard, server, kind)| Step::Place { job, shard, server, kind }),
+        4 => Just(Step::Lead),
+        2 => (index(), 0u8..3).prop_map(|(server, admission)| Step::Admit { server, admission }),
+        1 => index().prop_map(Step::RemoveNode),
         2 => (0u8..4, 1u32..6, 1u32..=3)
             .prop_map(|(name, shards, replicas)| Step::Create { name, shards, replicas }),
         1 => index().prop_map(Step::Delete),
@@ -81,7 +133,7 @@ fn command(cluster: &Cluster, step: Step) -> Command {
         Step::Judge(index) => Command::JudgeDead(vec![any_server(cluster, &index)]),
         Step::Revive(index) => Command::Revive(any_server(cluster, &index)),
         Step::Join { job, shard, server } => {
-            let planned = joins::plan(cluster, &BTreeMap::new());
+            let planned = joins::plan(cluster, &BTreeMap::new(), LIMITS);
             let Some(server) = server else { return Command::PlanJoins(planned) };
             let job = any_job(cluster, &job);
             let routes = cluster.job(job).map_or(Vec::new(), |job| job.view.shards.clone());
@@ -113,6 +165,35 @@ fn command(cluster: &Cluster, step: Step) -> Command {
                 remove: remove.map(|index| any_server(cluster, &index)).into_iter().collect(),
             })
         }
+        Step::Lead => {
+            let mut placements = moves::promotions(cluster);
+            placements.extend(moves::evacuations(cluster));
+            Command::Place(placements)
+        }
+        Step::Place { job, shard, server: to, kind } => {
+            let job = any_job(cluster, &job);
+            let routes = cluster.job(job).map_or(Vec::new(), |job| job.view.shards.clone());
+            let shard = shard.index(routes.len().max(1));
+            let (epoch, set_version, from) =
+                routes.get(shard).map_or((Epoch(1), 1, None), |route| {
+                    let from =
+                        if kind % 2 == 0 { route.primary } else { route.in_sync.last().copied() };
+                    (route.epoch, route.set_version, from)
+                });
+            let to = any_server(cluster, &to);
+            let placing = match kind {
+                0..5 => Placing::Move(Move { from: from.unwrap_or_else(|| server(9, 99)), to }),
+                5 | 6 => Placing::Promote(to),
+                _ => Placing::Cancel,
+            };
+            let (shard, reason) = (ShardId(shard as u32), String::from("it was asked for"));
+            Command::Place(vec![Placement { job, shard, epoch, set_version, placing, reason }])
+        }
+        Step::Admit { server, admission } => {
+            let admissions = [Admission::Open, Admission::Cordoned, Admission::Draining];
+            Command::Admit(any_server(cluster, &server).node, admissions[usize::from(admission)])
+        }
+        Step::RemoveNode(index) => Command::RemoveNode(any_server(cluster, &index).node),
         Step::Create { name, shards, replicas } => {
             Command::CreateJob(job_spec(&format!("job-{name}"), shards, replicas))
         }
@@ -146,13 +227,22 @@ fn command(cluster: &Cluster, step: Step) -> Command {
 fn check_route(cluster: &Cluster, route: &ShardRoute, replicas: u32) {
     let nodes: BTreeSet<_> = route.in_sync.iter().map(|member| member.node).collect();
     assert_eq!(nodes.len(), route.in_sync.len(), "a node once: {route:?}");
-    assert!(route.in_sync.is_sorted() && route.in_sync.len() <= replicas as usize, "{route:?}");
+    let most = replicas as usize + usize::from(route.moving.is_some());
+    assert!(route.in_sync.is_sorted() && route.in_sync.len() <= most, "{route:?}");
+    if let Some(moving) = route.moving {
+        assert!(route.in_sync.contains(&moving.from) && moving.from.node != moving.to.node);
+        let arrived = route.in_sync.contains(&moving.to);
+        assert!(arrived || cluster.life(moving.to) == Life::Alive, "{route:?}");
+        assert!(route.step().is_some());
+    }
     match route.primary {
         Some(primary) => assert!(route.in_sync.contains(&primary), "{route:?}"),
         None => assert!(route.in_sync.is_empty(), "lost: {route:?}"),
     }
     if let Some(joining) = route.joining {
-        assert!(!nodes.contains(&joining.node) && route.in_sync.len() < replicas as usize);
+        let moves = route.moving.is_some_and(|moving| moving.to == joining);
+        let short = route.staying().count() < replicas as usize;
+        assert!(!nodes.contains(&joining.node) && (short || moves), "{route:?}");
         assert_eq!(cluster.life(joining), Life::Alive, "{route:?}");
     }
     for &member in &route.in_sync {
@@ -161,11 +251,13 @@ fn check_route(cluster: &Cluster, route: &ShardRoute, replicas: u32) {
 }
 
 /// What may become of a route in one step.
-fn check_route_step(before: &ShardRoute, after: &ShardRoute, cluster: &Cluster) {
+fn check_route_step(before: &ShardRoute, after: &ShardRoute, cluster: &Cluster, placed: bool) {
     assert!(after.epoch >= before.epoch && after.set_version >= before.set_version);
     let added = after.in_sync.iter().filter(|one| !before.in_sync.contains(one));
     assert!(added.clone().all(|&one| before.joining == Some(one)), "{before:?} {after:?}");
-    if (&before.in_sync, before.joining) != (&after.in_sync, after.joining) {
+    let set =
+        |route: &ShardRoute| (route.in_sync.clone(), route.joining, route.moving, route.primary);
+    if set(before) != set(after) {
         assert_eq!(after.set_version, before.set_version + 1);
     } else {
         assert_eq!(before, after);
@@ -177,7 +269,9 @@ fn check_route_step(before: &ShardRoute, after: &ShardRoute, cluster: &Cluster) 
         assert!(before.in_sync.contains(&promoted), "promoted from outside: {before:?} {after:?}");
         let heard = after.in_sync.iter().any(|&member| cluster.life(member) == Life::Alive);
         assert!(!heard || cluster.life(promoted) == Life::Alive, "{after:?}");
-        assert_ne!(cluster.life(before.primary.unwrap()), Life::Alive, "a live primary stays");
+        let lives = cluster.life(before.primary.unwrap()) == Life::Alive;
+        assert!(placed || !lives, "a live primary stays unless it is told to go");
+        assert!(!lives || before.in_sync == after.in_sync, "and remains a member");
     } else {
         assert!(before.in_sync.iter().all(|&member| cluster.life(member) == Life::Over));
     }
@@ -212,7 +306,7 @@ fn check(
             assert_eq!(job.view.version, new.version, "a watcher must learn of it");
         }
         for (before, after) in earlier.view.shards.iter().zip(&job.view.shards) {
-            check_route_step(before, after, new);
+            check_route_step(before, after, new, matches!(outcome, Ok(Reply::Placed(_))));
         }
         let ended = earlier.sessions.keys().filter(|session| !job.sessions.contains_key(session));
         closed.extend(ended.map(|&session| (*id, session)));
@@ -255,6 +349,7 @@ proptest! {
             let mut restored = State::restore(&snapshot).unwrap();
             prop_assert_eq!(&restored, &before);
             let outcome = machine.apply(command.clone());
+            prop_assert!(machine.state.cluster().events.len() <= 512);
             prop_assert_eq!(&restored.apply(machine.index, command), &outcome);
             prop_assert_eq!(&restored, &machine.state);
             check(&before, &machine.state, &outcome, &mut closed);

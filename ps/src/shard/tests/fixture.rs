@@ -36,6 +36,7 @@ pub(crate) fn route(epoch: u64, set_version: u64, primary: u32, in_sync: &[u32])
         primary: Some(server(primary)),
         in_sync: in_sync.iter().map(|&node| server(node)).collect(),
         joining: None,
+        moving: None,
     }
 }
 

@@ -1,5 +1,5 @@
 //! Replicas of one shard, a scripted coordinator and two clients, over a network that loses, repeats and reorders; servers crash and return empty, and
-//! become members again by a cut and the log after it.
+//! become members again by a cut and the log after it. Copies move from server to server meanwhile; in one test each party of a move dies at each of its steps.
 //!
 //! Checked at every step: whoever acknowledges in an epoch has everything that any epoch acknowledged, also what an older one acknowledges later
 //! because an answer was long on its way (invariant 2 of the design), and replicas at one LSN are equal (3). At the end, with faults over, the shard serves again and the probe of docs/protocol.md 10 holds (1): every push was
@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use downpour_core::id::{Epoch, Incarnation, Lsn, ServerRef, SessionId};
 use downpour_core::mix::mix64;
-use downpour_core::routing::ShardRoute;
+use downpour_core::routing::{Move, MoveStep, ShardRoute};
 use downpour_core::view::JobView;
 
 use super::fixture::*;
@@ -21,7 +21,9 @@ use crate::shard::{
     Ticket,
 };
 
-const SERVERS: u32 = 4;
+const SERVERS: u32 = 5;
+/// As in the job of the fixture. The other servers are there to move to.
+const REPLICAS: usize = 3;
 const CLIENTS: u64 = 2;
 const PUSHES: u64 = 60;
 const FAULTY_STEPS: u32 = 2_000;
@@ -110,10 +112,14 @@ struct Simulation {
     digests: BTreeMap<Lsn, u64>,
     copies: Vec<Copying>,
     seen: Seen,
+    /// No more faults, and nothing new is begun.
+    calm: bool,
+    /// So many steps without a leader of the coordinators.
+    leaderless: u32,
 }
 
 /// What happened, to know that the schedules are worth something.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Seen {
     served: u32,
     moves: u32,
@@ -121,12 +127,14 @@ struct Seen {
     added: u32,
     promoted: u32,
     checks: u32,
+    moved: u32,
+    moves_undone: u32,
 }
 
 impl Simulation {
     fn new(seed: u64) -> Self {
         let members: Vec<u32> = (1..=SERVERS).collect();
-        let view = view(1, route(1, 1, 1, &members));
+        let view = view(1, route(1, 1, 1, &members[..REPLICAS]));
         let idle = |node| Server { me: server(node), shard: None, waiting: Vec::new() };
         let client = |session| Client {
             session: SessionId(session),
@@ -147,6 +155,8 @@ impl Simulation {
             digests: BTreeMap::new(),
             copies: Vec::new(),
             seen: Seen::default(),
+            calm: false,
+            leaderless: 0,
         }
     }
 
@@ -185,15 +195,9 @@ impl Simulation {
                 return self.seen;
             }
         }
+        self.calm = true;
         for _ in 0..CALM_STEPS {
-            match self.draw(10) {
-                _ if self.network.len() > IN_FLIGHT_MAX => self.deliver(),
-                0 => self.send_pushes(),
-                1 => self.publish(),
-                2 | 3 => self.tick(),
-                4 => self.rewind(),
-                _ => self.deliver(),
-            }
+            self.calm_step();
             if self.finished() {
                 self.probe();
                 self.seen.served = 1;
@@ -203,15 +207,31 @@ impl Simulation {
         panic!("seed {}: the shard does not serve after the faults ended", self.seed);
     }
 
+    fn calm_step(&mut self) {
+        match self.draw(10) {
+            _ if self.network.len() > IN_FLIGHT_MAX => self.deliver(),
+            0 => self.send_pushes(),
+            1 => self.publish(),
+            2 | 3 => self.tick(),
+            4 => self.rewind(),
+            _ => self.deliver(),
+        }
+    }
+
     /// A process dies and its successor registers: the committed command removes the old incarnation from the set.
     fn crash(&mut self) {
         let index = self.draw(SERVERS as usize);
+        self.crash_server(index);
+    }
+
+    fn crash_server(&mut self, index: usize) {
         let old = self.servers[index].me;
         self.incarnations += 1;
         let me = ServerRef { node: old.node, incarnation: Incarnation(self.incarnations) };
         self.servers[index] = Server { me, shard: None, waiting: Vec::new() };
         if !self.route().in_sync.contains(&old) {
-            if self.route().joining == Some(old) {
+            let moves = self.route().moving.is_some_and(|moving| moving.to == old);
+            if self.route().joining == Some(old) || moves {
                 self.commit(None, Some(old));
             }
             return;
@@ -254,19 +274,78 @@ impl Simulation {
             route.joining = route.joining.filter(|server| Some(*server) != removed);
             route.in_sync.retain(|member| Some(*member) != removed);
         });
+        if removed.is_some() && self.route().moving.map(|moving| moving.to) == removed {
+            self.seen.moves_undone += 1;
+            self.view = changed(&self.view, |view| view.shards[0].moving = None);
+        }
+        self.end_move();
+    }
+
+    /// The route forgets a move that is over.
+    fn end_move(&mut self) {
+        let Some(Move { from, to }) = self.route().moving else { return };
+        let (in_sync, lives) =
+            (&self.route().in_sync, |server| self.servers.iter().any(|one| one.me == server));
+        let done = !in_sync.contains(&from);
+        if done || (!in_sync.contains(&to) && !lives(to)) {
+            if done && in_sync.contains(&to) {
+                self.seen.moved += 1;
+            } else {
+                self.seen.moves_undone += 1;
+            }
+            self.view = changed(&self.view, |view| view.shards[0].moving = None);
+        }
+    }
+
+    /// What the coordinator's leader does about a move: begins one, has the new member join, has it promoted, or gives it up.
+    fn plan_move(&mut self) {
+        let route = self.route().clone();
+        match (route.moving, route.step()) {
+            (None, _) if route.joining.is_none() && !self.calm => {
+                let from = route.in_sync[self.draw(route.in_sync.len())];
+                let lives = self.servers.iter().map(|one| one.me);
+                let free: Vec<_> = lives.filter(|one| !route.in_sync.contains(one)).collect();
+                if let Some(&to) = free.get(self.draw(free.len())) {
+                    self.change(|route| route.moving = Some(Move { from, to }));
+                }
+            }
+            (Some(Move { to, .. }), Some(MoveStep::Queued)) if route.joining.is_none() => {
+                self.change(|route| route.joining = Some(to));
+            }
+            (Some(Move { to, .. }), Some(MoveStep::Promotion)) => self.commit(Some(to), None),
+            (Some(Move { from, to }), _)
+                if !self.calm && self.draw(40) == 0 && route.primary != Some(to) =>
+            {
+                self.seen.moves_undone += 1;
+                if route.in_sync.contains(&to) {
+                    self.change(|route| route.moving = Some(Move { from: to, to: from }));
+                } else {
+                    self.change(|route| (route.moving, route.joining) = (None, None));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut ShardRoute)) {
+        self.view = changed(&self.view, |view| {
+            view.version += 1;
+            view.shards[0].set_version += 1;
+            change(&mut view.shards[0]);
+        });
     }
 
     /// The coordinator has a server join where a member is missing.
     fn plan_join(&mut self) {
         if let Some(joining) = self.route().joining {
             // It is not heard; soon it may be again.
-            if self.draw(16) == 0 {
+            if !self.calm && self.draw(16) == 0 {
                 self.commit(None, Some(joining));
             }
             return;
         }
         let route = self.route();
-        if route.in_sync.len() >= SERVERS as usize - 1 {
+        if route.staying().count() >= REPLICAS {
             return;
         }
         let free: Vec<_> = self
@@ -275,7 +354,7 @@ impl Simulation {
             .map(|one| one.me)
             .filter(|me| !route.in_sync.contains(me))
             .collect();
-        let joining = free[self.draw(free.len())];
+        let Some(&joining) = free.get(self.draw(free.len())) else { return };
         self.view = changed(&self.view, |view| {
             view.version += 1;
             let route = &mut view.shards[0];
@@ -348,8 +427,11 @@ impl Simulation {
     }
 
     fn publish(&mut self) {
-        if self.draw(4) == 0 {
+        if self.draw(4) == 0 && self.leaderless == 0 {
             self.plan_join();
+        }
+        if self.draw(2) == 0 && self.leaderless == 0 {
+            self.plan_move();
         }
         let index = self.draw(SERVERS as usize);
         let (to, view) = (self.servers[index].me, Arc::clone(&self.view));
@@ -418,6 +500,10 @@ impl Simulation {
         if let Some(copy) = shard.begin_copy() {
             let loader = Loader::new(shard.state().identity());
             self.copies.push(Copying { from: me, copy, loader });
+        }
+        if let Some(member) = shard.retiring() {
+            let (set_version, primary) = (shard.set_version(), me);
+            self.network.push((None, Message::Remove { epoch, set_version, primary, member }));
         }
         if let Some(proposal) = shard.proposal() {
             self.network.push((None, Message::Add { proposal, primary: me }));
@@ -566,6 +652,9 @@ impl Simulation {
     }
 
     fn coordinate(&mut self, message: Message) {
+        if self.leaderless > 0 {
+            return;
+        }
         let (epoch, set_version, primary) = match &message {
             Message::Remove { epoch, set_version, primary, .. } => (*epoch, *set_version, *primary),
             Message::Add { proposal, primary } => (proposal.epoch, proposal.set_version, *primary),
@@ -574,7 +663,9 @@ impl Simulation {
         let route = self.route();
         if (route.epoch, route.set_version, route.primary) == (epoch, set_version, Some(primary)) {
             match message {
-                Message::Remove { member, .. } => self.commit(None, Some(member)),
+                Message::Remove { member, .. } if member != primary => {
+                    self.commit(None, Some(member));
+                }
                 Message::Add { proposal, .. } if route.joining == Some(proposal.server) => {
                     self.seen.added += 1;
                     self.view = changed(&self.view, |view| {
@@ -608,8 +699,13 @@ impl Simulation {
         assert_eq!(digest, shard.state().digest(), "seed {}: at {}", self.seed, shard.last());
     }
 
+    /// Every push was acknowledged, and no move is left half done.
     fn finished(&self) -> bool {
+        let primary = self.servers.iter().find(|server| Some(server.me) == self.route().primary);
+        let role = primary.and_then(|server| server.shard.as_ref()).map(Shard::role);
         self.clients.iter().all(|client| client.acknowledged.len() as u64 == PUSHES)
+            && self.route().moving.is_none()
+            && matches!(role, Some(Role::Primary(_)))
     }
 
     /// Each push has a row of its own, and one row counts them all.
@@ -636,27 +732,135 @@ fn counting_of(session: SessionId, sequence: u64) -> crate::record::Push {
     push_of(session, sequence, vec![rows(COUNTS, 1, &[0, serial(session, sequence)], 1.0)])
 }
 
+/// The steps of a move (docs/protocol.md 5), each reached when the one before is over and this one is not.
+const STEPS: std::ops::RangeInclusive<u32> = 1..=8;
+
+/// Who dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Party {
+    Old,
+    New,
+    Other,
+    /// What it was told and did not commit is lost, and there is no other one for a while.
+    Leader,
+}
+
+impl Simulation {
+    /// Whether a move from server 1 (the primary) or 2 to server 4 has come to this step.
+    fn reached(&self, step: u32) -> bool {
+        let to = server(4);
+        let role = self.servers.iter().find(|one| one.me == to).and_then(|one| one.shard.as_ref());
+        let role = role.map(Shard::role);
+        let arrived = self.route().in_sync.contains(&to);
+        match step {
+            1 => self.route().moving.is_some(),
+            2 => !self.copies.is_empty(),
+            3 => matches!(role, Some(Role::Joining)),
+            4 => self.network.iter().any(|(_, message)| matches!(message, Message::Add { .. })),
+            5 => arrived,
+            6 => matches!(role, Some(Role::Promoting(_))),
+            7 => matches!(role, Some(Role::Primary(_))),
+            _ => arrived && self.route().moving.is_none(),
+        }
+    }
+
+    fn lose(&mut self, party: Party, from: ServerRef) {
+        let victim = match party {
+            Party::Old => from,
+            Party::New => server(4),
+            Party::Other => server(3),
+            Party::Leader => {
+                self.network.retain(|(to, _)| to.is_some());
+                self.leaderless = 200;
+                return;
+            }
+        };
+        if let Some(index) = self.servers.iter().position(|one| one.me == victim) {
+            self.crash_server(index);
+        }
+    }
+
+    /// Moves a copy while clients push; `party` dies when the move has come to `step`.
+    fn run_move(mut self, from: ServerRef, step: u32, party: Party) -> Seen {
+        self.calm = true;
+        while !self.servers[0]
+            .shard
+            .as_ref()
+            .is_some_and(|one| matches!(one.role(), Role::Primary(_)))
+        {
+            self.calm_step();
+        }
+        self.change(|route| route.moving = Some(Move { from, to: server(4) }));
+        let mut lost = false;
+        for _ in 0..CALM_STEPS {
+            if !lost && self.reached(step) {
+                lost = true;
+                self.lose(party, from);
+            }
+            self.leaderless = self.leaderless.saturating_sub(1);
+            self.calm_step();
+            if lost
+                && self.finished()
+                && self.leaderless == 0
+                && self.route().in_sync.len() >= REPLICAS
+            {
+                self.probe();
+                self.seen.served = 1;
+                let primaries = self.servers.iter().filter_map(|one| one.shard.as_ref());
+                let primaries = primaries.filter(|shard| {
+                    matches!(shard.role(), Role::Primary(_)) && shard.epoch() == self.route().epoch
+                });
+                assert_eq!(primaries.count(), 1);
+                return self.seen;
+            }
+        }
+        panic!("seed {}: {party:?} died at step {step}: {:?}", self.seed, self.route());
+    }
+}
+
+#[test]
+fn a_move_ends_done_or_undone_whoever_dies_at_whichever_step() {
+    for from in [server(1), server(2)] {
+        // Where a backup moves nobody is promoted.
+        for step in STEPS.filter(|step| from == server(1) || !(6..8).contains(step)) {
+            for party in [Party::Old, Party::New, Party::Other, Party::Leader] {
+                let (mut moved, mut undone) = (0, 0);
+                for seed in 1..=4 {
+                    let seen = Simulation::new(seed).run_move(from, step, party);
+                    (moved, undone) = (moved + seen.moved, undone + seen.moves_undone);
+                }
+                let told = format!(
+                    "{party:?} of the move from {from} died at step {step}: {moved} done, {undone} undone"
+                );
+                assert_eq!(moved + undone, 4, "{told}");
+                let lives_on = matches!(party, Party::Other | Party::Leader) || step == 8;
+                assert!(!lives_on || moved == 4, "{told}");
+            }
+        }
+    }
+}
+
 #[test]
 fn acknowledged_pushes_survive_crashes_moves_and_a_bad_network_exactly_once() {
     let mut all = Seen::default();
     for seed in 1..=200 {
-        let Seen { served, moves, copies, added, promoted, checks } = Simulation::new(seed).run();
+        let one = Simulation::new(seed).run();
         all = Seen {
-            served: all.served + served,
-            moves: all.moves + moves,
-            copies: all.copies + copies,
-            added: all.added + added,
-            promoted: all.promoted + promoted,
-            checks: all.checks + checks,
+            served: all.served + one.served,
+            moves: all.moves + one.moves,
+            copies: all.copies + one.copies,
+            added: all.added + one.added,
+            promoted: all.promoted + one.promoted,
+            checks: all.checks + one.checks,
+            moved: all.moved + one.moved,
+            moves_undone: all.moves_undone + one.moves_undone,
         };
     }
     // The schedules must be rough, and not so rough that nothing is left to check.
-    let Seen { served, moves, copies, added, promoted, checks } = all;
-    let told = format!(
-        "{served} runs served to the end, {moves} steps of a log, {copies} copies, {added} additions, {promoted} promotions, {checks} checks"
-    );
+    let Seen { served, moves, copies, added, checks, moved, moves_undone, .. } = all;
     assert!(
         served > 100 && moves > 20_000 && copies > 500 && added > 300 && checks > 100,
-        "{told}"
+        "{all:?}"
     );
+    assert!(moved > 50 && moves_undone > 100, "{all:?}");
 }

@@ -42,6 +42,8 @@ pub(crate) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
                     shard.set_version
                 ),
             ),
+            ("Moving", shard.moving.as_ref().map_or_else(|| "no".into(), ToString::to_string)),
+            ("Rows/s", count(shard.rows_per_s as u64)),
             ("Rows", count(shard.rows)),
             ("Bytes", bytes(shard.bytes)),
             (

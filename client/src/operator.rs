@@ -1,0 +1,105 @@
+//! Calls of operators: where shards are.
+
+use downpour_core::id::{JobId, NodeId};
+use downpour_core::view::Admission;
+use downpour_proto::transport::MESSAGE_BYTES_MAX;
+use downpour_proto::v1;
+use downpour_proto::v1::operator_client::OperatorClient;
+use tonic::transport::Channel;
+
+use crate::{Coordinators, Error};
+
+fn operator(channel: Channel) -> OperatorClient<Channel> {
+    OperatorClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+impl Coordinators {
+    /// Where shards should go by what is measured: those of one job, or of all. Changes nothing.
+    ///
+    /// # Errors
+    /// There is no such job.
+    pub async fn plan_placement(
+        &self,
+        job: Option<JobId>,
+    ) -> Result<v1::PlanPlacementReply, Error> {
+        self.plan(v1::PlanPlacementRequest { job: job.map_or(0, |job| job.0), drain: 0 }).await
+    }
+
+    /// What would move if a server were drained. Changes nothing.
+    ///
+    /// # Errors
+    /// There is no such server.
+    pub async fn plan_drain(&self, node: NodeId) -> Result<v1::PlanPlacementReply, Error> {
+        self.plan(v1::PlanPlacementRequest { job: 0, drain: node.0 }).await
+    }
+
+    async fn plan(
+        &self,
+        request: v1::PlanPlacementRequest,
+    ) -> Result<v1::PlanPlacementReply, Error> {
+        self.call_over("plan the placement", |channel| async move {
+            operator(channel).plan_placement(request).await
+        })
+        .await
+    }
+
+    /// Begins moves, changes primaries, undoes moves. Says of each why it was passed over, if it was.
+    ///
+    /// # Errors
+    /// It was one alone, and cannot be; or some changed meanwhile.
+    pub async fn place_shards(
+        &self,
+        placements: Vec<v1::ShardPlacement>,
+    ) -> Result<Vec<String>, Error> {
+        let request = v1::PlaceShardsRequest { placements };
+        let reply = self
+            .call_over("place shards", |channel| {
+                let request = request.clone();
+                async move { operator(channel).place_shards(request).await }
+            })
+            .await?;
+        Ok(reply.problems)
+    }
+
+    /// Says whether a server is given copies.
+    ///
+    /// # Errors
+    /// There is no such server.
+    pub async fn admit_node(&self, node: NodeId, admission: Admission) -> Result<(), Error> {
+        let admission = v1::Admission::from(admission).into();
+        let request = v1::AdmitNodeRequest { node: node.0, admission };
+        self.call_over("admit the node", |channel| async move {
+            operator(channel).admit_node(request).await
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Forgets a server that is gone and holds nothing.
+    ///
+    /// # Errors
+    /// It lives, or holds shards.
+    pub async fn remove_node(&self, node: NodeId) -> Result<(), Error> {
+        let request = v1::RemoveNodeRequest { node: node.0 };
+        self.call_over("remove the node", |channel| async move {
+            operator(channel).remove_node(request).await
+        })
+        .await
+        .map(drop)
+    }
+
+    /// What was decided of late, oldest first.
+    ///
+    /// # Errors
+    /// See [`Coordinators::call`].
+    pub async fn events(&self) -> Result<Vec<v1::ClusterEvent>, Error> {
+        let reply = self
+            .call_over("read the events", |channel| async move {
+                operator(channel).get_events(v1::GetEventsRequest {}).await
+            })
+            .await?;
+        Ok(reply.events)
+    }
+}

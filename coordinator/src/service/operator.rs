@@ -1,0 +1,138 @@
+//! What operators ask: it is checked one by one, so that each refusal says why.
+
+use downpour_core::id::{JobId, NodeId};
+use downpour_proto::v1;
+use downpour_proto::v1::operator_server::Operator;
+use tonic::{Request, Response, Status};
+use tracing::info;
+
+use super::{Answer, Service, mismatch};
+use crate::balance;
+use crate::command::Body;
+use crate::state::moves::{self, Placement, Placing};
+use crate::state::{Cluster, Reply};
+
+#[tonic::async_trait]
+impl Operator for Service {
+    async fn plan_placement(
+        &self,
+        request: Request<v1::PlanPlacementRequest>,
+    ) -> Answer<v1::PlanPlacementReply> {
+        let v1::PlanPlacementRequest { job, drain } = request.into_inner();
+        let job = Some(job).filter(|job| *job != 0).map(JobId);
+        let cluster = self.read().await?;
+        if drain != 0 {
+            let node = NodeId(drain);
+            let drained = cluster.drained(node);
+            let drained =
+                drained.ok_or_else(|| Status::not_found(format!("there is no node {node}")))?;
+            let placements = moves::evacuations(&drained).into_iter().map(Into::into).collect();
+            return Ok(Response::new(v1::PlanPlacementReply { placements, shares: Vec::new() }));
+        }
+        if let Some(missing) = job.filter(|job| !cluster.jobs.contains_key(job)) {
+            return Err(Status::not_found(format!("there is no job {missing}")));
+        }
+        let planned = balance::plan(&cluster, &self.liveness.lock(), job, balance::BY_HAND);
+        let shares = planned.shares.into_iter().map(|(server, before, after)| v1::ServerShare {
+            server: Some(server.into()),
+            before,
+            after,
+        });
+        Ok(Response::new(v1::PlanPlacementReply {
+            shares: shares.collect(),
+            placements: planned.placements.into_iter().map(Into::into).collect(),
+        }))
+    }
+
+    async fn place_shards(
+        &self,
+        request: Request<v1::PlaceShardsRequest>,
+    ) -> Answer<v1::PlaceShardsReply> {
+        let request = request.into_inner();
+        let cluster = self.read().await?;
+        let placements = request.placements.iter().cloned().map(Placement::try_from);
+        let placements = placements.collect::<Result<Vec<_>, _>>()?;
+        let checked: Vec<_> = placements.iter().map(|one| check(&cluster, one)).collect();
+        if let [Check::Impossible(problem)] = checked.as_slice() {
+            return Err(Status::failed_precondition(problem.clone()));
+        }
+        let due = request.placements.into_iter().zip(&checked);
+        let due: Vec<_> =
+            due.filter(|(_, check)| **check == Check::Due).map(|(one, _)| one).collect();
+        if !due.is_empty() {
+            let reply =
+                self.propose(Body::Place(v1::PlaceShardsRequest { placements: due })).await?;
+            let Reply::Placed(placed) = reply else { return Err(mismatch(&reply)) };
+            info!(placed, "shards are placed");
+        }
+        // Of those that were passed over, for something changed meanwhile, the state now says it.
+        let cluster = self.handle.cluster();
+        let problem = |(placement, before): (&Placement, Check)| match before {
+            Check::Impossible(problem) => problem,
+            Check::Done => String::new(),
+            Check::Due => match check(&cluster, placement) {
+                Check::Done => String::new(),
+                Check::Due => "it was not made: ask again".into(),
+                Check::Impossible(problem) => problem,
+            },
+        };
+        let problems = placements.iter().zip(checked).map(problem).collect();
+        Ok(Response::new(v1::PlaceShardsReply { problems }))
+    }
+
+    async fn admit_node(
+        &self,
+        request: Request<v1::AdmitNodeRequest>,
+    ) -> Answer<v1::AdmitNodeReply> {
+        self.propose(Body::Admit(request.into_inner())).await?;
+        Ok(Response::new(v1::AdmitNodeReply {}))
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<v1::RemoveNodeRequest>,
+    ) -> Answer<v1::RemoveNodeReply> {
+        self.propose(Body::RemoveNode(request.into_inner())).await?;
+        Ok(Response::new(v1::RemoveNodeReply {}))
+    }
+
+    async fn get_events(
+        &self,
+        _request: Request<v1::GetEventsRequest>,
+    ) -> Answer<v1::GetEventsReply> {
+        let cluster = self.read().await?;
+        let events = cluster.events.iter().map(Into::into).collect();
+        Ok(Response::new(v1::GetEventsReply { events }))
+    }
+}
+
+/// How a placement stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Check {
+    Due,
+    /// It was made: this is a repeat, or somebody else asked for the same.
+    Done,
+    Impossible(String),
+}
+
+fn check(cluster: &Cluster, placement: &Placement) -> Check {
+    let Placement { job: id, shard, placing, .. } = placement;
+    let Some(job) = cluster.job(*id) else {
+        return Check::Impossible(format!("there is no job {id}"));
+    };
+    let name = &job.view.spec.name;
+    let said = |problem: &str| Check::Impossible(format!("shard {shard} of job {name}: {problem}"));
+    let Some(route) = job.view.route(*shard) else { return said("there is no such shard") };
+    if (route.epoch, route.set_version) == (placement.epoch, placement.set_version) {
+        return cluster.placed(route, *placing).map_or_else(|why| said(&why), |_| Check::Due);
+    }
+    let has = |server| route.in_sync.contains(&server);
+    let done = match *placing {
+        Placing::Move(moving) => {
+            route.moving == Some(moving) || (has(moving.to) && !has(moving.from))
+        }
+        Placing::Promote(to) => route.primary == Some(to),
+        Placing::Cancel => route.moving.is_none(),
+    };
+    if done { Check::Done } else { said("it has changed meanwhile: look again") }
+}

@@ -1,0 +1,130 @@
+//! What this server tells the coordinators of its load: of each shard that it serves what it holds and what came since the report before, and of itself
+//! what memory it has. A report is some 60 bytes for each shard.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use downpour_proto::v1;
+
+use crate::hosted::{Hosted, ShardKey};
+use crate::life::Life;
+use crate::shard::{Role, Traffic};
+
+/// Between two reports.
+const INTERVAL: Duration = Duration::from_secs(2);
+/// Shards in one report, the others follow in the next ones: a heartbeat must stay small.
+const SHARDS_MAX: usize = 4096;
+/// What was not told for this long is forgotten.
+const FORGET: Duration = Duration::from_secs(120);
+/// Share of the newest measurement in what is told: a moment is not a load.
+const NEWEST: f64 = 0.3;
+
+/// Remembers what was told last.
+pub(crate) struct Reporter {
+    told: Instant,
+    known: HashMap<ShardKey, Known>,
+    /// The last shard of the report before, where it had not room for all.
+    after: Option<ShardKey>,
+}
+
+#[derive(Clone, Copy)]
+struct Known {
+    at: Instant,
+    /// So far, in the life of the replica here, as primary.
+    traffic: Traffic,
+    rows_per_s: f64,
+    log_bytes_per_s: f64,
+}
+
+impl Reporter {
+    pub(crate) fn new(now: Instant) -> Self {
+        Reporter { told: now, known: HashMap::new(), after: None }
+    }
+
+    /// What is to be told now; nothing most of the time.
+    pub(crate) fn due(
+        &mut self,
+        life: &Life,
+        now: Instant,
+    ) -> (Vec<v1::ShardReport>, Option<v1::NodeLoad>) {
+        if now - self.told < INTERVAL {
+            return (Vec::new(), None);
+        }
+        self.told = now;
+        let mut led = life.all();
+        led.retain(|hosted| matches!(hosted.shard.lock().role(), Role::Primary(_)));
+        led.sort_unstable_by_key(|hosted| (Some(hosted.key) <= self.after, hosted.key));
+        self.after = led.get(SHARDS_MAX - 1).map(|last| last.key);
+        self.known.retain(|_, known| now - known.at < FORGET);
+        let reports = led.into_iter().take(SHARDS_MAX).map(|hosted| {
+            let (report, known) = report(&hosted, self.known.get(&hosted.key), self.told);
+            self.known.insert(hosted.key, known);
+            report
+        });
+        let reports = reports.collect();
+        let config = &life.process.config;
+        let load = v1::NodeLoad {
+            memory_bytes: life.process.memory.resident(),
+            memory_limit: config.memory_limit,
+            copy_bytes_per_s: config.copy_bytes_per_s,
+        };
+        (reports, Some(load))
+    }
+}
+
+fn report(hosted: &Hosted, before: Option<&Known>, now: Instant) -> (v1::ShardReport, Known) {
+    let shard = hosted.shard.lock();
+    let (state, traffic) = (shard.state(), shard.traffic());
+    let mut known = Known { at: now, traffic, rows_per_s: 0.0, log_bytes_per_s: 0.0 };
+    // Since when the first came is not known.
+    if let Some(before) = before {
+        let passed_s = (now - before.at).as_secs_f64();
+        let rate = |now: u64, before: u64, told: f64| {
+            let newest = now.saturating_sub(before) as f64 / passed_s;
+            if told == 0.0 { newest } else { NEWEST * newest + (1.0 - NEWEST) * told }
+        };
+        known.rows_per_s = rate(traffic.rows, before.traffic.rows, before.rows_per_s);
+        known.log_bytes_per_s = rate(traffic.bytes, before.traffic.bytes, before.log_bytes_per_s);
+    }
+    let report = v1::ShardReport {
+        job: hosted.key.job.0,
+        shard: hosted.key.shard.0,
+        last_lsn: shard.last().0,
+        rows: state.rows(),
+        bytes: state.bytes(),
+        epoch: shard.epoch().0,
+        rows_per_s: known.rows_per_s,
+        log_bytes_per_s: known.log_bytes_per_s,
+        copy_bytes: state.copy_bytes(),
+    };
+    (report, known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::tests::fixture::{counting, push, ticket};
+
+    #[tokio::test]
+    async fn what_was_logged_since_the_report_before_is_told_as_a_rate() {
+        let (life, _current) = crate::hostile::serving();
+        let mut now = Instant::now();
+        let mut reporter = Reporter::new(now);
+        assert_eq!(reporter.due(&life, now), (Vec::new(), None), "not due yet");
+        let mut rates = || {
+            now += INTERVAL;
+            let (reports, load) = reporter.due(&life, now);
+            assert!(load.is_some() && reports.len() == 1);
+            (reports[0].rows_per_s, reports[0].log_bytes_per_s)
+        };
+        assert_eq!(rates(), (0.0, 0.0));
+        let hosted = life.all().pop().expect("one shard");
+        for sequence in 1..=10 {
+            let pushed = push(&mut hosted.shard.lock(), counting(sequence, &[1, 2]));
+            ticket(pushed);
+        }
+        let (rows, bytes) = rates();
+        assert!(rows == 10.0 && bytes > 100.0, "{rows} {bytes}");
+        assert_eq!(rates().0, 0.7 * rows, "it fades");
+    }
+}

@@ -1,0 +1,34 @@
+//! `psctl node uncordon`
+
+use downpour_core::view::Admission;
+
+use crate::cli::Connection;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  psctl node uncordon ps-1           it is given copies again; a drain that goes on is called off
+  psctl node uncordon ps-1 --dry-run
+
+Exit status: 0 done, also where it was so before; 1 failed; 2 wrong usage.")]
+pub(crate) struct Args {
+    /// Name of the server
+    name: String,
+    /// Look whether there is such a server, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let coordinators = args.connection.coordinators()?;
+    let node = super::find(&args.connection.cluster().await?, &args.name)?;
+    if args.dry_run {
+        eprintln!("{} would be uncordoned", args.name);
+        return Ok(());
+    }
+    coordinators.admit_node(node, Admission::Open).await?;
+    eprintln!("{} is given copies again", args.name);
+    Ok(())
+}
