@@ -1,3 +1,5 @@
+mod skip;
+
 use std::sync::Arc;
 
 use crate::rng::Rng;
@@ -166,6 +168,8 @@ struct Shuffle {
     empty: Encoded,
     /// Indices of the rows that wait.
     waiting: Vec<usize>,
+    /// Rows that came since they were last moved, and those that waited then: what tells when to move them again.
+    held: usize,
     tasks: Vec<Waiting>,
     rng: Rng,
 }
@@ -180,7 +184,7 @@ struct Waiting {
 impl Shuffle {
     fn new(empty: Encoded, seed: u64) -> Self {
         let rows = empty.clone();
-        Self { rows, empty, waiting: Vec::new(), tasks: Vec::new(), rng: Rng::new(seed) }
+        Self { rows, empty, waiting: Vec::new(), held: 0, tasks: Vec::new(), rng: Rng::new(seed) }
     }
 
     fn rows(&self) -> usize {
@@ -205,6 +209,7 @@ impl Shuffle {
         let start = self.rows.rows();
         encoder.append(&mut self.rows, task, batch, first_row)?;
         self.waiting.extend(start..self.rows.rows());
+        self.held += self.rows.rows() - start;
         if let Some(at) = self.position(task) {
             self.tasks[at].rows += batch.num_rows();
         }
@@ -224,11 +229,12 @@ impl Shuffle {
                 batch.finished.extend(self.done(at));
             }
         }
-        if self.rows.rows() > 2 * self.waiting.len().max(MOVED_ROWS_MIN) {
+        if self.held > 2 * self.waiting.len().max(MOVED_ROWS_MIN) {
             let mut kept = self.empty.clone();
             self.waiting.sort_unstable();
             kept.push_rows(&self.rows, &self.waiting);
             self.waiting = (0..kept.rows()).collect();
+            self.held = kept.rows();
             self.rows = kept;
         }
     }

@@ -76,14 +76,13 @@ fn read(
             .collect();
         let options = BatchOptions { batch, shuffle_rows, seed };
         let encoder = Encoder::new(layout.schema.clone());
-        let batches = Batches::new(dataset.clone(), encoder, tasks, options);
-        for (number, encoded) in batches.enumerate() {
+        let mut batches = Batches::new(dataset.clone(), encoder, tasks, options);
+        let skipped = if by_task { skip } else { skip * workers as u64 };
+        batches.skip_batches(skipped)?;
+        skip = 0;
+        for (number, encoded) in (skipped..).zip(batches) {
             let encoded = encoded?;
-            if encoded.rows() == 0 || !(by_task || number % workers == index) {
-                continue;
-            }
-            if skip > 0 {
-                skip -= 1;
+            if encoded.rows() == 0 || !(by_task || number % workers as u64 == index as u64) {
                 continue;
             }
             let prepared = Prepared::new(layout, encoded, epoch);
