@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use downpour_core::id::{Lsn, ShardId};
+use downpour_proto::threads;
 
 use crate::manifest::{Manifest, ShardEntry};
 use crate::name::{CheckpointName, DELETED, MANIFEST, job_folder, job_of_folder};
@@ -206,7 +207,7 @@ impl Catalog {
         let bytes = entry.bytes;
         let opened = {
             let name = name.clone();
-            tokio::task::spawn_blocking(move || ShardReader::open(&name, bytes, file)).await
+            threads::blocking(move || ShardReader::open(&name, bytes, file)).await
         };
         let opened = opened.map_err(|error| Error::Io {
             object: name.clone(),
@@ -231,7 +232,7 @@ impl Catalog {
         for shard in (0..shards).map(ShardId) {
             for (manifest, link) in links(&chain, shard).map_err(|bad| bad.of(self.store.uri()))? {
                 let reader = self.open_file(manifest, shard, scratch).await?;
-                let checked = tokio::task::spawn_blocking(move || reader.check()).await;
+                let checked = threads::blocking(move || reader.check()).await;
                 let object = self.store.full_name(&link.entry.object(shard));
                 checked
                     .map_err(|error| Error::Io { object, source: io::Error::other(error) })??;

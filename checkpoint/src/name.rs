@@ -12,6 +12,7 @@
 use std::fmt;
 
 use downpour_core::id::{Lsn, ShardId};
+use downpour_core::planted::{Bug, planted};
 use downpour_core::spec::check_name;
 
 use crate::Malformed;
@@ -120,6 +121,9 @@ pub fn job_of_folder(folder: &str) -> Option<String> {
 /// The file of a shard.
 #[must_use]
 pub fn shard_object(shard: ShardId, lsn: Lsn, attempt: u32) -> String {
+    if planted(Bug::StaleCheckpoint) {
+        return format!("shard-{:05}.safetensors", shard.0);
+    }
     let (epoch, count) = (lsn.epoch(), lsn.count());
     format!("shard-{:05}.e{epoch}.n{count}.a{attempt}.safetensors", shard.0)
 }

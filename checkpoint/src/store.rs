@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use downpour_core::planted::{Bug, planted};
+use downpour_proto::threads;
 use futures::{StreamExt, TryStreamExt};
 use object_store::aws::{AmazonS3Builder, S3CopyIfNotExists};
 use object_store::local::LocalFileSystem;
@@ -73,6 +75,10 @@ impl Store {
             }
             return Self::folder(uri, PathBuf::from(folder), access);
         }
+        #[cfg(downpour_sim)]
+        if uri.starts_with("s3://") {
+            return Ok(Self::simulated(uri));
+        }
         let Some(place) = uri.strip_prefix("s3://") else {
             return Err(invalid("is neither file:// nor s3://"));
         };
@@ -113,6 +119,15 @@ impl Store {
         Ok(Store { uri: trimmed(uri), objects: Arc::new(files), prefix, renames: true })
     }
 
+    /// One bucket for the whole simulation: it outlives whoever writes to it.
+    #[cfg(downpour_sim)]
+    fn simulated(uri: &str) -> Store {
+        use object_store::memory::InMemory;
+        static OBJECTS: std::sync::LazyLock<Arc<InMemory>> = std::sync::LazyLock::new(Arc::default);
+        let (objects, prefix) = (Arc::clone(&OBJECTS) as Arc<dyn ObjectStore>, Path::default());
+        Store { uri: trimmed(uri), objects, prefix, renames: false }
+    }
+
     /// As it was opened, without a slash at the end.
     #[must_use]
     pub fn uri(&self) -> &str {
@@ -135,7 +150,7 @@ impl Store {
         content: impl Read + Send + 'static,
     ) -> Result<Stored, Error> {
         let (send, mut parts) = mpsc::channel(1);
-        let reading = tokio::task::spawn_blocking(move || read_parts(content, &send));
+        let reading = threads::blocking(move || read_parts(content, &send));
         let stored = self.put(object, &mut parts).await;
         // A reader that waits for room ends.
         drop(parts);
@@ -195,7 +210,11 @@ impl Store {
         match upload {
             None => {
                 let payload = PutPayload::from_iter(waiting);
-                let put = self.objects.put_opts(&path, payload, PutMode::Create.into()).await;
+                #[cfg(downpour_sim)]
+                simulated_wait().await;
+                let stale = planted(Bug::StaleCheckpoint);
+                let mode = if stale { PutMode::Overwrite } else { PutMode::Create };
+                let put = self.objects.put_opts(&path, payload, mode.into()).await;
                 put.map_err(failed)?;
             }
             Some(mut upload) => {
@@ -241,10 +260,10 @@ impl Store {
         }
         let (send, mut receive) = mpsc::channel::<Bytes>(4);
         let (memory, folder) = (scratch.memory_bytes_max, scratch.folder.clone());
-        let writing = tokio::task::spawn_blocking(move || {
+        let writing = threads::blocking(move || {
             let mut file = tempfile::spooled_tempfile_in(memory, folder);
             let (mut crc32, mut bytes) = (crc32fast::Hasher::new(), 0);
-            while let Some(chunk) = receive.blocking_recv() {
+            while let Some(chunk) = threads::receive(&mut receive) {
                 crc32.update(&chunk);
                 bytes += chunk.len() as u64;
                 file.write_all(&chunk)?;
@@ -352,6 +371,14 @@ impl Store {
     }
 }
 
+/// A bucket takes its time.
+#[cfg(downpour_sim)]
+async fn simulated_wait() {
+    use std::hash::{BuildHasher as _, RandomState};
+    let drawn = RandomState::new().hash_one("wait") % 300;
+    tokio::time::sleep(Duration::from_millis(10 + drawn)).await;
+}
+
 fn trimmed(uri: &str) -> String {
     uri.trim_end_matches('/').to_owned()
 }
@@ -364,12 +391,12 @@ fn read_parts(mut content: impl Read, parts: &mpsc::Sender<io::Result<Bytes>>) -
             Ok(0) => return Ok(()),
             Ok(_) => {
                 // Nobody wants the rest: the store failed, and says so.
-                if parts.blocking_send(Ok(part.into())).is_err() {
+                if !threads::send(parts, Ok(part.into())) {
                     return Ok(());
                 }
             }
             Err(error) => {
-                let _ = parts.blocking_send(Err(io::Error::new(error.kind(), error.to_string())));
+                threads::send(parts, Err(io::Error::new(error.kind(), error.to_string())));
                 return Err(error);
             }
         }

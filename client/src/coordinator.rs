@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -66,7 +67,7 @@ impl Coordinators {
             return Err(Error::invalid("coordinators", "no address is given"));
         };
         // Differs between processes and between handles, which is all that jitter needs.
-        let seed = mix64(u64::from(std::process::id()) ^ (addresses.as_ptr() as u64));
+        let seed = RandomState::new().hash_one(std::process::id());
         let members = Mutex::new(Members { channels: HashMap::new(), target });
         let shared = Shared { addresses, seed, calls: AtomicU64::new(0), members };
         Ok(Coordinators { shared: Arc::new(shared), deadline: DEADLINE_DEFAULT })

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use downpour_core::id::ServerRef;
 use downpour_core::rebalance;
+use downpour_proto::net::TcpStream;
 use downpour_proto::v1;
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;

@@ -10,7 +10,7 @@ use downpour_checkpoint::store::{Access, Store};
 use downpour_core::id::JobId;
 use downpour_core::mix::mix64;
 use downpour_core::spec::JobSpec;
-use downpour_proto::v1;
+use downpour_proto::{threads, v1};
 use thiserror::Error;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -293,7 +293,7 @@ pub async fn restore(
 pub(crate) async fn open(uri: &str, access: Access) -> Result<Store, StoreError> {
     let uri = uri.to_owned();
     let name = uri.clone();
-    let opened = tokio::task::spawn_blocking(move || Store::open(&uri, access)).await;
+    let opened = threads::blocking(move || Store::open(&uri, access)).await;
     opened.map_err(|error| StoreError::Io { object: name, source: std::io::Error::other(error) })?
 }
 

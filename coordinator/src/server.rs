@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use downpour_node::process::Node;
-use downpour_proto::transport;
+use downpour_proto::net::TcpListener;
+use downpour_proto::{threads, transport};
 use parking_lot::Mutex;
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -17,8 +17,8 @@ use crate::config::Config;
 use crate::liveness::Liveness;
 use crate::metrics::{ClusterMetrics, RaftMetrics};
 use crate::overseer;
-use crate::raft::log::{Admission, Identity, Log};
-use crate::raft::peers::{self, Group, Links, Receiver};
+use crate::raft::log::{self, Admission, Disk, Identity, Log};
+use crate::raft::peers::{self, Group, Receiver};
 use crate::raft::sled_disk::SledDisk;
 use crate::raft::{Driver, Fatal, Handle};
 use crate::service::Service;
@@ -31,6 +31,20 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// # Errors
 /// The data directory cannot be used, or the member cannot keep its promises: see [`Fatal`].
 pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::Result<()> {
+    let directory = config.data_dir.clone();
+    run_on(move || SledDisk::open(&directory), config, listener, node).await
+}
+
+/// As [`run`], with the disk that `open` gives.
+///
+/// # Errors
+/// The same.
+pub async fn run_on<D: Disk>(
+    open: impl FnOnce() -> Result<D, log::Error> + Send + 'static,
+    config: Config,
+    listener: TcpListener,
+    node: Node,
+) -> anyhow::Result<()> {
     let group = group(&config, &listener)?;
     let identity = Identity {
         cluster: group.cluster.clone(),
@@ -39,16 +53,14 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
     };
     // Alone it can only have forgotten what nobody else knew.
     let fresh = Admission { birth: random(), joining: identity.voters.len() > 1 };
-    let directory = config.data_dir.clone();
-    let opening = tokio::task::spawn_blocking(move || {
-        Log::open(SledDisk::open(&directory)?, &identity, fresh)
-    });
+    let opening = threads::blocking(move || Log::open(open()?, &identity, fresh));
     let log = opening.await.context("open the log")??;
     let admission = log.image().admission;
     let (links, link_ends) = peers::links(&group);
     let metrics = RaftMetrics::new(&node.registry);
     let (driver, handle) = Driver::new(config.raft(), log, links, metrics)?;
-    let mut ended = spawn_driver(driver)?;
+    // It blocks on its disk.
+    let mut ended = threads::dedicated("raft", driver.run()).context("start raft's thread")?;
 
     let status = handle.watch_status();
     node.readiness.check("raft", move || match status.borrow().ready {
@@ -133,24 +145,4 @@ fn group(config: &Config, listener: &TcpListener) -> anyhow::Result<Group> {
         members.insert(config.id, address);
     }
     Ok(Group { cluster: config.cluster.clone(), me: config.id, members })
-}
-
-/// The driver blocks on its disk: it gets a thread of its own.
-fn spawn_driver(
-    driver: Driver<SledDisk, Links>,
-) -> anyhow::Result<oneshot::Receiver<Result<(), Fatal>>> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
-        .context("start raft's runtime")?;
-    let (end, ended) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("raft".into())
-        .spawn(move || {
-            let result = runtime.block_on(driver.run());
-            // Nobody waits any more where the whole process is going down.
-            let _ = end.send(result);
-        })
-        .context("start raft's thread")?;
-    Ok(ended)
 }

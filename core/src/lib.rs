@@ -4,7 +4,7 @@
 //! Where things live: [`routing`] (key → shard), [`placement`] (shard → servers), [`rebalance`] (the same by what is measured).
 //! Exactly once: [`cells`] (what each session last did to a shard), [`lineage`] (which log positions belong to a shard's history).
 //! Arithmetic, bit for bit the same on every machine: [`mix`] (hashing), [`init`] (first values), [`optimizer`] (updates),
-//! [`tensor_bytes`] (raw tensors read in place). Speed alone: [`prefetch`] (asking for memory before it is needed).
+//! [`tensor_bytes`] (raw tensors read in place). Speed alone: [`prefetch`] (asking for memory before it is needed). For the simulation alone: [`planted`].
 
 // `instruction_set` and `prefetch` alone may, and say why.
 #![deny(unsafe_code)]
@@ -20,6 +20,7 @@ pub mod mix;
 pub mod optimizer;
 pub mod parameter;
 pub mod placement;
+pub mod planted;
 pub mod prefetch;
 pub mod rebalance;
 pub mod routing;

@@ -6,13 +6,13 @@
 use std::io;
 use std::time::Duration;
 
+#[cfg(not(downpour_sim))]
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
-use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 
 use crate::Invalid;
+use crate::net::{self, Incoming, TcpListener, TcpStream};
 
 /// Largest message that anyone sends or accepts. Set it on every generated client and server (`max_decoding_message_size`,
 /// `max_encoding_message_size`).
@@ -46,12 +46,22 @@ pub fn server_builder() -> Server {
 ///
 /// # Errors
 /// The system refuses.
+#[cfg(not(downpour_sim))]
 pub fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     let probes = TcpKeepalive::new().with_time(KEEPALIVE_INTERVAL).with_interval(KEEPALIVE_TIMEOUT);
     socket.set_tcp_keepalive(&probes.with_retries(1))?;
     socket.set_tcp_user_timeout(Some(KEEPALIVE_INTERVAL + KEEPALIVE_TIMEOUT))
+}
+
+/// A simulated connection is so anyway: see [`net`].
+///
+/// # Errors
+/// None.
+#[cfg(downpour_sim)]
+pub fn tune(_: &TcpStream) -> io::Result<()> {
+    Ok(())
 }
 
 /// A connection for frames to `address` (host:port). The magic is for the caller to send.
@@ -67,8 +77,8 @@ pub async fn connect(address: &str) -> io::Result<TcpStream> {
 
 /// Accepted connections without Nagle's delay (`serve_with_incoming` ignores the builder's own setting).
 #[must_use]
-pub fn incoming(listener: TcpListener) -> TcpIncoming {
-    TcpIncoming::from(listener).with_nodelay(Some(true))
+pub fn incoming(listener: TcpListener) -> Incoming {
+    net::incoming(listener)
 }
 
 /// A connection to `address` (host:port), made when it is first used and made again when it breaks. Must be called inside a runtime.
@@ -83,15 +93,15 @@ pub fn channel(address: &str) -> Result<Channel, Invalid> {
     }
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| invalid(format!("is not an address: {error}")))?;
-    Ok(endpoint
+    let endpoint = endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .connect_lazy())
+        .keep_alive_while_idle(true);
+    Ok(net::channel(&endpoint))
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use downpour_proto::frame::{HELLO_BYTES, Hello, MAGIC};
+use downpour_proto::net::{TcpListener, TcpStream, peek};
 use downpour_proto::transport::tune;
 use tokio::io::AsyncReadExt;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
@@ -55,9 +55,9 @@ pub(crate) async fn run(listener: TcpListener, takers: Takers) {
 }
 
 impl Takers {
-    async fn deal(&self, stream: TcpStream) {
+    async fn deal(&self, mut stream: TcpStream) {
         let mut first = [0];
-        match timeout(FIRST_BYTES_PATIENCE, stream.peek(&mut first)).await {
+        match timeout(FIRST_BYTES_PATIENCE, peek(&mut stream, &mut first)).await {
             Ok(Ok(1)) => {}
             // It left, or a probe that only looks whether somebody listens.
             _ => return,

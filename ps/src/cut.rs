@@ -15,6 +15,7 @@ use bytes::BytesMut;
 use downpour_core::cells::{Cell, SessionCells};
 use downpour_core::id::{Epoch, Lsn, SessionId, VariableId};
 use downpour_core::lineage::Lineage;
+use downpour_core::planted::{Bug, planted};
 use downpour_proto::tensor::KEY_BYTES;
 use downpour_proto::v1;
 use downpour_proto::v1::cut_piece::Piece;
@@ -107,6 +108,12 @@ impl RowCuts {
             if row >= cut.next && cut.range.has(row_lsn(header)) {
                 cut.saved.extend_from_slice(header);
                 cut.saved.extend_from_slice(bytemuck::cast_slice(arena.floats(row)));
+                if planted(Bug::SlotsOfAnotherMoment)
+                    && arena.width() > 1
+                    && let Some(slot) = cut.saved.last_mut()
+                {
+                    *slot = row;
+                }
             }
         }
     }
@@ -122,7 +129,13 @@ impl RowCuts {
         let Some(cut) = self.0.iter_mut().find(|cut| cut.range.id == id) else { return true };
         let stride = HEADER_WORDS + arena.width();
         while out.bytes() < bytes_max && !cut.saved.is_empty() {
-            let row = cut.saved.split_off(cut.saved.len() - stride);
+            let mut row = cut.saved.split_off(cut.saved.len() - stride);
+            if planted(Bug::SlotsOfAnotherMoment)
+                && arena.width() > 1
+                && let Some(slot) = row.last_mut()
+            {
+                *slot = arena.floats(*slot).last().map_or(0, |slot| slot.to_bits());
+            }
             out.put(&row[..HEADER_WORDS], bytemuck::cast_slice(&row[HEADER_WORDS..]));
         }
         if cut.saved.is_empty() {
@@ -297,7 +310,8 @@ impl Cuts {
 
 impl OpenCut {
     fn read_cells(&mut self) -> v1::CutCells {
-        let some: Vec<_> = self.cells.after(self.cell).take(CELLS_PIECE_MAX).collect();
+        let count = if planted(Bug::ForgetCells) { 0 } else { CELLS_PIECE_MAX };
+        let some: Vec<_> = self.cells.after(self.cell).take(count).collect();
         let last = some.last().map(|(session, _)| *session);
         let cells = some.into_iter().map(|(session, cell)| wire_cell(session, cell)).collect();
         match last {

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use downpour_proto::frame::{self, Frame, Kind};
 use downpour_proto::gather::{Gather, Segments};
+use downpour_proto::net::TcpStream;
 use downpour_proto::{Invalid, v1};
 use futures::future::FutureExt;
 use futures::stream::{FuturesOrdered, StreamExt};
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tonic::Status;
 use tracing::debug;
 

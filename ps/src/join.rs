@@ -18,7 +18,7 @@ use crate::life::Life;
 use crate::shard::{Copy, Shard};
 
 /// Bytes of a piece, about: the shard's lock is held for one.
-const PIECE_BYTES: usize = 256 << 10;
+const PIECE_BYTES: usize = if cfg!(downpour_sim) { 512 } else { 256 << 10 };
 /// Pieces that wait for room in the connection.
 const PIECES_MAX: usize = 2;
 /// A server that takes no piece for this long, or does not answer the last one, is given up.

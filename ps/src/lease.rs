@@ -3,8 +3,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
-
 /// A point on a clock that also runs while the machine is suspended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct BootTime(Duration);
@@ -12,8 +10,15 @@ pub(crate) struct BootTime(Duration);
 impl BootTime {
     /// Now.
     pub(crate) fn now() -> Self {
-        let now = clock_gettime(ClockId::Boottime);
-        BootTime(Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32))
+        #[cfg(not(downpour_sim))]
+        let now = {
+            let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+            Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
+        };
+        // The one clock that a simulation replaces.
+        #[cfg(downpour_sim)]
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+        BootTime(now)
     }
 }
 

@@ -33,6 +33,8 @@ mod hosted;
 #[cfg(test)]
 mod hostile;
 mod index;
+#[cfg(downpour_sim)]
+pub mod inspect;
 mod join;
 mod keeper;
 mod lease;

@@ -13,12 +13,12 @@ use downpour_core::id::{Epoch, JobId, NodeId, ServerRef, ShardId};
 use downpour_core::routing::ShardRoute;
 use downpour_core::view::{JobView, NodeView};
 use downpour_node::shutdown::Shutdown;
+use downpour_proto::net::TcpStream;
 use downpour_proto::transport::{MESSAGE_BYTES_MAX, channel};
-use downpour_proto::v1;
 use downpour_proto::v1::RetryReason;
 use downpour_proto::v1::replica_client::ReplicaClient;
+use downpour_proto::{threads, v1};
 use parking_lot::RwLock;
-use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -356,7 +356,7 @@ impl Life {
         }
         // Millions of rows, whoever else still holds the shell: not on a thread that serves.
         let memory = self.with(hosted, Shard::take_memory);
-        tokio::task::spawn_blocking(move || drop(memory));
+        threads::blocking(move || drop(memory));
     }
 
     /// The newest view of a job.

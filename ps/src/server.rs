@@ -7,9 +7,9 @@ use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
 use downpour_node::process::Node;
 use downpour_node::trace;
+use downpour_proto::net::TcpListener;
 use downpour_proto::transport::{MESSAGE_BYTES_MAX, server_builder};
 use downpour_proto::v1::replica_server::ReplicaServer;
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -57,6 +57,8 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
         });
     }
     let current: Current = Arc::new(ArcSwapOption::empty());
+    #[cfg(downpour_sim)]
+    crate::inspect::register(&process.config.name, &current);
 
     let seen = Arc::clone(&current);
     node.readiness.check("shards", move || match seen.load_full() {

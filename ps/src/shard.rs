@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use downpour_core::cells::{Refusal, Verdict};
 use downpour_core::id::{Epoch, Lsn, ServerRef, ShardId};
+use downpour_core::planted::{Bug, planted};
 use downpour_core::routing::ShardRoute;
 use downpour_core::view::JobView;
 use downpour_proto::v1::RetryReason;
@@ -441,6 +442,8 @@ impl Shard {
                 Settled::Declined(Declined::Retry(RetryReason::TooFewInSync))
             }
             Ok(_) if self.commit >= ticket.lsn => Settled::Acknowledged,
+            Ok(_) if planted(Bug::AckBeforeBackup) => Settled::Acknowledged,
+            Ok(_) if planted(Bug::RepeatBeforeCommit) && ticket.repeated => Settled::Acknowledged,
             Ok(_) => Settled::Pending,
         }
     }
@@ -550,6 +553,9 @@ impl Shard {
             self.effects.settle = true;
         }
         if let Role::Promoting(set) = &mut self.role {
+            if planted(Bug::SkipFenceAndLevel) && !set.level_at(last) {
+                set.assume_level_at(last);
+            }
             if !set.level_at(last) {
                 self.effects.promote = true;
                 self.effects.send = true;

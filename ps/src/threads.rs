@@ -3,15 +3,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use downpour_node::shutdown::Shutdown;
 use downpour_proto::frame::Hello;
+use downpour_proto::net::{self, TcpStream};
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::Handle;
 
 /// Hands connections out. Those of one session's lane are served by one thread: a worker's push changes the rows that it has just pulled, and finds
 /// them in that core's cache. Its lanes are served by different threads, which share the work of one client.
@@ -78,18 +77,7 @@ impl DataThreads {
     ) -> anyhow::Result<Self> {
         let mut handles = Vec::with_capacity(count);
         for number in 0..count {
-            let runtime = Builder::new_current_thread().enable_all().build();
-            let runtime = runtime.context("make a runtime for a data thread")?;
-            handles.push(runtime.handle().clone());
-            let token = shutdown.token();
-            let run = move || {
-                runtime.block_on(async {
-                    token.cancelled().await;
-                    tokio::time::sleep(linger).await;
-                });
-            };
-            let named = thread::Builder::new().name(format!("data-{number}"));
-            named.spawn(run).context("start a data thread")?;
+            handles.push(start_one(number, shutdown, linger)?);
         }
         let homes = Homes { sessions: HashMap::new(), loads: vec![0; count] };
         Ok(DataThreads { handles, homes: Arc::new(Mutex::new(homes)), shutdown: shutdown.clone() })
@@ -105,18 +93,41 @@ impl DataThreads {
         stream: TcpStream,
         serve: impl FnOnce(TcpStream) -> F + Send + 'static,
     ) -> std::io::Result<()> {
-        let stream = stream.into_std()?;
+        let stream = net::detach(stream)?;
         let Hello { session, lane } = hello;
         let home = self.homes.lock().enter(session);
         let counted = Counted { homes: Arc::clone(&self.homes), session };
         let _inside = self.handles[home.wrapping_add(lane as usize) % self.handles.len()].enter();
-        let stream = TcpStream::from_std(stream)?;
+        let stream = net::attach(stream)?;
         self.shutdown.spawn("connection", async move {
             let _counted = counted;
             serve(stream).await;
         });
         Ok(())
     }
+}
+
+#[cfg(not(downpour_sim))]
+fn start_one(number: usize, shutdown: &Shutdown, linger: Duration) -> anyhow::Result<Handle> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("make a runtime for a data thread")?;
+    let handle = runtime.handle().clone();
+    let token = shutdown.token();
+    let run = move || {
+        runtime.block_on(async {
+            token.cancelled().await;
+            tokio::time::sleep(linger).await;
+        });
+    };
+    let named = std::thread::Builder::new().name(format!("data-{number}"));
+    named.spawn(run).context("start a data thread")?;
+    Ok(handle)
+}
+
+/// A simulation has one thread.
+#[cfg(downpour_sim)]
+fn start_one(_: usize, _: &Shutdown, _: Duration) -> anyhow::Result<Handle> {
+    Handle::try_current().context("inside a simulation")
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ Usage: cargo xtask <command>
   chaos --scenario <NAME> <arguments>
                                 build for release and disturb a cluster on this machine, for example
                                 `cargo xtask chaos --scenario mixed --seconds 60 --seed 7 -o json`; --help tells more
+  sim [--seeds A..B | --seed N] <arguments>
+                                simulate clusters under faults, each from one seed; --help tells more
   test [--only STEP]... [--list]
                                 everything that CI checks; changes nothing in the repository
   libtorch                      fetch LibTorch into .cache/libtorch (an exported LIBTORCH is respected)
@@ -28,6 +30,7 @@ pub(crate) enum Command {
     Demo { output: Output },
     Train { args: Vec<OsString> },
     Chaos { args: Vec<OsString> },
+    Sim { args: Vec<OsString> },
     Bench(Bench),
 }
 
@@ -50,11 +53,14 @@ pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Command> {
     let mut args = args;
     let Some(name) = args.next() else { return Err("a command is missing".into()) };
     if name == "train" {
-        // Not looked at here, nor those of chaos: the program's own parser knows them.
+        // Not looked at here, nor those of chaos and sim: the program's own parser knows them.
         return Ok(Command::Train { args: args.collect() });
     }
     if name == "chaos" {
         return Ok(Command::Chaos { args: args.collect() });
+    }
+    if name == "sim" {
+        return Ok(Command::Sim { args: args.collect() });
     }
     let rest = args
         .map(|arg| arg.into_string().map_err(|arg| format!("not UTF-8: {}", arg.display())))
@@ -173,6 +179,14 @@ mod tests {
             panic!("not a chaos command")
         };
         assert_eq!(args, ["--scenario", "mixed", "-o", "json", "--help"]);
+    }
+
+    #[test]
+    fn sim_passes_everything_through() {
+        let Ok(Command::Sim { args }) = parse_words("sim --seeds 1..3 -o json --help") else {
+            panic!("not a sim command")
+        };
+        assert_eq!(args, ["--seeds", "1..3", "-o", "json", "--help"]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::wheels::{self, Keep, Package, Wheel};
-use crate::{Result, libtorch, process, python, tidy};
+use crate::{Result, libtorch, process, python, sim, tidy};
 
 pub(crate) struct Step {
     pub(crate) name: &'static str,
@@ -14,7 +14,7 @@ pub(crate) struct Step {
 }
 
 /// The quick ones first. Each is whole in itself, so that `--only` can run it alone.
-pub(crate) static STEPS: [Step; 8] = [
+pub(crate) static STEPS: [Step; 9] = [
     Step {
         name: "fmt",
         what: "formatting (`cargo fmt --all` repairs it)",
@@ -52,6 +52,11 @@ pub(crate) static STEPS: [Step; 8] = [
             // Tests in Python run without being asked to only where it is known to be there.
             process::run(nextest.env("DOWNPOUR_TEST_PYTHONPATH", python))
         },
+    },
+    Step {
+        name: "sim",
+        what: "whole clusters in one thread, from 20 seeds, and bugs that must be found",
+        run: sim::check,
     },
     Step {
         name: "doctest",

@@ -3,7 +3,7 @@
 //! Follow one command: [`args`] parses it, [`libtorch`] makes sure that LibTorch is there (through
 //! [`wheels`], which downloads pinned wheels), [`process`] runs the compiler and the programs.
 //! [`gate`] is `cargo xtask test`, step by step; [`tidy`] holds its rules about the text of the
-//! repository. [`cluster`] is `demo`, `train`, `bench` and `chaos`.
+//! repository. [`cluster`] is `demo`, `train`, `bench` and `chaos`; [`sim`] builds the simulation.
 //!
 //! There are no dependencies here: the first line is printed seconds after a fresh clone.
 
@@ -13,6 +13,7 @@ mod gate;
 mod libtorch;
 mod process;
 mod python;
+mod sim;
 mod tidy;
 mod wheels;
 
@@ -55,6 +56,7 @@ fn run(command: &args::Command) -> Result<()> {
         args::Command::Bench(bench) => cluster::bench(root, *bench)?,
         args::Command::Train { args } => cluster::train(root, args)?,
         args::Command::Chaos { args } => cluster::chaos(root, args)?,
+        args::Command::Sim { args } => process::exec(sim::built(root)?.args(args))?,
     }
     Ok(())
 }

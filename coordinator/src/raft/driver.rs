@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use downpour_core::planted::{Bug, planted};
 use raft::eraftpb::{Entry, EntryType, HardState, Message, MessageType};
 use raft::{Config, RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 use thiserror::Error;
@@ -146,6 +147,8 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
             max_committed_size_per_ready: COMMITTED_BYTES_MAX,
             ..Config::default()
         };
+        #[cfg(downpour_sim)]
+        let config = pinned(config);
         let node = RawNode::new(&config, log, &tracing_drain::logger())?;
         let (input, inputs) = mpsc::channel(INPUTS_MAX);
         let (cluster, cluster_seen) = watch::channel(Arc::new(state.cluster().clone()));
@@ -403,7 +406,8 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
             log.install(ready.snapshot(), ready.hs())?;
         }
         if !ready.entries().is_empty() || ready.hs().is_some() {
-            log.persist(ready.entries(), ready.hs(), ready.must_sync())?;
+            let sync = ready.must_sync() && !planted(Bug::SendBeforeDisk);
+            log.persist(ready.entries(), ready.hs(), sync)?;
         }
         drop(timer);
         if !ready.snapshot().is_empty() {
@@ -539,6 +543,15 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
         });
         self.metrics.observe(&self.status.borrow());
     }
+}
+
+/// Raft draws from a source that a simulation does not replace: this one is, and no two members wait equally long.
+#[cfg(downpour_sim)]
+fn pinned(config: Config) -> Config {
+    use std::hash::{BuildHasher as _, RandomState};
+    let drawn = RandomState::new().hash_one(config.id) as usize % (config.election_tick / 4);
+    let min_election_tick = config.election_tick + 4 * drawn + config.id as usize % 4;
+    Config { min_election_tick, max_election_tick: min_election_tick + 1, ..config }
 }
 
 /// Whether entries follow each other and an entry of the log, which has a term. Raft takes that for granted, and panics where it is not so.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use downpour_core::id::{Incarnation, NodeId, ServerRef};
+use downpour_core::planted::{Bug, planted};
 use downpour_core::view::NodeView;
 
 use super::requests::Remembered;
@@ -58,6 +59,11 @@ impl State {
                 NodeId(self.last.node)
             }
         };
+        if planted(Bug::KeepIncarnation)
+            && let Some(old) = self.cluster.nodes.get(&node).filter(|old| old.view.alive)
+        {
+            return Ok(Reply::Registered(old.view.server));
+        }
         self.last.incarnation += 1;
         let server = ServerRef { node, incarnation: Incarnation(self.last.incarnation) };
         let admission = self.cluster.nodes.get(&node).map(|node| node.view.admission);

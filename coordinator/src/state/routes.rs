@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use downpour_core::id::{Epoch, JobId, ServerRef, ShardId};
+use downpour_core::planted::{Bug, planted};
 use downpour_core::routing::{Move, ShardRoute};
 
 use super::{Life, Outcome, Refused, Reply, State};
@@ -75,7 +76,15 @@ impl State {
                 Some((shard, settle(route, |server| cluster.life(server), &mut primaries)?))
             });
             let settled: Vec<_> = settled.collect();
-            for (shard, route) in settled {
+            for (shard, mut route) in settled {
+                if planted(Bug::PromoteOutsider) && route.epoch > job.view.shards[shard].epoch {
+                    let servers = cluster.nodes.values().map(|node| node.view.server);
+                    let mut alive = servers.filter(|one| cluster.life(*one) == Life::Alive);
+                    if let Some(outsider) = alive.find(|one| !route.in_sync.contains(one)) {
+                        route.primary = Some(outsider);
+                        route.in_sync.push(outsider);
+                    }
+                }
                 self.set_route(id, ShardId(shard as u32), route);
             }
         }

@@ -12,6 +12,7 @@ use downpour_checkpoint::write::Scratch;
 use downpour_core::checkpoint::RestoreOrder;
 use downpour_core::id::{ServerRef, ShardId};
 use downpour_core::view::JobView;
+use downpour_proto::threads;
 use tracing::{info, warn};
 
 use crate::cut::Loader;
@@ -67,7 +68,7 @@ async fn load(shard: ShardId, view: &JobView, order: &RestoreOrder) -> anyhow::R
     let mut loader = Loader::new(identity);
     for (manifest, link) in links(&chain, shard)? {
         let mut reader = catalog.open_file(manifest, shard, &Scratch::default()).await?;
-        let loading = tokio::task::spawn_blocking(move || {
+        let loading = threads::blocking(move || {
             while let Some(piece) = reader.next_piece()? {
                 loader.take(piece)?;
             }

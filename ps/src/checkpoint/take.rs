@@ -19,7 +19,7 @@ use downpour_checkpoint::write::{Progress, Scratch, ShardFile, ShardWriter};
 use downpour_core::checkpoint::CheckpointOrder;
 use downpour_core::id::{Epoch, Lsn};
 use downpour_core::view::JobView;
-use downpour_proto::v1;
+use downpour_proto::{threads, v1};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -116,7 +116,7 @@ async fn save(
     let cut = OpenCut::new(hosted, epoch, newer_than)?;
     let (pieces, piece) = watch::channel(());
     let reading = (Arc::clone(hosted), cut.1, life.token.clone());
-    let reading = tokio::task::spawn_blocking(move || {
+    let reading = threads::blocking(move || {
         let (hosted, cut, token) = reading;
         read(&hosted, cut, owner, &pieces, || token.is_cancelled())
     });
