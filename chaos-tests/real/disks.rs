@@ -14,6 +14,7 @@ fn coordinators_stop_for_full_and_damaged_disks_and_come_back() -> Result<()> {
         duration: Duration::from_secs(15),
         seed: 4,
         clients: 2,
+        bytes: 0,
         interrupt: Interrupt::default(),
     };
     let report = run(Scenario::DiskFull, &options)?;

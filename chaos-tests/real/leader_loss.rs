@@ -13,6 +13,7 @@ fn clients_push_on_while_leading_coordinators_die() -> Result<()> {
         duration: Duration::from_secs(15),
         seed: 1,
         clients: 2,
+        bytes: 0,
         interrupt: Interrupt::default(),
     };
     let report = run(Scenario::KillCoordinator, &options)?;

@@ -13,6 +13,7 @@ fn nothing_acknowledged_is_lost_in_a_minute_of_mixed_faults() -> Result<()> {
         duration: Duration::from_secs(60),
         seed: 3,
         clients: 2,
+        bytes: 0,
         interrupt: Interrupt::default(),
     };
     let report = run(Scenario::Mixed, &options)?;

@@ -27,6 +27,8 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 pub struct Setup {
     /// Parameter servers.
     pub servers: usize,
+    /// Of these, how many are not started yet.
+    pub servers_later: usize,
     /// Everything goes through proxies, so that the network can be disturbed.
     pub proxied: bool,
     /// Each coordinator has a small disk of its own, which can be filled; needs the right to mount.
@@ -107,7 +109,10 @@ impl TestCluster {
         for index in (0..COORDINATORS).filter(|_| setup.small_disks) {
             cluster.disks.push(SmallDisk::mount(&cluster.data_dir(index))?);
         }
-        match cluster.processes.start_all(options.ready_within) {
+        match cluster
+            .processes
+            .start_some(setup.servers - setup.servers_later, options.ready_within)
+        {
             Ok(()) => Ok(cluster),
             Err(error) => {
                 if !setup.interrupt.is_set() {

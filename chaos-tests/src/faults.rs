@@ -25,6 +25,8 @@ pub enum Scenario {
     DiskFull,
     /// All of these.
     Mixed,
+    /// No fault: two servers more, and away again.
+    Scale,
 }
 
 /// One kind of fault.
@@ -132,6 +134,7 @@ impl Scenario {
             ],
             Scenario::Pause => &[Kind::PauseServer, Kind::PauseServerLong, Kind::PauseLeader],
             Scenario::DiskFull => &[Kind::DiskFull, Kind::CorruptFile],
+            Scenario::Scale => &[],
             Scenario::Mixed => &[
                 Kind::KillServer,
                 Kind::PauseServer,

@@ -4,7 +4,7 @@
 //! the real binaries, each behind a [`proxy`] of one [`network`] and on a [`disk`] of its own where a fault needs that. Clients
 //! ([`downpour_psctl::probe`], docs/protocol.md 10) push without pause; [`downpour_psctl::acks`] notes how long they waited after each loss of a server. [`inject`] does what the
 //! schedule says and undoes it, [`monitor`] watches the committed state meanwhile. In the end every row is read back, and [`report`] says
-//! whether the promises were kept.
+//! whether the promises were kept. The scenario `scale` has no faults: servers come and go, and it says what moved and what clients noticed.
 //!
 //! The tests that use real processes are in `real/`, one file for each promise.
 
@@ -19,4 +19,5 @@ pub mod network;
 pub mod proxy;
 pub mod report;
 mod saved;
+mod scale;
 pub mod scenario;

@@ -33,6 +33,9 @@ struct Args {
     /// What the faults follow from; without it one is drawn, and told
     #[arg(long)]
     seed: Option<u64>,
+    /// Mebibytes of rows that the job of `scale` has before
+    #[arg(long, default_value_t = 2048)]
+    mib: u64,
     /// Clients that push from the start
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=64))]
     clients: u64,
@@ -64,6 +67,7 @@ fn disturb(args: &Args) -> Result<ExitCode> {
         duration: Duration::from_secs(args.seconds),
         seed,
         clients: args.clients,
+        bytes: args.mib << 20,
         interrupt: Interrupt::on_signals().context("handle signals")?,
     };
     let report = run(args.scenario, &options)?;

@@ -44,6 +44,39 @@ pub struct Report {
     pub longest_ack_gap_ms: u64,
     /// Errors that the client's user would have seen.
     pub client_errors: u64,
+    /// Of a cluster that grows and shrinks.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<Scale>,
+}
+
+/// What a cluster that grows and shrinks showed.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Scale {
+    /// Copies that went from one server to another.
+    pub moves: u64,
+    /// Of copies that were sent, as the servers count them.
+    pub bytes_moved: u64,
+    /// Of the same, as the plans said.
+    pub bytes_planned: u64,
+    /// 99 of 100 pushes were acknowledged within this.
+    pub push_p99_ms: Latency,
+    /// Longest that any push waited while shards moved.
+    pub longest_stall_ms: f64,
+    /// Pushes in the worst second while shards moved, in percent of the mean before.
+    pub worst_window_pct: f64,
+    /// From the start of the new servers until they had their part.
+    pub grown_s: f64,
+    /// From the first drain until the new servers held nothing.
+    pub shrunk_s: f64,
+}
+
+/// Milliseconds.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Latency {
+    /// While nothing moved.
+    pub before: f64,
+    /// While shards moved.
+    pub during: f64,
 }
 
 /// Counts of faults.

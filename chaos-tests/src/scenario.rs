@@ -17,6 +17,7 @@ use crate::inject::Injector;
 use crate::monitor::Monitor;
 use crate::report::{DetectedBy, Report};
 use crate::saved::Saved;
+use crate::scale;
 use downpour_psctl::acks::{Acks, Outage};
 use downpour_psctl::probe::{self, Probe, Tally, job};
 
@@ -33,6 +34,8 @@ pub struct Options {
     pub seed: u64,
     /// Clients that push from the start.
     pub clients: u64,
+    /// Bytes of rows that are there before a cluster grows and shrinks.
+    pub bytes: u64,
     /// Ends the run early.
     pub interrupt: Interrupt,
 }
@@ -42,6 +45,9 @@ pub struct Options {
 /// # Errors
 /// The cluster cannot be started, does not recover from a fault in time, or the run was interrupted.
 pub fn run(scenario: Scenario, options: &Options) -> Result<Report> {
+    if scenario == Scenario::Scale {
+        return scale::run(options);
+    }
     let may_mount = disk::may_mount();
     if scenario.has(&[Kind::DiskFull]) && !may_mount {
         eprintln!("disk_full is left out: it needs the right to mount (run as root)");
@@ -54,6 +60,7 @@ pub fn run(scenario: Scenario, options: &Options) -> Result<Report> {
     ];
     let mut cluster = TestCluster::launch(&Setup {
         servers: SERVERS,
+        servers_later: 0,
         proxied: scenario.has(&network),
         small_disks: scenario.has(&[Kind::DiskFull]) && may_mount,
         interrupt: options.interrupt.clone(),
@@ -119,10 +126,11 @@ fn disturb(cluster: &mut TestCluster, scenario: Scenario, options: &Options) -> 
         recovery_silence_ms: acks.recovery(Outage::Silence),
         longest_ack_gap_ms: tally.longest_ack_gap_ms,
         client_errors: tally.client_errors,
+        scale: None,
     })
 }
 
-async fn count(clients: Vec<JoinHandle<Result<Probe>>>) -> Result<Tally> {
+pub(crate) async fn count(clients: Vec<JoinHandle<Result<Probe>>>) -> Result<Tally> {
     let mut probes = Vec::new();
     for client in clients {
         probes.push(client.await.context("a client panicked")??);
@@ -130,7 +138,7 @@ async fn count(clients: Vec<JoinHandle<Result<Probe>>>) -> Result<Tally> {
     probe::verify_all(probes).await
 }
 
-fn start_client(
+pub(crate) fn start_client(
     cluster: &TestCluster,
     job: &JobSpec,
     index: u64,

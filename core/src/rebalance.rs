@@ -1,7 +1,7 @@
 //! Where load should go: which copies move and which members become primaries, by what is measured.
 //!
 //! A pure planner over what a leader knows now. Each step lowers one number, the sum over servers of how far their work and their memory are from the mean, by more than
-//! it costs; so a plan ends, and planning again on its result gives nothing. A change of primary between members costs next to nothing and is preferred;
+//! it costs; so plans end. A plan touches a shard once, for each step is based on where the shard is: what is left is for the next one, and soon there is nothing. A change of primary between members costs next to nothing and is preferred;
 //! a copy costs what it takes to send. Nothing goes to a server that is closed or full, two copies of a shard never stand on one node, and copies
 //! of a shard that stand in different zones stay so.
 
@@ -153,6 +153,8 @@ struct Board<'a> {
     loads: Vec<Load>,
     /// Bytes that were planned to go there.
     coming: Vec<u64>,
+    /// Shards that may be touched.
+    free: Vec<bool>,
 }
 
 impl<'a> Board<'a> {
@@ -183,6 +185,7 @@ impl<'a> Board<'a> {
             weights: shards.iter().map(weight).collect(),
             loads: vec![Load::default(); servers.len()],
             coming: vec![0; servers.len()],
+            free: shards.iter().map(|shard| shard.settled).collect(),
             servers,
             shards,
             members,
@@ -228,7 +231,7 @@ impl<'a> Board<'a> {
         for (shard, members) in self.members.iter().enumerate() {
             let known = members.len() == self.shards[shard].members.len();
             let Some(copy) = members.iter().position(|at| *at == from) else { continue };
-            if !self.shards[shard].settled || !known {
+            if !self.free[shard] || !known {
                 continue;
             }
             let mut consider = |change: Change, gain: f64| {
@@ -287,6 +290,7 @@ impl<'a> Board<'a> {
             let position = self.servers.iter().position(|one| one.server == server);
             position.expect("steps name listed servers")
         };
+        self.free[step.shard] = false;
         let (primary, backup) = self.weights[step.shard];
         let (from, to, weight) = match step.change {
             Change::Promote(to) => {

@@ -25,11 +25,31 @@ struct Wait {
 
 /// See the module; shared by all clients.
 #[derive(Debug, Default)]
-pub struct Acks(Mutex<Vec<Wait>>);
+pub struct Acks {
+    waits: Mutex<Vec<Wait>>,
+    /// Every push with when it was sent and acknowledged, where that is asked for.
+    pushes: Option<Mutex<Vec<(Instant, Instant)>>>,
+}
 
 impl Acks {
+    /// Remembers every push: some 32 bytes each.
+    #[must_use]
+    pub fn recording() -> Self {
+        Acks { pushes: Some(Mutex::default()), ..Acks::default() }
+    }
+
+    /// The pushes that were acknowledged since this was asked last: when each was sent, and when acknowledged.
+    #[must_use]
+    pub fn take_pushes(&self) -> Vec<(Instant, Instant)> {
+        let pushes = self
+            .pushes
+            .as_ref()
+            .map(|pushes| pushes.lock().unwrap_or_else(PoisonError::into_inner));
+        pushes.map(|mut pushes| std::mem::take(&mut *pushes)).unwrap_or_default()
+    }
+
     fn waits(&self) -> MutexGuard<'_, Vec<Wait>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A server went now.
@@ -39,6 +59,9 @@ impl Acks {
 
     /// A push that was sent then is acknowledged now.
     pub fn acknowledged(&self, sent: Instant, now: Instant) {
+        if let Some(pushes) = &self.pushes {
+            pushes.lock().unwrap_or_else(PoisonError::into_inner).push((sent, now));
+        }
         let mut waits = self.waits();
         let open = waits.iter_mut().rev().take_while(|wait| wait.ended.is_none());
         open.filter(|wait| wait.since < sent).for_each(|wait| wait.ended = Some(now));

@@ -181,7 +181,12 @@ impl LocalCluster {
 
     /// Starts every process and waits until each is ready.
     pub fn start_all(&mut self, ready_within: Duration) -> Result<(), Error> {
-        let started = self.start_processes(ready_within);
+        self.start_some(usize::MAX, ready_within)
+    }
+
+    /// Starts the coordinators and the first `servers` servers, and waits until each is ready.
+    pub fn start_some(&mut self, servers: usize, ready_within: Duration) -> Result<(), Error> {
+        let started = self.start_processes(servers, ready_within);
         // Any other error names a log in it.
         if started.as_ref().is_err_and(|error| !matches!(error, Error::Interrupted)) {
             self.keep_dir();
@@ -189,9 +194,10 @@ impl LocalCluster {
         started
     }
 
-    fn start_processes(&mut self, ready_within: Duration) -> Result<(), Error> {
+    fn start_processes(&mut self, servers: usize, ready_within: Duration) -> Result<(), Error> {
+        let servers = servers.min(self.servers.len());
         // A coordinator is ready when there is a leader, so all of them start before any is waited for.
-        for group in [&mut self.coordinators, &mut self.servers] {
+        for group in [&mut self.coordinators[..], &mut self.servers[..servers]] {
             group.iter_mut().try_for_each(Process::start)?;
             group.iter_mut().try_for_each(|process| process.wait_ready(ready_within))?;
         }

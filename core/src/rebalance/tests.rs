@@ -119,16 +119,21 @@ fn a_new_server_gets_its_part_although_nothing_is_pushed() {
     let shards: Vec<_> = (0..24)
         .map(|number| shard(number, &[1 + number % 2, 2 - number % 2], 0.0, 1 << 20))
         .collect();
-    let after = applied(&shards, &plan(&servers, &shards, OPTIONS).steps);
+    let mut after = shards;
+    for _ in 0..3 {
+        let Plan { steps, .. } = plan(&servers, &after, OPTIONS);
+        after = applied(&after, &steps);
+    }
+    assert_eq!(plan(&servers, &after, OPTIONS).steps, []);
     let copies = |node| after.iter().filter(|shard| shard.members.contains(&server(node))).count();
-    assert!((14..=18).contains(&copies(3)), "{}", copies(3));
+    assert!((12..=18).contains(&copies(3)), "{}", copies(3));
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_plan_keeps_the_rules_lowers_the_sum_ends_and_is_final(
+    fn a_plan_keeps_the_rules_and_lowers_the_sum_and_soon_there_is_none(
         servers in prop::collection::vec((0u8..3, prop::bool::weighted(0.8), 0u64..3), 2..7),
         shards in prop::collection::vec((0u32..1000, any::<u32>(), 1usize..=3, 0u64..1 << 24, prop::bool::weighted(0.9)), 1..50),
     ) {
@@ -145,7 +150,9 @@ proptest! {
             Shard { settled: *settled, ..shard(number, &members, f64::from(*rows), *bytes) }
         }).collect();
         let Plan { steps, .. } = plan(&servers, &shards, OPTIONS);
-        prop_assert!(steps.len() < 1000, "it does not end");
+        let mut touched: Vec<_> = steps.iter().map(|step| step.shard).collect();
+        touched.sort_unstable();
+        prop_assert!(touched.windows(2).all(|pair| pair[0] != pair[1]), "each is based on what is committed");
         let find = |one: ServerRef| servers.iter().find(|server| server.server == one).unwrap();
         let mut now = shards.clone();
         let mut coming = std::collections::BTreeMap::new();
@@ -174,8 +181,23 @@ proptest! {
             prop_assert_eq!(nodes.len(), shard.members.len());
             prop_assert!(shard.members.contains(&shard.primary));
         }
-        let memory = |one: &Server| Server { memory: coming.get(&one.server).copied().unwrap_or(one.memory), ..one.clone() };
-        let later: Vec<_> = servers.iter().map(memory).collect();
-        prop_assert_eq!(plan(&later, &now, OPTIONS).steps, []);
+        // Each plan lowers the sum, until there is none.
+        let mut left = 100;
+        loop {
+            let memory = |one: &Server| Server { memory: coming.get(&one.server).copied().unwrap_or(one.memory), ..one.clone() };
+            let later: Vec<_> = servers.iter().map(memory).collect();
+            let Plan { steps, .. } = plan(&later, &now, OPTIONS);
+            if steps.is_empty() {
+                break;
+            }
+            left -= 1;
+            prop_assert!(left > 0, "it does not end");
+            for step in &steps {
+                if let Change::Move(moving) = step.change {
+                    *coming.entry(moving.to).or_insert_with(|| find(moving.to).memory) += shards[step.shard].bytes;
+                }
+            }
+            now = applied(&now, &steps);
+        }
     }
 }

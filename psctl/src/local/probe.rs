@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 const TIMEOUT: Duration = Duration::from_secs(1);
-const REPLY_BYTES_MAX: u64 = 64 << 10;
+const REPLY_BYTES_MAX: u64 = 1 << 20;
 
 /// `GET /readyz`: `Err` says why not, in the words of the process where it has any.
 pub(super) fn ready(http: &str) -> Result<(), String> {
@@ -18,7 +18,8 @@ pub(super) fn ready(http: &str) -> Result<(), String> {
     }
 }
 
-fn get(http: &str, path: &str) -> std::io::Result<String> {
+/// The reply to `GET path`, head and all.
+pub(super) fn get(http: &str, path: &str) -> std::io::Result<String> {
     let address: SocketAddr = http.parse().map_err(std::io::Error::other)?;
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;

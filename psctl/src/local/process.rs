@@ -271,6 +271,14 @@ impl Process {
         Error::Late { name: self.name().to_owned(), waited, log: self.log().to_owned() }
     }
 
+    /// A number that it shows on `/metrics`, of a metric without labels; none while it does not answer.
+    #[must_use]
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        let shown = probe::get(&self.http, "/metrics").ok()?;
+        let mut lines = shown.lines().filter_map(|line| line.split_once(' '));
+        lines.find(|(shown, _)| *shown == name)?.1.trim().parse().ok()
+    }
+
     /// Processor time that it has used, over all its lives.
     pub fn cpu(&self) -> Duration {
         self.cpu + self.child.as_ref().map(|child| cpu_of(child.id())).unwrap_or_default()
