@@ -53,6 +53,10 @@ pub enum Kind {
     PartitionCoordinator,
     /// Every byte is late.
     Delay,
+    /// Some segments are lost on the way, and what follows them waits until they were sent again.
+    Loss,
+    /// Every connection of a server breaks.
+    Reset,
     /// A coordinator's disk fills up: it must stop by itself.
     DiskFull,
     /// A byte on a coordinator's disk changes: it must refuse to start, and come back without its data.
@@ -74,6 +78,8 @@ impl Kind {
             Kind::PauseLeader => "pause_leader",
             Kind::PartitionCoordinator => "partition_coordinator",
             Kind::Delay => "delay",
+            Kind::Loss => "loss",
+            Kind::Reset => "reset",
             Kind::DiskFull => "disk_full",
             Kind::CorruptFile => "corrupt_file",
         }
@@ -113,7 +119,8 @@ impl Kind {
             Kind::PartitionServer | Kind::PartitionServerOneWay => (2_500, 5_000),
             Kind::KillLeader | Kind::KillCoordinator => (500, 3_000),
             Kind::PauseLeader | Kind::PartitionCoordinator => (1_500, 4_000),
-            Kind::Delay => (1_000, 4_000),
+            Kind::Delay | Kind::Loss => (1_000, 4_000),
+            Kind::Reset => (0, 0),
             Kind::DiskFull | Kind::CorruptFile => (1_000, 2_000),
         }
     }
@@ -131,6 +138,8 @@ impl Scenario {
                 Kind::PartitionServerOneWay,
                 Kind::PartitionCoordinator,
                 Kind::Delay,
+                Kind::Loss,
+                Kind::Reset,
             ],
             Scenario::Pause => &[Kind::PauseServer, Kind::PauseServerLong, Kind::PauseLeader],
             Scenario::DiskFull => &[Kind::DiskFull, Kind::CorruptFile],
@@ -147,6 +156,8 @@ impl Scenario {
                 Kind::PauseLeader,
                 Kind::PartitionCoordinator,
                 Kind::Delay,
+                Kind::Loss,
+                Kind::Reset,
                 Kind::DiskFull,
                 Kind::CorruptFile,
             ],

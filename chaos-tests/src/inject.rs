@@ -15,7 +15,7 @@ use crate::cluster::{DEADLINE, TestCluster};
 use crate::disk;
 use crate::faults::{Fault, Kind};
 use crate::monitor::Monitor;
-use crate::network::Cut;
+use crate::network::{Cut, Network};
 use crate::report::During;
 use downpour_psctl::acks::{Acks, Outage};
 use downpour_psctl::probe::{self, Probe, Tally};
@@ -153,9 +153,9 @@ impl<'a> Injector<'a> {
             self.wait_for_servers()?;
         } else if kind.of_a_coordinator() {
             self.wait(Self::coordinators_are_whole, "all coordinators to be ready")?;
-        } else if kind == Kind::Delay {
+        } else if matches!(kind, Kind::Delay | Kind::Loss) {
             let calm = |injector: &mut Self| {
-                injector.active.iter().all(|active| active.fault.kind != Kind::Delay)
+                injector.active.iter().all(|active| active.fault.kind != kind)
             };
             self.wait(calm, "the network to be fast")?;
         } else {
@@ -223,7 +223,7 @@ impl<'a> Injector<'a> {
         let any = |count: usize| fault.victim as usize % count;
         Ok(match fault.kind {
             Kind::KillLeader | Kind::PauseLeader => Victim::Coordinator(self.cluster.leader()?),
-            Kind::Delay => Victim::Everybody,
+            Kind::Delay | Kind::Loss => Victim::Everybody,
             kind if kind.of_a_coordinator() => {
                 Victim::Coordinator(any(self.cluster.processes.coordinators.len()))
             }
@@ -275,15 +275,14 @@ impl<'a> Injector<'a> {
             }
             Kind::PartitionServer | Kind::PartitionServerOneWay | Kind::PartitionCoordinator => {
                 let cuts = self.cuts(fault.kind, victim);
-                let network =
-                    self.cluster.network.as_ref().context("no network is between them")?;
+                let network = self.network()?;
                 cuts.into_iter().for_each(|cut| network.cut(cut));
             }
             Kind::Delay => {
-                let network =
-                    self.cluster.network.as_ref().context("no network is between them")?;
-                network.set_delay(Duration::from_millis(5 + fault.victim % 45));
+                self.network()?.set_delay(Duration::from_millis(5 + fault.victim % 45));
             }
+            Kind::Loss => self.network()?.set_loss(5 + fault.victim % 25),
+            Kind::Reset => self.network()?.break_connections(&self.name(victim)),
             Kind::DiskFull => self.disk(victim)?.fill()?,
             Kind::CorruptFile => {
                 let Victim::Coordinator(index) = victim else {
@@ -312,15 +311,12 @@ impl<'a> Injector<'a> {
             | Kind::PartitionServerOneWay
             | Kind::PartitionCoordinator) => {
                 let cuts = self.cuts(kind, victim);
-                let network =
-                    self.cluster.network.as_ref().context("no network is between them")?;
+                let network = self.network()?;
                 cuts.iter().for_each(|cut| network.heal(cut));
             }
-            Kind::Delay => {
-                let network =
-                    self.cluster.network.as_ref().context("no network is between them")?;
-                network.set_delay(Duration::ZERO);
-            }
+            Kind::Delay => self.network()?.set_delay(Duration::ZERO),
+            Kind::Loss => self.network()?.set_loss(0),
+            Kind::Reset => {}
             Kind::DiskFull => {
                 if !self.has_stopped(active, "stop although its disk is full")? {
                     self.write_something();
@@ -365,6 +361,10 @@ impl<'a> Injector<'a> {
         let outwards = Cut { from: name.clone(), to: None };
         let inwards = Cut { from: None, to: name };
         if kind == Kind::PartitionServerOneWay { vec![outwards] } else { vec![outwards, inwards] }
+    }
+
+    fn network(&self) -> Result<&Network> {
+        self.cluster.network.as_ref().context("no network is between them")
     }
 
     fn disk(&self, victim: Victim) -> Result<&disk::SmallDisk> {

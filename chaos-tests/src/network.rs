@@ -3,13 +3,15 @@
 //! Bytes that may not pass wait, as TCP's do until it has sent them again: a connection outlives a short partition, and what was sent
 //! meanwhile arrives late. A proxy learns who connects from the kernel: the socket's inode, and whose it is among this process's children.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use downpour_core::mix::mix64;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
@@ -26,6 +28,10 @@ pub struct Cut {
 struct Weather {
     cuts: BTreeSet<Cut>,
     delay: Duration,
+    /// Of a thousand segments.
+    lost_permille: u64,
+    /// How often the connections of each were broken.
+    broken: BTreeMap<String, u64>,
 }
 
 impl Weather {
@@ -44,15 +50,35 @@ pub struct Network {
 
 /// What proxies ask.
 #[derive(Clone, Default)]
-pub(crate) struct Passages(Arc<watch::Sender<Weather>>);
+pub(crate) struct Passages {
+    weather: Arc<watch::Sender<Weather>>,
+    /// That passed so far.
+    segments: Arc<AtomicU64>,
+}
 
 impl Passages {
     pub(crate) fn delay(&self) -> Duration {
-        self.0.borrow().delay
+        self.weather.borrow().delay
+    }
+
+    /// Whether a segment is lost, and has to be sent again.
+    pub(crate) fn loses(&self) -> bool {
+        let permille = self.weather.borrow().lost_permille;
+        let segment = |segments: &AtomicU64| segments.fetch_add(1, Ordering::Relaxed);
+        permille > 0 && mix64(segment(&self.segments)) % 1000 < permille
+    }
+
+    /// Returns when the connections of one of these are broken.
+    pub(crate) async fn break_of(&self, ends: [&str; 2]) {
+        let mut weather = self.weather.subscribe();
+        let count = |weather: &Weather| ends.map(|end| weather.broken.get(end).copied());
+        let before = count(&weather.borrow_and_update());
+        // The sender lives in `self`.
+        _ = weather.wait_for(|weather| count(weather) != before).await;
     }
 
     pub(crate) async fn passage(&self, from: &str, to: &str) {
-        let mut weather = self.0.subscribe();
+        let mut weather = self.weather.subscribe();
         // The sender lives in `self`.
         _ = weather.wait_for(|weather| weather.passes(from, to)).await;
     }
@@ -79,17 +105,28 @@ impl Network {
 
     /// From now on nothing passes there.
     pub fn cut(&self, cut: Cut) {
-        self.passages.0.send_modify(|weather| _ = weather.cuts.insert(cut));
+        self.passages.weather.send_modify(|weather| _ = weather.cuts.insert(cut));
     }
 
     /// From now on everything passes there again, first what waited.
     pub fn heal(&self, cut: &Cut) {
-        self.passages.0.send_modify(|weather| _ = weather.cuts.remove(cut));
+        self.passages.weather.send_modify(|weather| _ = weather.cuts.remove(cut));
     }
 
     /// How long every byte takes from now on.
     pub fn set_delay(&self, delay: Duration) {
-        self.passages.0.send_modify(|weather| weather.delay = delay);
+        self.passages.weather.send_modify(|weather| weather.delay = delay);
+    }
+
+    /// How many of a thousand segments are lost from now on. A proxy of streams cannot lose bytes: what follows a lost segment waits with it until TCP has sent it again.
+    pub fn set_loss(&self, permille: u64) {
+        self.passages.weather.send_modify(|weather| weather.lost_permille = permille);
+    }
+
+    /// Breaks every connection to and from a process; new ones are taken.
+    pub fn break_connections(&self, name: &str) {
+        let broken = |weather: &mut Weather| *weather.broken.entry(name.into()).or_default() += 1;
+        self.passages.weather.send_modify(broken);
     }
 }
 
@@ -145,13 +182,23 @@ mod tests {
     #[test]
     fn a_cut_stops_one_direction_and_healing_opens_it() {
         let network = Network::new().unwrap();
-        let passes = |from, to| network.passages.0.borrow().passes(from, to);
+        let passes = |from, to| network.passages.weather.borrow().passes(from, to);
         network.cut(cut(Some("a"), Some("b")));
         assert!(!passes("a", "b") && passes("b", "a") && passes("a", "c"));
         network.cut(cut(None, Some("c")));
         assert!(!passes("a", "c") && !passes("", "c") && passes("c", "a"));
         network.heal(&cut(Some("a"), Some("b")));
         assert!(passes("a", "b") && !passes("a", "c"));
+    }
+
+    #[test]
+    fn about_as_many_segments_are_lost_as_shall_be_and_none_later() {
+        let network = Network::new().unwrap();
+        let lost = || (0..10_000).filter(|_| network.passages.loses()).count();
+        network.set_loss(30);
+        assert!((200..400).contains(&lost()));
+        network.set_loss(0);
+        assert_eq!(lost(), 0);
     }
 
     #[test]

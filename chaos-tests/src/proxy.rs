@@ -22,6 +22,8 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::network::{self, Network, Passages};
 
+/// After so long a segment that was lost is sent again (Linux: 200 ms at least).
+const RETRANSMISSION: Duration = Duration::from_millis(200);
 const BACKLOG: u32 = 1024;
 
 /// The proxy, with a runtime of its own or that of its network. Dropped, it takes no more connections; those that are there end with the runtime.
@@ -203,11 +205,18 @@ async fn forward(
         started: false,
         buffer: BytesMut::new(),
     };
-    let both = tokio::try_join!(
-        carry(from_client, to_server, frames(true), &shared, (&source, &shared.name)),
-        carry(from_server, to_client, frames(false), &shared, (&shared.name, &source)),
-    );
-    both.map(drop)
+    let both = async {
+        tokio::try_join!(
+            carry(from_client, to_server, frames(true), &shared, (&source, &shared.name)),
+            carry(from_server, to_client, frames(false), &shared, (&shared.name, &source)),
+        )
+    };
+    let Some(network) = &shared.network else { return both.await.map(drop) };
+    tokio::select! {
+        ended = both => ended.map(drop),
+        // What is dropped with unread bytes is reset.
+        () = network.break_of([&source, &shared.name]) => Ok(()),
+    }
 }
 
 /// Reads what comes, and writes it a delay later.
@@ -221,6 +230,7 @@ async fn carry(
     let (sender, mut late) = mpsc::unbounded_channel();
     let read = async move {
         let mut buffer = BytesMut::new();
+        let mut again = Instant::now();
         loop {
             buffer.reserve(1 << 16);
             if from.read_buf(&mut buffer).await? == 0 {
@@ -229,7 +239,11 @@ async fn carry(
             // When nobody takes it, the other half has ended with an error.
             let delay =
                 shared.delay + shared.network.as_ref().map_or(Duration::ZERO, Passages::delay);
-            _ = sender.send((Instant::now() + delay, buffer.split()));
+            let now = Instant::now();
+            if now >= again && shared.network.as_ref().is_some_and(Passages::loses) {
+                again = now + RETRANSMISSION;
+            }
+            _ = sender.send(((now + delay).max(again), buffer.split()));
         }
     };
     let write = async {
