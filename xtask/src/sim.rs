@@ -27,8 +27,7 @@ pub(crate) fn built(root: &Path) -> Result<Command> {
 
 /// What CI checks.
 pub(crate) fn check(root: &Path) -> Result<()> {
-    let lint = process::cargo(root);
-    let mut lint = lint;
+    let mut lint = process::cargo(root);
     lint.args(["clippy", "--locked", "--package", "downpour-sim", "--profile", PROFILE]);
     lint.arg("--target-dir").arg(process::binaries("sim")?).env("RUSTFLAGS", FLAGS);
     process::run(lint.args(["--", "--deny=warnings"]))?;

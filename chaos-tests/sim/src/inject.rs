@@ -54,6 +54,8 @@ pub(crate) struct Conductor {
     draw: Draw,
     left: Vec<Kind>,
     next_at: Duration,
+    /// A move was begun for the next one.
+    moved: bool,
     agenda: BTreeMap<(Duration, u64), Act>,
     planned: u64,
     /// The last act that servers could notice.
@@ -70,6 +72,7 @@ impl Conductor {
             draw,
             left,
             next_at: Duration::ZERO,
+            moved: false,
             agenda: BTreeMap::new(),
             planned: 0,
             disturbed: Duration::ZERO,
@@ -97,6 +100,12 @@ impl Conductor {
         }
         let Some(&kind) = self.left.last() else { return };
         if now < self.next_at || !self.may(kind, now) {
+            return;
+        }
+        if !std::mem::take(&mut self.moved) && self.draw.below(2) == 0 {
+            // The fault meets a move.
+            count(&self.shared.moves_wanted);
+            (self.moved, self.next_at) = (true, now + self.draw.millis(60, 500));
             return;
         }
         self.left.pop();

@@ -8,10 +8,12 @@ use downpour_client::{Error, Refused};
 use downpour_core::id::{Epoch, JobId, ServerRef};
 use downpour_core::view::{JobView, NodeView};
 use downpour_proto::v1;
+use downpour_proto::v1::shard_placement::Placing;
 use tokio::time::sleep;
 use tracing::info;
 
 use crate::cluster::{self, CHECKPOINTS, SERVERS};
+use crate::draw::Draw;
 use crate::invariants::{checkpoints, epochs};
 use crate::shared::{Phase, Shared};
 use crate::system;
@@ -31,6 +33,8 @@ pub(crate) struct Seen {
     pub(crate) in_sync_changes: u64,
     /// Members that were copied to and added, and checkpoints that became whole.
     pub(crate) cuts: u64,
+    /// That were done.
+    pub(crate) moves: u64,
     pub(crate) checkpoint_whole: Option<String>,
     /// When the newest state was asked for.
     pub(crate) asked: Duration,
@@ -39,16 +43,21 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// Every shard has all its members, all servers are known to live, and nothing is being taken or copied.
+    /// Every shard has all its members. One that is moved has them too.
     pub(crate) fn full(&self, replicas: u32) -> bool {
         let route_is_full = |route: &downpour_core::routing::ShardRoute| {
-            route.in_sync.len() == replicas as usize && route.joining.is_none()
+            let copies = route.joining.is_none() || route.moving.is_some();
+            route.in_sync.len() >= replicas as usize && copies
         };
         self.job.as_ref().is_some_and(|job| job.shards.iter().all(route_is_full))
     }
 
     pub(crate) fn all_alive(&self) -> bool {
         self.servers.len() == SERVERS.len() && self.servers.values().all(|(_, alive)| *alive)
+    }
+
+    pub(crate) fn moving(&self) -> bool {
+        self.job.as_ref().is_some_and(|job| job.shards.iter().any(|route| route.moving.is_some()))
     }
 
     pub(crate) fn checkpointing(&self) -> bool {
@@ -103,6 +112,10 @@ impl Seen {
             self.in_sync_changes += u64::from(route.in_sync != old.in_sync);
             let added = |member: &&ServerRef| !old.in_sync.contains(member);
             self.cuts += route.in_sync.iter().filter(added).count() as u64;
+            let done = old.moving.filter(|_| route.moving.is_none()).is_some_and(|moving| {
+                route.in_sync.contains(&moving.to) && !route.in_sync.contains(&moving.from)
+            });
+            self.moves += u64::from(done);
             if old.set_version != route.set_version || old.epoch != route.epoch {
                 info!(shard, ?route, "seen");
             }
@@ -111,10 +124,38 @@ impl Seen {
     }
 }
 
+/// Where a shard could go: to a server without a copy of it, or its primary to another member.
+fn placement(seen: &Seen, shared: &Shared, draw: &mut Draw) -> Option<v1::ShardPlacement> {
+    if !seen.full(shared.replicas) || seen.moving() {
+        return None;
+    }
+    let job = seen.job.as_ref()?;
+    let shard = draw.below(job.shards.len() as u64) as usize;
+    let route = &job.shards[shard];
+    let mut alive = seen.servers.values().filter(|(_, alive)| *alive).map(|(server, _)| *server);
+    let member = draw.one_of(&route.in_sync);
+    let placing = match alive.find(|server| !route.in_sync.contains(server)) {
+        Some(free) => {
+            let (from, to) = (Some(member.into()), Some(free.into()));
+            Placing::Move(v1::ShardMove { from, to })
+        }
+        None => Placing::Promote(member.into()),
+    };
+    Some(v1::ShardPlacement {
+        job: job.job.0,
+        shard: shard as u32,
+        epoch: route.epoch.0,
+        set_version: route.set_version,
+        reason: "the simulation".into(),
+        placing: Some(placing),
+    })
+}
+
 /// Asks again and again, until the judgement.
 pub(crate) async fn watch(shared: Rc<Shared>) -> turmoil::Result {
     let coordinators = cluster::coordinators().with_deadline(DEADLINE);
     let mut begun = 0;
+    let mut draw = Draw::new(shared.seed, 400);
     while shared.phase.get() < Phase::Judgement {
         let asked = system::elapsed();
         // Without a leader there is no answer, and nothing to see.
@@ -132,6 +173,13 @@ pub(crate) async fn watch(shared: Rc<Shared>) -> turmoil::Result {
             if let Err(Error::Refused { code: Refused::InvalidArgument, message, .. }) = begun {
                 shared.broken("checkpoints can be taken", message);
             }
+        }
+        let wanted = shared.moves_wanted.get();
+        let placement = placement(&shared.seen.borrow(), &shared, &mut draw);
+        if let (Some(placement), 1.., Phase::Faults) = (placement, wanted, shared.phase.get()) {
+            shared.moves_wanted.set(wanted - 1);
+            let placed = coordinators.place_shards(vec![placement.clone()]).await;
+            info!(?placement, ?placed, "a move");
         }
         sleep(INTERVAL).await;
     }

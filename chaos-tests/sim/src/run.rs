@@ -118,7 +118,7 @@ fn simulate(seed: u64) -> Outcome {
         in_sync_changes: seen.in_sync_changes,
         leader_changes: seen.terms.len().saturating_sub(1) as u64,
         cuts: seen.cuts,
-        moves: 0,
+        moves: seen.moves,
         pushes_acked: shared.acknowledged.get(),
         simulated_ms: sim.elapsed().as_millis() as u64,
         fingerprint: fingerprint(&sim, &seen),
@@ -154,7 +154,7 @@ fn conduct(sim: &mut Sim<'_>, shared: &Shared, conductor: &mut Conductor) -> tur
         }
         let full = {
             let seen = shared.seen.borrow();
-            let settled = seen.all_alive() && !seen.checkpointing();
+            let settled = seen.all_alive() && !seen.checkpointing() && !seen.moving();
             seen.full(shared.replicas) && settled && seen.asked > phase_began + SILENCE
         };
         let clients = PROBES.len() as u32 + 1;

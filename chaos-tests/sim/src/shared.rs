@@ -34,6 +34,8 @@ pub(crate) struct Shared {
     pub(crate) acknowledged: Cell<u64>,
     /// Checkpoints that are to be begun.
     pub(crate) checkpoints_wanted: Cell<u32>,
+    /// Moves that are to be begun.
+    pub(crate) moves_wanted: Cell<u32>,
     pub(crate) tallies: RefCell<Vec<Tally>>,
     pub(crate) counters: RefCell<Vec<f32>>,
     /// Promises that were broken, in the order in which that was found.
@@ -55,6 +57,7 @@ impl Shared {
             quiet: Cell::new(0),
             acknowledged: Cell::new(0),
             checkpoints_wanted: Cell::new(0),
+            moves_wanted: Cell::new(0),
             tallies: RefCell::default(),
             counters: RefCell::default(),
             broken: RefCell::default(),
