@@ -26,7 +26,8 @@ const ELECTIONS_PER_LEASE: u64 = 3;
 #[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// Number of this member, as in --peers
+    /// Number of this member, as in --peers; 0: of the member there whose address is --advertise (so that the members of a StatefulSet can have the
+    /// same options), or 1 where it is alone
     #[arg(long, value_name = "NUMBER")]
     pub id: u64,
     /// All members, this one too: NUMBER=HOST:PORT, 1, 3 or 5 of them; without it this member is alone
@@ -94,7 +95,7 @@ pub enum AutoRebalance {
 impl Default for Config {
     fn default() -> Self {
         Config {
-            id: 1,
+            id: 0,
             peers: Vec::new(),
             cluster: "downpour".into(),
             data_dir: PathBuf::new(),
@@ -128,7 +129,6 @@ impl Options for Config {
             check_name("cluster", &self.cluster).is_err(),
             "must be 1 to 200 of A-Z a-z 0-9 . _ - /",
         );
-        check("id", self.id == 0, "must not be 0");
         check("raft_tick_ms", self.raft_tick_ms == 0, "must not be 0");
         check(
             "raft_election_ticks",
@@ -152,8 +152,7 @@ impl Options for Config {
         match self.members() {
             Ok(members) => {
                 check("peers", members.len() > MEMBERS_MAX, "must be at most 5");
-                let alone = members.is_empty() || members.contains_key(&self.id);
-                check("peers", !alone, "must have this member's id too");
+                problems.extend(self.member(&members).err());
             }
             Err(problem) => problems.push(problem),
         }
@@ -182,6 +181,23 @@ impl Config {
             }
         }
         Ok(members)
+    }
+
+    /// This one's number among `members`.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub(crate) fn member(&self, members: &BTreeMap<u64, String>) -> Result<u64, Problem> {
+        if self.id == 0 && !members.is_empty() {
+            let own = self.common.advertise.as_ref();
+            let found = members.iter().find(|&(_, address)| Some(address) == own);
+            return found.map(|(&id, _)| id).ok_or_else(|| {
+                Problem::new("id", "is needed, or an --advertise that is one of --peers")
+            });
+        }
+        let id = self.id.max(1);
+        let known = members.is_empty() || members.contains_key(&id);
+        known.then_some(id).ok_or_else(|| Problem::new("peers", "must have this member's id too"))
     }
 
     /// What servers and clients are told of time.
@@ -233,11 +249,11 @@ impl Config {
         Some(rebalance::Options { promotions_only, ..BY_ITSELF })
     }
 
-    /// How the member takes part in Raft.
+    /// How member `id` takes part in Raft.
     #[must_use]
-    pub fn raft(&self) -> raft::Options {
+    pub fn raft(&self, id: u64) -> raft::Options {
         raft::Options {
-            id: self.id,
+            id,
             tick: Duration::from_millis(self.raft_tick_ms),
             election_ticks: self.raft_election_ticks as usize,
             heartbeat_ticks: 2,
@@ -245,5 +261,45 @@ impl Config {
             compact_bytes: COMPACT_BYTES,
             keep_entries: self.compact_entries / KEEP_ENTRIES_SHARE,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(ordinal: u64, peers: &[&str]) -> Config {
+        let advertise = Some(format!("member-{ordinal}.members:7070"));
+        Config {
+            peers: peers.iter().map(ToString::to_string).collect(),
+            data_dir: "/data".into(),
+            common: Common { advertise, ..Common::default() },
+            ..Config::default()
+        }
+    }
+
+    const PEERS: [&str; 3] =
+        ["1=member-0.members:7070", "2=member-1.members:7070", "3=member-2.members:7070"];
+
+    #[test]
+    fn members_with_the_same_options_find_their_numbers_by_their_addresses() {
+        for ordinal in 0..3 {
+            let config = pod(ordinal, &PEERS);
+            let members = config.members().expect("well-formed");
+            assert_eq!(config.member(&members), Ok(ordinal + 1));
+            assert_eq!(config.problems(), []);
+        }
+        assert_eq!(pod(0, &[]).member(&BTreeMap::new()), Ok(1), "alone");
+    }
+
+    #[test]
+    fn a_member_that_is_not_there_is_refused_and_never_another_one() {
+        let stranger = pod(3, &PEERS);
+        assert_eq!(stranger.problems().len(), 1, "{:?}", stranger.problems());
+        let silent = Config { common: Common::default(), ..stranger.clone() };
+        assert_eq!(silent.problems().len(), 1);
+        assert_eq!(Config { id: 4, ..stranger.clone() }.problems().len(), 1);
+        let numbered = Config { id: 2, ..stranger };
+        assert_eq!(numbered.member(&numbered.members().expect("well-formed")), Ok(2));
     }
 }

@@ -58,7 +58,7 @@ pub async fn run_on<D: Disk>(
     let admission = log.image().admission;
     let (links, link_ends) = peers::links(&group);
     let metrics = RaftMetrics::new(&node.registry);
-    let (driver, handle) = Driver::new(config.raft(), log, links, metrics)?;
+    let (driver, handle) = Driver::new(config.raft(group.me), log, links, metrics)?;
     // It blocks on its disk.
     let mut ended = threads::dedicated("raft", driver.run()).context("start raft's thread")?;
 
@@ -136,13 +136,15 @@ impl FlattenFatal for anyhow::Result<Result<(), Fatal>> {
 }
 
 fn group(config: &Config, listener: &TcpListener) -> anyhow::Result<Group> {
-    let mut members = config.members().map_err(|problem| anyhow::anyhow!("{problem:?}"))?;
+    let wrong = |problem| anyhow::anyhow!("{problem:?}");
+    let mut members = config.members().map_err(wrong)?;
+    let me = config.member(&members).map_err(wrong)?;
     if members.is_empty() {
         let address = match &config.common.advertise {
             Some(address) => address.clone(),
             None => listener.local_addr().context("read the address")?.to_string(),
         };
-        members.insert(config.id, address);
+        members.insert(me, address);
     }
-    Ok(Group { cluster: config.cluster.clone(), me: config.id, members })
+    Ok(Group { cluster: config.cluster.clone(), me, members })
 }

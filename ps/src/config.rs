@@ -22,6 +22,9 @@ pub struct Config {
     /// Where this server stands: backups are spread over zones
     #[arg(long, value_name = "ZONE")]
     pub zone: String,
+    /// Take copies from the start on, also where this name was cordoned or drained before: for servers that are drained whenever they stop
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub uncordon: bool,
     /// A backup that acknowledges nothing for this long is removed from its in-sync set
     #[arg(long, value_name = "MS")]
     pub backup_timeout_ms: u64,
@@ -58,6 +61,7 @@ impl Default for Config {
             name: String::new(),
             coordinators: Vec::new(),
             zone: String::new(),
+            uncordon: false,
             backup_timeout_ms: 1000,
             check_interval_ms: 10_000,
             log_bytes_max: 512 << 20,

@@ -39,18 +39,17 @@ impl Coordinators {
 
     /// A client of one member.
     pub(crate) fn client(&self, address: &str) -> Result<CoordinatorClient<Channel>, Status> {
+        Ok(client(self.channel(address)?))
+    }
+
+    fn channel(&self, address: &str) -> Result<Channel, Status> {
         let mut channels = self.channels.lock();
-        let channel = match channels.get(address) {
-            Some(channel) => channel.clone(),
-            None => {
-                let channel = channel(address)?;
-                channels.insert(address.to_owned(), channel.clone());
-                channel
-            }
-        };
-        Ok(CoordinatorClient::new(channel)
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX))
+        if let Some(channel) = channels.get(address) {
+            return Ok(channel.clone());
+        }
+        let channel = channel(address)?;
+        channels.insert(address.to_owned(), channel.clone());
+        Ok(channel)
     }
 
     /// Asks the next member from now on, after `failed` did not answer.
@@ -73,10 +72,22 @@ impl Coordinators {
     where
         F: Future<Output = Result<T, Status>>,
     {
+        self.at_leader(patience, |channel| call(client(channel))).await
+    }
+
+    /// As [`call`](Self::call), to another service of the same members.
+    pub(crate) async fn at_leader<T, F>(
+        &self,
+        patience: Duration,
+        call: impl Fn(Channel) -> F,
+    ) -> Result<T, Status>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
         let mut last = Status::unavailable("no coordinator was asked");
         for _ in 0..=self.addresses.len() {
             let address = self.leader.borrow().clone();
-            let called = tokio::time::timeout(patience, call(self.client(&address)?)).await;
+            let called = tokio::time::timeout(patience, call(self.channel(&address)?)).await;
             last = match called {
                 Ok(Ok(reply)) => return Ok(reply),
                 Ok(Err(status)) => status,
@@ -108,4 +119,10 @@ impl Coordinators {
             change
         });
     }
+}
+
+fn client(channel: Channel) -> CoordinatorClient<Channel> {
+    CoordinatorClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use downpour_core::id::{JobId, ServerRef};
 use downpour_core::view::{JobView, NodeView};
+use downpour_proto::v1::operator_client::OperatorClient;
 use downpour_proto::{Invalid, convert, v1};
 use tokio::time::MissedTickBehavior;
 use tonic::{Code, Status};
@@ -33,8 +34,13 @@ pub(crate) async fn run(
     current: Current,
 ) -> anyhow::Result<()> {
     let token = process.shutdown.token();
+    // Once: what an operator says of this process outlasts its incarnations.
+    let mut uncordon = process.config.uncordon;
     while let Some(registered) = token.run_until_cancelled(register(&process, &address)).await {
         let (me, heartbeat) = registered?;
+        if std::mem::take(&mut uncordon) {
+            process.shutdown.spawn("uncordon", open(Arc::clone(&process), me));
+        }
         info!(%me, %address, "registered");
         let life = Life::new(me, Arc::clone(&process));
         current.store(Some(Arc::clone(&life)));
@@ -89,6 +95,24 @@ fn refused_for_good(code: Code) -> bool {
             | Code::FailedPrecondition
             | Code::Unimplemented
     )
+}
+
+/// Until the cluster gives this server copies, whatever it was told of the name before.
+async fn open(process: Arc<Process>, me: ServerRef) {
+    let request = v1::AdmitNodeRequest { node: me.node.0, admission: v1::Admission::Open.into() };
+    let asking = async {
+        loop {
+            let call = process.coordinators.at_leader(REGISTER_PATIENCE, |channel| async move {
+                OperatorClient::new(channel).admit_node(request).await
+            });
+            match call.await {
+                Ok(_) => return info!(%me, "takes copies"),
+                Err(status) => warn!(%status, "not known to take copies yet"),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    process.shutdown.token().run_until_cancelled(asking).await;
 }
 
 /// Unique enough: this process, at this moment of this machine's life.

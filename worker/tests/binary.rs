@@ -164,11 +164,21 @@ fn a_number_that_is_not_finite_names_its_rows_and_stops_or_skips() {
 
 #[test]
 fn sigterm_ends_a_worker_cleanly() {
+    stop_after_some_steps("").unwrap();
+}
+
+#[test]
+fn a_worker_that_was_stopped_has_the_status_that_it_was_told() {
+    let ended = stop_after_some_steps("--stopped-status 75").unwrap_err();
+    assert!(ended.to_string().contains("75"), "{ended}");
+}
+
+fn stop_after_some_steps(more: &str) -> Result<(), downpour_psctl::local::Error> {
     let cluster = TestCluster::with_clicks();
-    let arguments = cluster.arguments(
+    let arguments = cluster.arguments(&format!(
         "train --coordinators @cluster --job long --model lr --schema @schema.toml --train @train.csv --batch 16 \
-         --epochs 100000 --shards 4 --out @out --log-every 5steps",
-    );
+         --epochs 100000 --shards 4 --out @out --log-every 5steps {more}",
+    ));
     let mut worker = cluster.processes.run("worker", "downpour-worker", arguments).unwrap();
     let log = cluster.path("out").join("metrics.jsonl");
     let deadline = std::time::Instant::now() + Duration::from_secs(60);
@@ -177,12 +187,13 @@ fn sigterm_ends_a_worker_cleanly() {
         std::thread::sleep(Duration::from_millis(20));
     }
     worker.ask_to_stop().unwrap();
-    worker.wait_success(Duration::from_secs(30)).unwrap();
+    let ended = worker.wait_success(Duration::from_secs(30));
     let log = std::fs::read_to_string(log).unwrap();
     assert!(
         log.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()),
         "{log}"
     );
+    ended
 }
 
 #[test]

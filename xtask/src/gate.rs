@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::wheels::{self, Keep, Package, Wheel};
-use crate::{Result, libtorch, process, python, sim, tidy};
+use crate::{Result, kubernetes, libtorch, process, python, sim, tidy};
 
 pub(crate) struct Step {
     pub(crate) name: &'static str,
@@ -14,7 +14,7 @@ pub(crate) struct Step {
 }
 
 /// The quick ones first. Each is whole in itself, so that `--only` can run it alone.
-pub(crate) static STEPS: [Step; 9] = [
+pub(crate) static STEPS: [Step; 10] = [
     Step {
         name: "fmt",
         what: "formatting (`cargo fmt --all` repairs it)",
@@ -57,6 +57,14 @@ pub(crate) static STEPS: [Step; 9] = [
         name: "sim",
         what: "whole clusters in one thread, from 20 seeds, and bugs that must be found",
         run: sim::check,
+    },
+    Step {
+        name: "k8s",
+        what: "the manifests of deploy/k8s: schemas, and their pods as processes",
+        run: |root| {
+            build(root)?;
+            kubernetes::check(root)
+        },
     },
     Step {
         name: "doctest",

@@ -3,13 +3,15 @@
 //! Follow one command: [`args`] parses it, [`libtorch`] makes sure that LibTorch is there (through
 //! [`wheels`], which downloads pinned wheels), [`process`] runs the compiler and the programs.
 //! [`gate`] is `cargo xtask test`, step by step; [`tidy`] holds its rules about the text of the
-//! repository. [`cluster`] is `demo`, `train`, `bench` and `chaos`; [`sim`] builds the simulation.
+//! repository, [`kubernetes`] checks `deploy/k8s`. [`cluster`] is `demo`, `train`, `bench` and `chaos`;
+//! [`sim`] builds the simulation.
 //!
 //! There are no dependencies here: the first line is printed seconds after a fresh clone.
 
 mod args;
 mod cluster;
 mod gate;
+mod kubernetes;
 mod libtorch;
 mod process;
 mod python;

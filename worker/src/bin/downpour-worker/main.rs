@@ -72,8 +72,12 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+    let mut stopped = ExitCode::SUCCESS;
     let outcome = match Cli::parse().command {
-        Command::Train { options } => options.with_file().and_then(|options| train::run(&options)),
+        Command::Train { options } => options.with_file().and_then(|options| {
+            stopped = options.stopped_status.map_or(stopped, ExitCode::from);
+            train::run(&options)
+        }),
         Command::Evaluate { data, report, scores, options } => {
             options.with_file().and_then(|options| {
                 evaluate::run(&options, &data, report.as_deref(), scores.as_deref())
@@ -84,7 +88,7 @@ fn main() -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if was_stopped(&error) => ExitCode::SUCCESS,
+        Err(error) if was_stopped(&error) => stopped,
         Err(error) => {
             _ = writeln!(std::io::stderr(), "error: {error:#}");
             ExitCode::FAILURE

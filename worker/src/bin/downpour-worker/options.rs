@@ -183,6 +183,10 @@ pub(crate) struct Options {
     #[arg(long, help_heading = "Run")]
     pub(crate) on_nonfinite: Option<OnNonFinite>,
 
+    /// Exit status of a training that SIGTERM or Ctrl-C ended [default: 0]; another one lets a Kubernetes Job tell that there is more to do
+    #[arg(long, value_name = "STATUS", help_heading = "Run")]
+    pub(crate) stopped_status: Option<u8>,
+
     /// Evaluate beside the training: 2000steps or 60s. Worker 0 does it
     #[arg(long, value_name = "INTERVAL", help_heading = "Evaluation")]
     pub(crate) eval_every: Option<String>,

@@ -92,8 +92,9 @@ fn train(options: &Options) -> anyhow::Result<()> {
         let report = setup.evaluate(test)?;
         writeln!(std::io::stdout(), "{report}").context("write to stdout")?;
     }
+    let stopped = setup.job.stopping();
     setup.job.finish()?;
-    Ok(())
+    if stopped { Err(downpour::Error::Stopped.into()) } else { Ok(()) }
 }
 
 /// The first line of what this process says, where it does not simply begin.
