@@ -6,7 +6,8 @@ use clap::{Args, Parser, Subcommand};
 use downpour_client::Coordinators;
 
 use crate::commands::{
-    bench, checkpoint, completions, events, export, job, local, node, shard, status, verify, worker,
+    bench, checkpoint, completions, events, export, job, local, node, scale, shard, status, verify,
+    worker,
 };
 use crate::model::Cluster;
 use crate::output::Format;
@@ -72,6 +73,9 @@ enum Command {
     /// Parameter servers
     #[command(subcommand)]
     Node(node::Command),
+    /// More or fewer servers, where Kubernetes runs them
+    #[command(subcommand)]
+    Scale(scale::Command),
     /// Slices of a job's variables, and where they are
     #[command(subcommand)]
     Shard(shard::Command),
@@ -123,6 +127,7 @@ impl Cli {
             match call {
                 Command::Status(args) => status::run(args, format).await,
                 Command::Node(command) => command.run(format).await,
+                Command::Scale(command) => command.run().await,
                 Command::Shard(command) => command.run(format).await,
                 Command::Job(command) => command.run(format).await,
                 Command::Worker(command) => command.run(format).await,

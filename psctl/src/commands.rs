@@ -8,6 +8,7 @@ pub(crate) mod export;
 pub(crate) mod job;
 pub(crate) mod local;
 pub(crate) mod node;
+pub(crate) mod scale;
 pub(crate) mod shard;
 pub(crate) mod status;
 pub(crate) mod verify;

@@ -53,6 +53,10 @@ def rules(objects):
         yield f"objects are in namespaces {names}"
     for policy in objects.of("NetworkPolicy") + objects.of("PodDisruptionBudget") + objects.of("Service"):
         yield from selects_somebody(policy, objects)
+    for role in objects.of("Role"):
+        for rule in role["rules"]:
+            for name in rule["resourceNames"]:
+                objects.get("StatefulSet", name)
     for pod in objects.pods():
         yield from (f"{pod.name}: {problem}" for problem in rules_of(pod, objects))
     for job in objects.of("Job"):

@@ -21,7 +21,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from manifests import OVERLAYS, Objects, expand, render
+from api import Api
+from manifests import OVERLAYS, Objects, Pod, expand, render
 
 DEADLINE_S = 120
 PAUSE_S = 0.1
@@ -37,8 +38,14 @@ class Node:
     def __init__(self, overlay, objects, binaries, folder):
         self.objects, self.binaries, self.folder = objects, binaries, folder
         # Somebody else may run the same test at the same time.
-        network = f"127.{64 + os.getpid() % 128}.{OVERLAYS.index(overlay)}"
-        self.pods = {pod.name: Running(pod, self, f"{network}.{10 + at}") for at, pod in enumerate(objects.pods())}
+        self.network = f"127.{64 + os.getpid() % 128}.{OVERLAYS.index(overlay)}"
+        self.pods = {}
+        for pod in objects.pods():
+            self.add(pod)
+
+    def add(self, pod):
+        self.pods[pod.name] = Running(pod, self, f"{self.network}.{10 + len(self.pods)}")
+        return self.pods[pod.name]
 
     def hosts(self):
         return {running.pod.host: running.address for running in self.pods.values() if running.pod.host}
@@ -71,9 +78,9 @@ class Node:
             text = re.sub(rf"(?<![\w.-]){re.escape(path)}(?![\w-])", str(folder), text)
         return text
 
-    def psctl(self, *arguments):
+    def psctl(self, *arguments, **environment):
         command = [self.binaries / "psctl", *arguments]
-        done = subprocess.run(command, env=self.client(), stdout=subprocess.PIPE, text=True, timeout=DEADLINE_S)
+        done = subprocess.run(command, env=self.client() | environment, stdout=subprocess.PIPE, text=True, timeout=DEADLINE_S)
         if done.returncode:
             raise Failure(f"psctl {' '.join(arguments)}: status {done.returncode}")
         return done.stdout
@@ -213,6 +220,7 @@ def run(overlay, node):
     if not list(checkpoints.rglob("*.safetensors")):
         raise Failure(f"there is no checkpoint in {checkpoints}")
     replace_one(overlay, node)
+    scale(overlay, node)
     # As the README says: what is left to hold nothing has nothing to drain.
     node.psctl("job", "delete", "clicks", "--yes")
     print(f"{overlay}: resident at most: {', '.join(f'{server.pod.name} {server.resident_mib()} MiB' for server in servers)}", flush=True)
@@ -252,6 +260,37 @@ def replace_one(overlay, node):
             raise Failure(f"{last.pod.name} is {found} after its return")
         time.sleep(PAUSE_S)
     print(f"{overlay}: {last.pod.name} was replaced: {verdict['pushes_acked']} pushes, lost 0, applied twice 0, longest pause {verdict['longest_ack_gap_ms']} ms", flush=True)
+
+
+def scale(overlay, node):
+    """One server more and back again, by psctl with the service account of the manifests."""
+    workload = node.objects.get("StatefulSet", "downpour-ps")
+    count, namespace = workload["spec"]["replicas"], workload["metadata"]["namespace"]
+    extra = Pod.of(workload, count)
+
+    def controller(replicas):
+        if replicas > count:
+            node.add(extra).start()
+        elif extra.name in node.pods:
+            hook = node.pods[extra.name].stop()
+            del node.pods[extra.name]
+            if hook != 0:
+                raise Failure(f"{extra.name} was not empty")
+
+    account = node.folder / "service-account"
+    command = [node.binaries / "psctl", "verify", "--seconds", "8", "-o", "json"]
+    with Api(node.objects, account, namespace, "downpour-psctl", controller) as api:
+        with subprocess.Popen(command, env=node.client(), stdout=subprocess.PIPE, text=True) as verifying:
+            for replicas in (count + 1, count):
+                node.psctl("scale", "ps", str(replicas), "--yes", f"--service-account={account}", **api.environment)
+                api.settle()
+                names = [one["name"] for one in json.loads(node.psctl("node", "list", "-o", "json"))]
+                if len(names) != replicas:
+                    raise Failure(f"{replicas} servers were asked for, and there are {names}")
+            verdict = json.loads(verifying.communicate(timeout=DEADLINE_S)[0])
+    if verifying.returncode or verdict["lost"] or verdict["duplicated"]:
+        raise Failure(f"psctl verify while servers came and went: {verdict}")
+    print(f"{overlay}: psctl scale: {count} servers, {count + 1}, {count}: {verdict['pushes_acked']} pushes, lost 0, applied twice 0", flush=True)
 
 
 def main():
