@@ -3,8 +3,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use downpour_client::{
-    DenseTensor, Job as Wanted, JobState, PushBatch, Session, SessionKind, SessionOptions,
-    Transport,
+    DenseTensor, Job as Wanted, JobState, PushBatch, RolledBack, Session, SessionKind,
+    SessionOptions, Transport,
 };
 use downpour_core::id::VariableId;
 use downpour_core::optimizer::OptimizerSpec;
@@ -411,6 +411,13 @@ impl Job {
             self.session().close().await
         })??;
         Ok(())
+    }
+
+    /// Pushes of this process that were acknowledged and are lost all the same, with a log line for each stretch when it was found out: every copy of a shard died,
+    /// and it went on from a checkpoint (docs/protocol.md 8.5).
+    #[must_use]
+    pub fn rolled_back(&self) -> Vec<RolledBack> {
+        self.session().rolled_back()
     }
 
     /// True once SIGTERM or Ctrl-C came: see [`Cluster::connect`].

@@ -77,7 +77,7 @@ mod train;
 
 pub use begin::Checkpoints;
 pub use cluster::Cluster;
-pub use downpour_client::Transport;
+pub use downpour_client::{RolledBack, Transport};
 pub use downpour_core::init::Init;
 pub use downpour_core::optimizer::{Course, OptimizerSpec, Schedule};
 pub use downpour_core::row_format::RowFormat;

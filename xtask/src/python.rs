@@ -1,4 +1,4 @@
-//! Python packages that tests need: readers of safetensors, a server that speaks S3, and the schemas of Kubernetes. In `.cache/python`, a folder for `PYTHONPATH`.
+//! Python packages that tests need: readers of safetensors and Parquet, a server that speaks S3, and the schemas of Kubernetes. In `.cache/python`, a folder for `PYTHONPATH`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ pub(crate) fn ensure(root: &Path) -> Result<PathBuf> {
     if fs::read_to_string(&stamp).is_ok_and(|found| found == PINS) {
         return Ok(folder);
     }
-    eprintln!("Getting Python packages for tests into .cache/python: 60 MB, once.");
+    eprintln!("Getting Python packages for tests into .cache/python: 115 MB, once.");
     if folder.exists() {
         fs::remove_dir_all(&folder)
             .map_err(|error| format!("remove {}: {error}", folder.display()))?;

@@ -76,14 +76,17 @@ fn train(options: &Options) -> anyhow::Result<()> {
         }
     }
     let end = steps.finish()?;
+    let rolled_back = setup.job.rolled_back();
     tracing::info!(
         worker,
         batches = end.batches - began.at.batches,
         samples = end.samples - began.at.samples,
         batches_in_all = end.batches,
         samples_in_all = end.samples,
+        rolled_back_pushes = rolled_back.iter().map(|lost| lost.last + 1 - lost.first).sum::<u64>(),
         "trained"
     );
+    rolled_back.iter().for_each(|lost| tracing::warn!(worker, "{lost}"));
     let trained = end != began.at && !setup.job.stopping();
     if trained && let Some(name) = setup.job.save_when_trained(options.workers.unwrap_or(1))? {
         tracing::info!(checkpoint = name, "saved");
