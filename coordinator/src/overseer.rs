@@ -223,3 +223,145 @@ async fn propose(handle: &Handle, body: Body) {
         debug!(%error, "a judgement was not committed");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use downpour_core::spec::JobSpec;
+
+    use super::*;
+    use crate::command::{Command, Registration};
+    use crate::state::State;
+    use crate::state::moves::Placing;
+
+    const SHARDS: u32 = 8;
+    const NEVER: [u64; 0] = [];
+    const OPTIONS: rebalance::Options = balance::BY_ITSELF;
+
+    /// Three servers and a job whose every shard has one copy, most of them on few servers once [`World::report`] has said so.
+    struct World {
+        state: State,
+        index: u64,
+        liveness: Mutex<Liveness>,
+        start: Instant,
+        looks: Looks,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let start = Instant::now();
+            let looks = Looks { term: None, last: start, uneven: 0 };
+            let liveness = Mutex::new(Liveness::new(start));
+            let mut world = Self { state: State::default(), index: 0, liveness, start, looks };
+            for number in 0..3 {
+                let name = format!("ps-{number}");
+                let (address, zone) = ("host:1".into(), String::new());
+                let registration = Registration { request_id: name.clone(), name, address, zone };
+                world.apply(Command::RegisterServer(registration));
+            }
+            let (replicas, min_in_sync) = (1, 1);
+            let name = "ctr".into();
+            world.apply(Command::CreateJob(JobSpec {
+                name,
+                shards: SHARDS,
+                replicas,
+                min_in_sync,
+                seed: 1,
+            }));
+            world
+        }
+
+        fn apply(&mut self, command: Command) {
+            self.index += 1;
+            self.state.apply(self.index, command).expect("allowed");
+        }
+
+        /// Shards of node 1 have `hot` rows a second each, all others one hundred.
+        fn report(&mut self, hot: f64) {
+            let primaries: Vec<_> =
+                self.state.cluster().routes().map(|(.., route)| route.primary).collect();
+            for (shard, primary) in (0..).zip(primaries) {
+                let primary = primary.expect("it lives");
+                let rows_per_s = if primary.node.0 == 1 { hot } else { 100.0 };
+                let report = v1::ShardReport { job: 1, shard, rows_per_s, ..Default::default() };
+                self.liveness.lock().report(primary, report);
+            }
+        }
+
+        /// What is due `seconds` after the start.
+        fn due(&mut self, term: u64, seconds: u64) -> Vec<Placement> {
+            let now = self.start + Duration::from_secs(seconds);
+            self.looks.due((Some(term), now), self.state.cluster(), &self.liveness, OPTIONS)
+        }
+
+        /// At which of the checks, one a second, something is due.
+        fn due_at(&mut self, term: u64, seconds: std::ops::Range<u64>) -> Vec<u64> {
+            seconds.filter(|&second| !self.due(term, second).is_empty()).collect()
+        }
+    }
+
+    #[test]
+    fn load_that_stays_uneven_is_spread_after_three_looks_and_not_again_before_three_more() {
+        let mut world = World::new();
+        world.report(1000.0);
+        assert_eq!(world.due_at(1, 0..61), [30, 60]);
+    }
+
+    #[test]
+    fn even_load_is_left_alone_and_a_peak_between_is_forgotten() {
+        let mut world = World::new();
+        world.report(100.0);
+        assert_eq!(world.due_at(1, 0..61), NEVER);
+        world.report(1000.0);
+        assert_eq!(world.due_at(1, 61..81), NEVER, "two looks");
+        world.report(100.0);
+        assert_eq!(world.due_at(1, 81..91), NEVER);
+        world.report(1000.0);
+        assert_eq!(world.due_at(1, 91..121), [120]);
+    }
+
+    #[test]
+    fn a_new_leader_looks_for_as_long_as_the_last_one() {
+        let mut world = World::new();
+        world.report(1000.0);
+        assert_eq!(world.due_at(1, 0..30), NEVER);
+        assert_eq!(world.due_at(2, 30..61), [60]);
+    }
+
+    #[test]
+    fn nothing_is_due_while_a_copy_moves_and_the_looks_begin_anew_after_it() {
+        let mut world = World::new();
+        world.report(1000.0);
+        let due: Vec<_> = (0..=30).flat_map(|second| world.due(1, second)).collect();
+        let moves = due.iter().filter(|one| matches!(one.placing, Placing::Move(_)));
+        assert!(moves.count() > 0, "{due:?}");
+        world.apply(Command::Place(due.clone()));
+        assert_eq!(world.due_at(1, 31..91), NEVER, "they are not done");
+        // Called off: the load is as uneven as before.
+        for one in due {
+            let route =
+                world.state.cluster().job(one.job).and_then(|job| job.view.route(one.shard));
+            let route = route.expect("known");
+            let (epoch, set_version) = (route.epoch, route.set_version);
+            world.apply(Command::Place(vec![Placement {
+                epoch,
+                set_version,
+                placing: Placing::Cancel,
+                ..one
+            }]));
+        }
+        assert_eq!(world.due_at(1, 91..121), [120]);
+    }
+
+    #[test]
+    fn where_only_primaries_may_go_no_copy_moves() {
+        let mut world = World::new();
+        world.report(1000.0);
+        let only = rebalance::Options { promotions_only: true, ..OPTIONS };
+        for second in 0..61 {
+            let now = world.start + Duration::from_secs(second);
+            let due = world.looks.due((Some(1), now), world.state.cluster(), &world.liveness, only);
+            // A shard of one copy has nowhere to go.
+            assert_eq!(due, []);
+        }
+    }
+}

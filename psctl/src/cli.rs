@@ -61,7 +61,7 @@ pub(crate) struct Connection {
         value_parser = humantime::parse_duration,
         help_heading = "Connection"
     )]
-    timeout: Duration,
+    pub(crate) timeout: Duration,
 }
 
 #[derive(Debug, Subcommand)]
@@ -73,7 +73,7 @@ enum Command {
     /// Parameter servers
     #[command(subcommand)]
     Node(node::Command),
-    /// More or fewer servers, where Kubernetes runs them
+    /// More or fewer servers, where `psctl local` or Kubernetes runs them
     #[command(subcommand)]
     Scale(scale::Command),
     /// Slices of a job's variables, and where they are
@@ -127,7 +127,7 @@ impl Cli {
             match call {
                 Command::Status(args) => status::run(args, format).await,
                 Command::Node(command) => command.run(format).await,
-                Command::Scale(command) => command.run().await,
+                Command::Scale(command) => command.run(format).await,
                 Command::Shard(command) => command.run(format).await,
                 Command::Job(command) => command.run(format).await,
                 Command::Worker(command) => command.run(format).await,

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+pub mod control;
 mod error;
 mod ports;
 mod probe;
@@ -72,6 +73,9 @@ pub struct LocalCluster {
     /// `ps-0` and so on.
     pub servers: Vec<Process>,
     advertise: Vec<String>,
+    server_args: Vec<String>,
+    /// Processor time of the servers that were removed.
+    removed_cpu: Duration,
     spawner: Spawner,
     bin_dir: PathBuf,
     interrupt: Interrupt,
@@ -98,6 +102,8 @@ impl LocalCluster {
             coordinators: Vec::new(),
             servers: Vec::new(),
             advertise: options.advertise.clone(),
+            server_args: options.server_args.clone(),
+            removed_cpu: Duration::ZERO,
             spawner: Spawner::new().map_err(Error::io("start a thread"))?,
             bin_dir,
             interrupt: options.interrupt.clone(),
@@ -141,17 +147,54 @@ impl LocalCluster {
             cluster.coordinators.push(process);
         }
         for i in 0..options.servers {
-            let name = format!("ps-{i}");
-            let mut args =
-                strings(&["--name", &name, "--coordinators", &cluster.coordinator_addresses()]);
-            args.extend(options.server_args.iter().cloned());
-            if let Some(address) = options.advertise.get(options.coordinators + i) {
-                args.extend(strings(&["--advertise", address]));
-            }
-            let process = cluster.server_process(name, "downpour-ps", args, &next(), &next())?;
-            cluster.servers.push(process);
+            let advertise = options.advertise.get(options.coordinators + i);
+            let server = cluster.ps(i, advertise, &next(), &next())?;
+            cluster.servers.push(server);
         }
         Ok(cluster)
+    }
+
+    fn ps(
+        &self,
+        number: usize,
+        advertise: Option<&String>,
+        address: &str,
+        http: &str,
+    ) -> Result<Process, Error> {
+        let name = format!("ps-{number}");
+        let mut args = strings(&["--name", &name, "--coordinators", &self.coordinator_addresses()]);
+        args.extend(self.server_args.iter().cloned());
+        if let Some(address) = advertise {
+            args.extend(strings(&["--advertise", address]));
+        }
+        self.server_process(name, "downpour-ps", args, address, http)
+    }
+
+    /// Starts one more server with the settings of the others, under the lowest number that is free, and waits until it is ready. One that
+    /// does not get ready is gone again.
+    pub fn add_server(&mut self, ready_within: Duration) -> Result<&Process, Error> {
+        let taken = |number: &usize| {
+            let name = format!("ps-{number}");
+            self.servers.iter().any(|server| server.name() == name)
+        };
+        let number = (0..self.servers.len()).find(|number| !taken(number));
+        let ports = ports::free(2)?;
+        let [address, http] = [0, 1].map(|at: usize| format!("127.0.0.1:{}", ports[at]));
+        let number = number.unwrap_or(self.servers.len());
+        let mut server = self.ps(number, None, &address, &http)?;
+        server.start()?;
+        server.wait_ready(ready_within)?;
+        self.servers.push(server);
+        Ok(&self.servers[self.servers.len() - 1])
+    }
+
+    /// Ends a server as [`Process::stop`] does, and forgets it. What it holds is the caller's business.
+    pub fn remove_server(&mut self, name: &str, deadline: Duration) -> Result<(), Error> {
+        let at = self.servers.iter().position(|server| server.name() == name);
+        let mut server = self.servers.remove(at.ok_or_else(|| Error::NoServer(name.to_owned()))?);
+        let stopped = server.stop(deadline);
+        self.removed_cpu += server.cpu();
+        stopped
     }
 
     fn server_process(
@@ -237,9 +280,10 @@ impl LocalCluster {
         self.processes().try_for_each(Process::check)
     }
 
-    /// Processor time that all processes have used, ended lives included.
+    /// Processor time that all processes have used, ended lives and removed servers included.
     pub fn cpu(&self) -> Duration {
-        self.coordinators.iter().chain(&self.servers).map(Process::cpu).sum()
+        let processes = self.coordinators.iter().chain(&self.servers);
+        self.removed_cpu + processes.map(Process::cpu).sum::<Duration>()
     }
 
     /// Ends servers and then coordinators with SIGTERM, those that take longer than `deadline` with SIGKILL. The errors say who did not

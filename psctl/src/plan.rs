@@ -187,7 +187,7 @@ impl Plan {
         eprintln!("{}", self.text());
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let steps = table(Step::TITLES, self.steps.iter().map(Row::cells));
         let moves = self.steps.iter().filter(|step| step.what == "move").count();
         let others = self.steps.len() - moves;

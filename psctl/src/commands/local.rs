@@ -2,12 +2,13 @@
 //!
 //! Follow one run: [`plan`] reads what the worker is to do; [`LocalCluster::start`] brings the servers up; [`train`] starts
 //! the workers and shows their [`progress`] until all have ended; one more process evaluates; [`report`] prints.
-//! Whatever ends it early (a crash, Ctrl-C) ends everything.
+//! Whatever ends it early (a crash, Ctrl-C) ends everything. Meanwhile `psctl scale ps` may ask for more or fewer servers ([`Control`]).
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use downpour_psctl::local::control::Control;
 use downpour_psctl::local::{Error, Interrupt, LocalCluster, Options, Process, stop_all};
 use serde::Serialize;
 
@@ -35,7 +36,9 @@ Examples:
   psctl local -- train --model deepfm --schema s.toml --train t.parquet --test e.parquet
   psctl local --servers 4 --workers 4 --dir run1 -- train --config run.toml
   psctl local                      keep a cluster until Ctrl-C, and print where it is
-  psctl local -o json > cluster.json")]
+  psctl local -o json > cluster.json
+
+Another terminal changes the number of servers while it runs: psctl scale ps COUNT --dir DIR.")]
 pub(crate) struct Args {
     /// Members of the coordinator group
     #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=5))]
@@ -84,10 +87,13 @@ pub(crate) fn run(args: Args, format: Format) -> anyhow::Result<()> {
     };
     eprintln!("starting {} coordinators and {} servers", args.coordinators, args.servers);
     let mut cluster = LocalCluster::start(options)?;
+    let mut control = Control::open(&cluster, args.ready_within)?;
     let ended = match &plan {
-        Some(plan) => work(&mut cluster, plan, started, &interrupt, format),
-        None => idle(&mut cluster, &interrupt, format),
+        Some(plan) => work(&mut cluster, &mut control, plan, started, &interrupt, format),
+        None => idle(&mut cluster, &mut control, &interrupt, format),
     };
+    // From now on nothing more is started.
+    drop(control);
     // Who interrupts has seen enough; who meets an error needs the logs.
     let failed = ended
         .as_ref()
@@ -105,14 +111,17 @@ pub(crate) fn run(args: Args, format: Format) -> anyhow::Result<()> {
 /// Trains, evaluates, reports.
 fn work(
     cluster: &mut LocalCluster,
+    control: &mut Control,
     plan: &Plan,
     started: Instant,
     interrupt: &Interrupt,
     format: Format,
 ) -> anyhow::Result<()> {
-    let trained = train(cluster, plan, interrupt)?;
+    eprintln!("the cluster is in {}", cluster.dir().display());
+    let trained = train(cluster, control, plan, interrupt)?;
+    let evaluation = plan.evaluation.as_ref();
     let evaluation =
-        plan.evaluation.as_ref().map(|args| evaluate(cluster, args, interrupt)).transpose()?;
+        evaluation.map(|args| evaluate(cluster, control, args, interrupt)).transpose()?;
     report::print(
         format,
         &Report::new(plan, cluster.servers.len(), &trained, evaluation, started.elapsed()),
@@ -129,6 +138,7 @@ struct Trained {
 
 fn train(
     cluster: &mut LocalCluster,
+    control: &mut Control,
     plan: &Plan,
     interrupt: &Interrupt,
 ) -> anyhow::Result<Trained> {
@@ -144,7 +154,7 @@ fn train(
         progress.add(&name, out.join("metrics.jsonl"), worker.log().to_owned());
         workers.push(worker);
     }
-    let ended = watch(cluster, &mut workers, interrupt, |_| progress.show());
+    let ended = watch(cluster, control, &mut workers, interrupt, |_| progress.show());
     progress.finish();
     if let Err(error) = ended {
         // Workers go first: without servers they would only wait.
@@ -159,6 +169,7 @@ fn train(
 
 fn evaluate(
     cluster: &mut LocalCluster,
+    control: &mut Control,
     args: &[String],
     interrupt: &Interrupt,
 ) -> anyhow::Result<Evaluation> {
@@ -166,7 +177,7 @@ fn evaluate(
     let path = cluster.dir().join("report.json");
     let args = plan::evaluate_args(args, &cluster.coordinator_addresses(), &path);
     let mut process = [cluster.run("evaluate", plan::BINARY, args)?];
-    watch(cluster, &mut process, interrupt, |_| ())?;
+    watch(cluster, control, &mut process, interrupt, |_| ())?;
     let text =
         std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("read {}", path.display()))
@@ -175,11 +186,13 @@ fn evaluate(
 /// Until every one of `processes` has ended with status 0; an error as soon as one of them, or of the cluster, has not.
 fn watch(
     cluster: &mut LocalCluster,
+    control: &mut Control,
     processes: &mut [Process],
     interrupt: &Interrupt,
     mut look: impl FnMut(&[Process]),
 ) -> Result<(), Error> {
     while !processes.is_empty() {
+        scale(cluster, control);
         cluster.check()?;
         processes.iter_mut().try_for_each(Process::check)?;
         look(processes);
@@ -192,6 +205,11 @@ fn watch(
         std::thread::sleep(LOOK);
     }
     Ok(())
+}
+
+/// What other psctls have asked for.
+fn scale(cluster: &mut LocalCluster, control: &mut Control) {
+    control.serve(cluster).iter().for_each(|done| eprintln!("{done}"));
 }
 
 /// Where an idle cluster is: what `-o json` prints.
@@ -224,7 +242,12 @@ impl From<&Process> for Address {
 }
 
 /// Keeps the cluster until somebody interrupts.
-fn idle(cluster: &mut LocalCluster, interrupt: &Interrupt, format: Format) -> anyhow::Result<()> {
+fn idle(
+    cluster: &mut LocalCluster,
+    control: &mut Control,
+    interrupt: &Interrupt,
+    format: Format,
+) -> anyhow::Result<()> {
     let addresses = Addresses {
         dir: cluster.dir().to_owned(),
         coordinators: cluster.coordinators.iter().map(Address::from).collect(),
@@ -241,13 +264,15 @@ fn idle(cluster: &mut LocalCluster, interrupt: &Interrupt, format: Format) -> an
             });
             output::line(&output::table(&["NAME", "ADDRESS", "HTTP", ">PID", "LOG"], rows))?;
             output::line(&format!(
-                "\nexport DOWNPOUR_COORDINATORS={}",
-                cluster.coordinator_addresses()
+                "\nexport DOWNPOUR_COORDINATORS={} DOWNPOUR_LOCAL={}",
+                cluster.coordinator_addresses(),
+                cluster.dir().display()
             ))?;
         }
     }
     eprintln!("running until Ctrl-C");
     while !interrupt.is_set() {
+        scale(cluster, control);
         cluster.check()?;
         std::thread::sleep(LOOK);
     }

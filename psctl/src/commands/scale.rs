@@ -11,8 +11,10 @@ use downpour_core::view::Admission;
 use tokio::time::{Instant, sleep};
 
 use crate::cli::{Connection, Exit};
+use crate::output::Format;
 use crate::plan::{self, Options, Plan};
 
+mod local;
 mod stateful_set;
 
 use stateful_set::StatefulSet;
@@ -22,23 +24,31 @@ const LOOK: Duration = Duration::from_millis(200);
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// So many parameter servers, in a Kubernetes StatefulSet
+    /// So many parameter servers, of a `psctl local` or in a Kubernetes StatefulSet, while training goes on
     Ps(Args),
 }
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  psctl scale ps 6 --dry-run
+  psctl scale ps 3 --dir /tmp/downpour-Xy                       of the `psctl local` that printed this directory
+  psctl scale ps 3 --dir /tmp/downpour-Xy --yes -o json         in a script
+  psctl scale ps 6 --dry-run                                    from a pod
   psctl scale ps 6 --namespace downpour --statefulset downpour-ps --yes
   psctl scale ps 4 --api-server http://127.0.0.1:8001 --yes     through kubectl proxy
 
-More: the StatefulSet is told, its new servers are waited for, and load is spread. Fewer: the last servers are drained, then the StatefulSet is
+A `psctl local`: more processes are started, with the settings of the others, and load is spread; or those with the highest numbers are drained,
+ended and forgotten. The same command again goes on with one that was interrupted. --coordinators is not needed.
+
+Kubernetes: more: the StatefulSet is told, its new servers are waited for, and load is spread. Fewer: the last servers are drained, then the StatefulSet is
 told, and they are forgotten. Exit status: 0 done, 1 failed, 2 wrong usage, 3 not done within --wait.")]
 pub(crate) struct Args {
     /// How many
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
     count: u32,
+    /// Directory of a cluster that `psctl local` runs, as it prints it
+    #[arg(long, value_name = "DIR", env = "DOWNPOUR_LOCAL", hide_env_values = true, conflicts_with_all = ["namespace", "api_server"])]
+    dir: Option<PathBuf>,
     /// Of the StatefulSet; without it the namespace of this pod
     #[arg(long, value_name = "NAME")]
     namespace: Option<String>,
@@ -69,8 +79,11 @@ pub(crate) struct Args {
 }
 
 impl Command {
-    pub(crate) async fn run(self) -> anyhow::Result<()> {
+    pub(crate) async fn run(self, format: Format) -> anyhow::Result<()> {
         let Self::Ps(args) = self;
+        if let Some(dir) = &args.dir {
+            return local::run(dir, &args, format).await;
+        }
         let set = StatefulSet::find(&args)?;
         let before = set.replicas().await?;
         let names = |ordinals: std::ops::Range<u32>| -> BTreeSet<String> {

@@ -71,6 +71,36 @@ pub enum Error {
         /// As given.
         dir: PathBuf,
     },
+    /// Nothing says that a cluster runs there.
+    #[error("no cluster runs in {}: `psctl local` starts one and says where it is", .dir.display())]
+    NoCluster {
+        /// As given.
+        dir: PathBuf,
+    },
+    /// The socket is there, and nobody listens.
+    #[error("the cluster in {} was killed, and all its processes with it: start another with `psctl local`", .dir.display())]
+    ClusterKilled {
+        /// As given.
+        dir: PathBuf,
+    },
+    /// The owner went away before it answered.
+    #[error("the `psctl local` that owns {} has ended, and all its processes with it", .dir.display())]
+    OwnerEnded {
+        /// As given.
+        dir: PathBuf,
+    },
+    /// The owner runs and says nothing.
+    #[error("the `psctl local` that owns {} does not answer: is it stopped?", .dir.display())]
+    OwnerSilent {
+        /// As given.
+        dir: PathBuf,
+    },
+    /// The owner did not do what it was asked for.
+    #[error("{0}")]
+    Refused(String),
+    /// No process has this name.
+    #[error("this cluster runs no server {0:?}")]
+    NoServer(String),
     /// The system refused something.
     #[error("{action}: {source}")]
     Io {
