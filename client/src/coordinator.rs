@@ -248,6 +248,7 @@ impl Coordinators {
             key: key.into(),
             value: value.into(),
             expected: expected.map(Into::into),
+            since: None,
         };
         let reply = self
             .call("label job", |mut member| {

@@ -235,6 +235,8 @@ pub struct SetBackShards {
     pub shards: Vec<AgainEntry>,
     #[prost(btree_map = "string, string", tag = "7")]
     pub labels: BTreeMap<String, String>,
+    #[prost(uint32, repeated, tag = "8")]
+    pub initialized: Vec<u32>,
 }
 
 /// See [`Again`].
@@ -398,6 +400,7 @@ pub struct LabelChange {
     pub key: String,
     pub value: String,
     pub expected: Option<String>,
+    pub since: Option<u64>,
 }
 
 /// See [`v1::OpenSessionRequest`].
@@ -459,8 +462,8 @@ impl TryFrom<Body> for Command {
                 let id = job(request.job)?;
                 check_name("key", &request.key)?;
                 bounded("value", &request.value, LABEL_VALUE_BYTES_MAX)?;
-                let v1::LabelJobRequest { key, value, expected, .. } = request;
-                Command::LabelJob(id, LabelChange { key, value, expected })
+                let v1::LabelJobRequest { key, value, expected, since, .. } = request;
+                Command::LabelJob(id, LabelChange { key, value, expected, since })
             }
             Body::OpenSession(request) => {
                 let (id, kind) = (job(request.job)?, request.kind());
@@ -625,14 +628,17 @@ impl TryFrom<SetBackShards> for SettingBack {
     type Error = Invalid;
 
     fn try_from(setting: SetBackShards) -> Result<Self, Invalid> {
-        let SetBackShards { job: id, uri, of, checkpoint, epoch_min, shards, labels } = setting;
+        let SetBackShards { job: id, uri, of, checkpoint, epoch_min, shards, labels, initialized } =
+            setting;
         check_uri(&uri)?;
         check_name("of", &of)?;
         check_checkpoint(&checkpoint)?;
         check_range("epoch_min", epoch_min, 1, Lsn::EPOCH_MAX.0)?;
         let shards = shards.into_iter().map(Again::try_from).collect::<Result<_, _>>()?;
         let from = SetBack { uri, job: of, checkpoint, shards: BTreeMap::new() };
-        Ok(SettingBack { job: job(id)?, from, epoch_min: Epoch(epoch_min), shards, labels })
+        let initialized = initialized.into_iter().map(VariableId).collect();
+        let (job, epoch_min) = (job(id)?, Epoch(epoch_min));
+        Ok(SettingBack { job, from, epoch_min, shards, labels, initialized })
     }
 }
 
@@ -745,7 +751,8 @@ mod tests {
         assert_eq!(field(Body::DeleteJob(v1::DeleteJobRequest { job: 0 })), "job");
         let long = "x".repeat(LABEL_VALUE_BYTES_MAX + 1);
         let label = |value, expected| {
-            Body::LabelJob(v1::LabelJobRequest { job: 1, key: "k".into(), value, expected })
+            let (key, since) = ("k".into(), None);
+            Body::LabelJob(v1::LabelJobRequest { job: 1, key, value, expected, since })
         };
         assert_eq!(field(label(long, None)), "value");
         assert_eq!(field(label("v".into(), Some("x".repeat(COMMAND_BYTES_MAX)))), "request");

@@ -153,7 +153,7 @@ pub async fn run(
             continue;
         }
         let mut placements = moves::promotions(&cluster);
-        placements.extend(moves::evacuations(&cluster));
+        placements.extend(moves::evacuations(&cluster, &tried));
         if !placements.is_empty() {
             planned = None;
             place(&handle, placements).await;

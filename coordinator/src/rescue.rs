@@ -89,7 +89,7 @@ async fn set_back(handle: &Handle, id: JobId, shards: &[Lost]) -> Result<(), Fai
         let problem = format!("{name} is of a job with other shards, or another seed");
         return Err(Failure::Invalid(problem));
     }
-    if let Some(missing) = job.initialized_since(manifest) {
+    if let Some(missing) = job.initialized_since(&manifest.initialized) {
         let problem = format!(
             "dense variable {missing:?} got its first values after {name} began: restore the job as a whole"
         );
@@ -109,6 +109,7 @@ async fn set_back(handle: &Handle, id: JobId, shards: &[Lost]) -> Result<(), Fai
         epoch_min: epoch_after(manifest).0,
         shards: again.into_iter().map(AgainEntry::from).collect(),
         labels: manifest.labels.clone(),
+        initialized: manifest.initialized.iter().map(|variable| variable.0).collect(),
     };
     handle.propose(Body::SetBack(command)).await?;
     info!(job = %id, "set back");

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use crate::command::{BeginCheckpoint, Body, ERROR_BYTES_MAX, EndCheckpoint, RestoreJob};
 use crate::raft::{Error as RaftError, Handle};
 use crate::state::Job;
-use crate::state::checkpoints::{epoch_after, missing};
+use crate::state::checkpoints::{checkpoints_in_use, epoch_after, missing};
 
 const ROUND: Duration = Duration::from_millis(200);
 /// A checkpoint that is not whole by then is given up.
@@ -172,7 +172,8 @@ async fn finish(handle: &Handle, id: JobId) -> Result<(), Failure> {
     let (Some(manifest), Some(order)) = (job.manifest(), &job.view.orders.checkpoint) else {
         return Ok(());
     };
-    let catalog = Catalog::new(open(&order.uri, Access::Write).await?);
+    let uri = &order.uri;
+    let catalog = Catalog::new(open(uri, Access::Write).await?);
     // Somebody may have deleted what it builds on.
     match catalog.chain(manifest.clone()).await {
         Ok(_) => {}
@@ -199,15 +200,23 @@ async fn finish(handle: &Handle, id: JobId) -> Result<(), Failure> {
         Err(error) => return Err(error.into()),
     }
     end(handle, job, String::new()).await?;
+    // It may have been given up meanwhile, and shards been set back to the one before: that one is not to be deleted then.
+    let cluster = handle.read().await?;
+    let Some(job) = cluster.job(id) else { return Ok(()) };
+    if job
+        .checkpoints
+        .whole
+        .as_ref()
+        .is_none_or(|whole| manifest.checkpoint.as_str() != whole.checkpoint)
+    {
+        return Ok(());
+    }
     let (bytes, rows) = (manifest.bytes(), manifest.rows());
     info!(job = %id, checkpoint = %manifest.checkpoint, bytes, rows, "checkpoint is whole");
-    let schedule = job.checkpoints.schedule.as_ref().filter(|one| one.uri == order.uri);
+    let schedule = job.checkpoints.schedule.as_ref().filter(|one| one.uri == *uri);
     if let Some(schedule) = schedule.filter(|one| one.keep > 0) {
         let name = &job.view.spec.name;
-        let restores = cluster.jobs.values().filter_map(|job| job.view.orders.restore.as_ref());
-        let used = restores.filter(|order| order.job == *name && order.uri == schedule.uri);
-        let used: Vec<_> =
-            used.filter_map(|order| CheckpointName::new(order.checkpoint.as_str()).ok()).collect();
+        let used = checkpoints_in_use(&cluster, uri, name);
         let kept = catalog.keep(name, schedule.keep as usize, &used).await?;
         for name in &kept.deleted {
             info!(job = %id, checkpoint = %name, "checkpoint deleted: newer ones are kept");

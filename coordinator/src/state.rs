@@ -88,6 +88,8 @@ pub struct Job {
     pub view: JobView,
     /// For people and tools.
     pub labels: BTreeMap<String, String>,
+    /// The version at which they became those of a checkpoint.
+    labels_set_back: u64,
     /// Open sessions.
     pub sessions: BTreeMap<SessionId, Session>,
     /// Taken, being taken, to be taken.

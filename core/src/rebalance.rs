@@ -279,7 +279,9 @@ impl<'a> Board<'a> {
             let others = members.iter().filter(|other| **other != from);
             others.filter(|other| self.servers[**other].zone == self.servers[at].zone).count()
         };
-        let bytes = target.memory + self.coming[to] + self.shards[shard].bytes;
+        // Reported from outside: any number may come.
+        let bytes =
+            target.memory.saturating_add(self.coming[to]).saturating_add(self.shards[shard].bytes);
         let full = target.memory_limit > 0 && bytes as f64 > FULL * target.memory_limit as f64;
         let twice = members.iter().any(|other| node(*other) == target.server.node);
         target.open && !full && !twice && beside(to) <= beside(from)
@@ -298,7 +300,7 @@ impl<'a> Board<'a> {
             }
             Change::Move(Move { from, to }) => {
                 let (from, to) = (at(from), at(to));
-                self.coming[to] += self.shards[step.shard].bytes;
+                self.coming[to] = self.coming[to].saturating_add(self.shards[step.shard].bytes);
                 let is_primary = self.members[step.shard][0] == from;
                 (from, to, if is_primary { primary } else { backup })
             }

@@ -106,7 +106,8 @@ async fn send(life: &Arc<Life>, hosted: &Hosted, copy: &Copy) -> Result<(), Stat
             let request = v1::CopyRequest { head: None, piece };
             let bytes = request.encoded_len();
             life.process.metrics.copied_bytes.inc_by(bytes as u64);
-            life.process.copies.spend(bytes).await;
+            let presses = hosted.shard.lock().cuts_press();
+            life.process.copies.spend(bytes, presses).await;
             timeout(STALL_MAX, pieces.send(request)).await.map_err(late)?.map_err(closed)?;
             if end {
                 return Ok::<(), Status>(());

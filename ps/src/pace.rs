@@ -41,11 +41,13 @@ impl Budget {
         Budget { bytes_per_s, paid: Mutex::new(Instant::now()) }
     }
 
-    /// Takes `bytes`, and waits until they may go.
-    pub(crate) async fn spend(&self, bytes: usize) {
+    /// Takes `bytes`, and waits until they may go. Those that press go at once: others wait for them later.
+    pub(crate) async fn spend(&self, bytes: usize, presses: bool) {
         if self.bytes_per_s > 0 {
             let until = self.book(bytes, Instant::now());
-            tokio::time::sleep_until(until.into()).await;
+            if !presses {
+                tokio::time::sleep_until(until.into()).await;
+            }
         }
     }
 

@@ -469,6 +469,12 @@ impl Shard {
         self.state.read_cut(id, bytes_max)
     }
 
+    /// What writers had to save for cuts takes half of what it may: pushes will have to wait unless it is read faster.
+    #[must_use]
+    pub fn cuts_press(&self) -> bool {
+        self.state.cut_bytes() >= self.log_bytes_max / 2
+    }
+
     /// Nobody reads a cut any more.
     pub fn close_cut(&mut self, id: CutId) {
         self.state.close_cut(id);

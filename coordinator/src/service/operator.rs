@@ -1,5 +1,7 @@
 //! What operators ask: it is checked one by one, so that each refusal says why.
 
+use std::collections::BTreeMap;
+
 use downpour_core::id::{JobId, NodeId};
 use downpour_proto::v1;
 use downpour_proto::v1::operator_server::Operator;
@@ -26,7 +28,10 @@ impl Operator for Service {
             let drained = cluster.drained(node);
             let drained =
                 drained.ok_or_else(|| Status::not_found(format!("there is no node {node}")))?;
-            let placements = moves::evacuations(&drained).into_iter().map(Into::into).collect();
+            let placements = moves::evacuations(&drained, &BTreeMap::new())
+                .into_iter()
+                .map(Into::into)
+                .collect();
             return Ok(Response::new(v1::PlanPlacementReply { placements, shares: Vec::new() }));
         }
         if let Some(missing) = job.filter(|job| !cluster.jobs.contains_key(job)) {

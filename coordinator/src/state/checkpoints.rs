@@ -14,7 +14,7 @@ use downpour_core::view::JobView;
 use downpour_proto::v1;
 
 use super::size::{JOB_BYTES, SHARD_BYTES, VARIABLE_BYTES, label_bytes};
-use super::{Dense, Job, Outcome, Refused, Reply, State};
+use super::{Cluster, Dense, Job, Outcome, Refused, Reply, State};
 use crate::command::{CheckpointEnd, CheckpointStart, Restoring};
 
 /// Upper bound of what the file of a shard takes in a snapshot.
@@ -156,6 +156,7 @@ impl State {
                 orders: Orders { restore: Some(order), ..Orders::default() },
             },
             labels,
+            labels_set_back: 0,
             sessions: [].into(),
             checkpoints: v1::JobCheckpoints::default(),
         };
@@ -173,6 +174,19 @@ fn first_route() -> ShardRoute {
         joining: None,
         moving: None,
     }
+}
+
+/// The checkpoints of jobs of this name, in this place, that shards begin from, or would if they were lost.
+#[must_use]
+pub fn checkpoints_in_use(cluster: &Cluster, uri: &str, name: &str) -> Vec<CheckpointName> {
+    let used = cluster.jobs.values().flat_map(|job| {
+        let orders = &job.view.orders;
+        let restore = orders.restore.iter().map(|one| (&*one.uri, &*one.job, &*one.checkpoint));
+        let back = orders.set_back.iter().map(|one| (&*one.uri, &*one.job, &*one.checkpoint));
+        restore.chain(back).chain(job.newest_checkpoint())
+    });
+    let here = used.filter(|(place, of, _)| (*place, *of) == (uri, name));
+    here.filter_map(|(_, _, checkpoint)| CheckpointName::new(checkpoint).ok()).collect()
 }
 
 impl Job {
@@ -214,15 +228,22 @@ impl Job {
         whole.or_else(|| began.map(|order| (&*order.uri, &*order.job, &*order.checkpoint)))
     }
 
-    /// A dense variable that has first values now and that had none when the checkpoint began.
+    /// A dense variable that has first values now and that had none when a checkpoint began: those that had are `initialized`.
     #[must_use]
-    pub fn initialized_since(&self, manifest: &Manifest) -> Option<&str> {
+    pub fn initialized_since(&self, initialized: &[VariableId]) -> Option<&str> {
         let since = |(id, dense): (&VariableId, &Dense)| {
-            (dense.initialized && !manifest.initialized.contains(id)).then_some(*id)
+            (dense.initialized && !initialized.contains(id)).then_some(*id)
         };
         let id = self.dense.iter().find_map(since)?;
         let variable = self.view.variables.iter().find(|variable| variable.id == id)?;
         Some(&variable.spec.name)
+    }
+
+    /// Who was to give dense variables their first values, and has not said that all are there, is not to say so: who defines the variable next gives them (again).
+    pub(super) fn forget_initializers(&mut self) {
+        for dense in self.dense.values_mut().filter(|dense| !dense.initialized) {
+            dense.initializer = SessionId(0);
+        }
     }
 
     /// What the manifest of the open checkpoint says, when every shard is stored.

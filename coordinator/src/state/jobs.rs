@@ -53,6 +53,7 @@ impl State {
         let job_state = Job {
             view,
             labels: BTreeMap::new(),
+            labels_set_back: 0,
             sessions: BTreeMap::new(),
             checkpoints: downpour_proto::v1::JobCheckpoints::default(),
             dense: BTreeMap::new(),
@@ -148,11 +149,12 @@ impl State {
         Ok(Reply::Done)
     }
 
-    /// Compare-and-swap where `expected` is given.
+    /// Compare-and-swap where `expected` is given. Where `since` is, it knows labels that were set back from ones that never changed: a value may be what it was.
     pub(super) fn label_job(&mut self, id: JobId, change: LabelChange) -> Outcome {
         let job = self.job(id)?;
         let now = job.labels.get(&change.key).cloned().unwrap_or_default();
-        if change.expected.is_some_and(|expected| expected != now) {
+        let set_back = change.since.is_some_and(|since| since < job.labels_set_back);
+        if set_back || change.expected.is_some_and(|expected| expected != now) {
             return Ok(Reply::Labelled { changed: false, value: now });
         }
         if now.is_empty() && !change.value.is_empty() && job.labels.len() == LABELS_MAX {

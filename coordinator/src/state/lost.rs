@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use downpour_core::checkpoint::SetBack;
-use downpour_core::id::{Epoch, JobId, ServerRef, ShardId};
+use downpour_core::id::{Epoch, JobId, ServerRef, ShardId, VariableId};
 use downpour_core::placement::replacement;
 use downpour_core::routing::ShardRoute;
 
@@ -47,6 +47,8 @@ pub struct SettingBack {
     pub shards: Vec<Again>,
     /// What the job's labels were when the checkpoint began.
     pub labels: BTreeMap<String, String>,
+    /// Dense variables that had their first values then.
+    pub initialized: Vec<VariableId>,
 }
 
 /// What is lost.
@@ -89,11 +91,16 @@ pub fn place(cluster: &Cluster, lost: &[Lost]) -> Vec<Again> {
 
 impl State {
     /// Shards get a primary that loads them from a checkpoint, alone in its set, in an epoch above all that the shard and the checkpoint have seen. What is not lost (so)
-    /// any more is passed over. A checkpoint that is being taken is given up: it may hold what is rolled back here. Where every shard is at the checkpoint now, so are the labels: workers that
+    /// any more is passed over, and so is what is based on a checkpoint that is not the newest any more (it may be deleted), or on a dense variable that has got its
+    /// first values meanwhile. Who was giving a variable its first values is not to say that they are there: some may be gone. A checkpoint that is being taken is given up: it may hold what is rolled back here. Where every shard is at the checkpoint now, so are the labels: workers that
     /// begin again read there how far they were.
     pub(super) fn set_back(&mut self, setting: SettingBack) -> Outcome {
-        let SettingBack { job: id, from, epoch_min, shards, labels } = setting;
+        let SettingBack { job: id, from, epoch_min, shards, labels, initialized } = setting;
         let job = self.job(id)?;
+        let newest = job.newest_checkpoint() == Some((&*from.uri, &*from.job, &*from.checkpoint));
+        if !newest || job.initialized_since(&initialized).is_some() {
+            return Ok(Reply::Done);
+        }
         let mut routes = BTreeMap::new();
         for again in shards {
             let Some(route) = job.view.route(again.shard) else { continue };
@@ -124,12 +131,13 @@ impl State {
         let epochs = routes.iter().map(|(shard, route)| (*shard, route.epoch)).collect();
         let all = job.view.orders.set_back(SetBack { shards: epochs, ..from });
         if all == job.view.shards.len() {
-            job.labels = labels;
+            (job.labels, job.labels_set_back) = (labels, version);
         }
         for (shard, route) in routes {
             job.view.shards[shard.0 as usize] = route;
         }
         job.view.version = version;
+        job.forget_initializers();
         job.give_up_checkpoint("a shard was set back to an older one");
         Ok(Reply::Done)
     }

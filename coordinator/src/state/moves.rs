@@ -4,6 +4,7 @@
 //! shard there and adds it; if the copy that moves was the primary's, the leader then finds a [promotion](promotions) due; whoever serves has the old one
 //! removed (`change_in_sync`), and the route forgets the move. Each step is found in the committed state alone, so any leader goes on with any move.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use downpour_core::id::{Epoch, JobId, NodeId, ServerRef, ShardId};
@@ -63,9 +64,13 @@ pub fn promotions(cluster: &Cluster) -> Vec<Placement> {
     due.take(LIST_MAX).collect()
 }
 
-/// The moves away from servers that are being drained, as far as there is somebody to go to.
+/// The moves away from servers that are being drained, as far as there is somebody to go to. `tried` is who was last to join each shard: another is better, for that
+/// one may be out of the primary's reach.
 #[must_use]
-pub fn evacuations(cluster: &Cluster) -> Vec<Placement> {
+pub fn evacuations(
+    cluster: &Cluster,
+    tried: &BTreeMap<(JobId, ShardId), ServerRef>,
+) -> Vec<Placement> {
     let draining = |server: &ServerRef| {
         let node = cluster.node(*server);
         node.is_some_and(|node| node.view.alive && node.view.admission == Admission::Draining)
@@ -81,7 +86,10 @@ pub fn evacuations(cluster: &Cluster) -> Vec<Placement> {
         let stays: Vec<_> = held.iter().copied().filter(|one| *one != from).collect();
         let free: Vec<_> =
             candidates.iter().filter(|one| one.server.node != from.node).cloned().collect();
-        let Some(to) = replacement(&free, &candidates, &stays, None) else { continue };
+        let Some(to) = replacement(&free, &candidates, &stays, tried.get(&(job, shard)).copied())
+        else {
+            continue;
+        };
         if let Some(taken) = candidates.iter_mut().find(|one| one.server == to) {
             taken.copies += 1;
             taken.primaries += u64::from(route.primary == Some(from));

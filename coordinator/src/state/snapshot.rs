@@ -62,6 +62,8 @@ struct JobRecord {
     dense: Vec<DenseRecord>,
     #[prost(message, optional, tag = "5")]
     checkpoints: Option<v1::JobCheckpoints>,
+    #[prost(uint64, tag = "6")]
+    labels_set_back: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -187,6 +189,7 @@ impl From<&Job> for JobRecord {
             sessions: job.sessions.iter().map(session).collect(),
             dense: job.dense.iter().map(dense).collect(),
             checkpoints: Some(job.checkpoints.clone()),
+            labels_set_back: job.labels_set_back,
         }
     }
 }
@@ -210,6 +213,7 @@ impl TryFrom<JobRecord> for Job {
             sessions: record.sessions.into_iter().map(session).collect(),
             dense: record.dense.into_iter().map(dense).collect(),
             checkpoints: record.checkpoints.unwrap_or_default(),
+            labels_set_back: record.labels_set_back,
         })
     }
 }

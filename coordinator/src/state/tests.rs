@@ -623,6 +623,7 @@ fn a_label_is_a_register_with_compare_and_swap() {
             key: "owner".into(),
             value: value.into(),
             expected: expected.map(Into::into),
+            since: None,
         };
         match machine.apply(Command::LabelJob(JOB, change)) {
             Ok(Reply::Labelled { changed, value }) => (changed, value),

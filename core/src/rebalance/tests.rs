@@ -201,3 +201,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn any_number_that_a_server_reports_is_taken() {
+    let full = Server { memory: u64::MAX, memory_limit: 1, ..open(3) };
+    let shards: Vec<Shard> = (0..4).map(|one| shard(one, &[1], 1.0, u64::MAX)).collect();
+    let Plan { steps, .. } = plan(&[open(1), open(2), full], &shards, OPTIONS);
+    assert!(!steps.is_empty());
+    for step in steps {
+        assert!(matches!(step.change, Change::Move(Move { to, .. }) if to == server(2)));
+    }
+}

@@ -260,7 +260,9 @@ fn pushes_wait_while_a_cut_has_saved_all_that_it_may_and_go_on_when_it_was_read_
     let keys: Vec<u64> = (0..LOG_BYTES_MAX as u64 / 20 + 1).collect();
     ticket(push(&mut shard, counting(1, &keys)));
     let id = shard.open_cut(Lsn::ZERO).expect("it serves");
+    assert!(!shard.cuts_press());
     ticket(push(&mut shard, counting(2, &keys)));
+    assert!(shard.cuts_press(), "a copy that goes slowly on purpose holds up pushes");
     let later = Pushed::Declined(Declined::Retry(RetryReason::Overloaded));
     assert_eq!(push(&mut shard, counting(3, &[5])), later);
     // The small state, the end of the cells, and then what was saved.
@@ -270,6 +272,7 @@ fn pushes_wait_while_a_cut_has_saved_all_that_it_may_and_go_on_when_it_was_read_
     ticket(push(&mut shard, counting(3, &[5])));
     shard.close_cut(id);
     assert_eq!(shard.state().cut_bytes(), 0);
+    assert!(!shard.cuts_press());
 }
 
 #[test]

@@ -16,12 +16,12 @@ pub(super) fn start(name: &str) -> Command {
     Command::BeginCheckpoint(CheckpointStart { job: JOB, order, created_ms: 5, chain: Vec::new() })
 }
 
-fn saved(name: &str, epoch: u64, lsn: u64) -> Command {
+pub(super) fn saved(name: &str, epoch: u64, lsn: u64) -> Command {
     let saved = v1::ShardSaved { shard: 0, epoch, lsn, bytes: 7, ..Default::default() };
     Command::ShardsSaved(JOB, name.into(), vec![saved])
 }
 
-fn end(name: &str, error: &str) -> Command {
+pub(super) fn end(name: &str, error: &str) -> Command {
     let (checkpoint, error) = (name.into(), error.into());
     Command::EndCheckpoint(CheckpointEnd { job: JOB, checkpoint, error, ended_ms: 9 })
 }
@@ -150,7 +150,7 @@ fn a_checkpoint_says_of_labels_and_first_values_what_held_when_it_began() {
     machine.done(Command::MarkInitialized(JOB, session, vec![VariableId(1)]));
     let label = |value: &str| {
         let (key, value) = ("done".into(), value.into());
-        Command::LabelJob(JOB, LabelChange { key, value, expected: None })
+        Command::LabelJob(JOB, LabelChange { key, value, expected: None, since: None })
     };
     assert!(machine.apply(label("1 of 2")).is_ok());
     machine.done(start("a"));

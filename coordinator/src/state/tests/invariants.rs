@@ -167,7 +167,7 @@ fn command(cluster: &Cluster, step: Step) -> Command {
         }
         Step::Lead => {
             let mut placements = moves::promotions(cluster);
-            placements.extend(moves::evacuations(cluster));
+            placements.extend(moves::evacuations(cluster, &BTreeMap::new()));
             Command::Place(placements)
         }
         Step::Place { job, shard, server: to, kind } => {
@@ -206,7 +206,10 @@ fn command(cluster: &Cluster, step: Step) -> Command {
         Step::Label { job, value, expected } => {
             let (key, value) = ("key".into(), value.to_string());
             let expected = expected.map(|value| (value % 3).to_string());
-            Command::LabelJob(any_job(cluster, &job), LabelChange { key, value, expected })
+            Command::LabelJob(
+                any_job(cluster, &job),
+                LabelChange { key, value, expected, since: None },
+            )
         }
         Step::Open { job, request } => {
             let opening = Opening {

@@ -24,7 +24,7 @@ impl Machine {
     fn lead(&mut self) {
         let cluster = self.state.cluster().clone();
         let mut placements = moves::promotions(&cluster);
-        placements.extend(moves::evacuations(&cluster));
+        placements.extend(moves::evacuations(&cluster, &BTreeMap::new()));
         self.apply(Command::Place(placements)).unwrap();
         let joins = joins::plan(self.state.cluster(), &BTreeMap::new(), LIMITS);
         self.apply(Command::PlanJoins(joins)).unwrap();
@@ -353,8 +353,25 @@ fn a_drain_waits_where_nobody_can_take_the_copy_and_ends_when_it_is_called_off()
     machine.lead();
     assert_eq!(machine.route().moving, None);
     machine.register(7);
-    machine.apply(Command::Place(moves::evacuations(machine.state.cluster()))).unwrap();
+    machine
+        .apply(Command::Place(moves::evacuations(machine.state.cluster(), &BTreeMap::new())))
+        .unwrap();
     assert_eq!(machine.step(), Some(MoveStep::Queued));
     machine.apply(Command::Admit(members[0].node, Admission::Open)).unwrap();
     assert_eq!(machine.route().moving, None);
+}
+
+#[test]
+fn a_drain_goes_elsewhere_when_the_copy_could_not_be_made_there() {
+    let (mut machine, members) = Machine::with_job(3, 1);
+    machine.apply(Command::Admit(members[0].node, Admission::Draining)).unwrap();
+    let to = |machine: &Machine, tried: Option<ServerRef>| {
+        let tried = tried.into_iter().map(|server| ((JOB, SHARD), server)).collect();
+        match moves::evacuations(machine.state.cluster(), &tried)[..] {
+            [Placement { placing: Placing::Move(moving), .. }] => moving.to,
+            ref other => panic!("{other:?}"),
+        }
+    };
+    let first = to(&machine, None);
+    assert_ne!(to(&machine, Some(first)), first, "the primary cannot reach it, or it is too slow");
 }
