@@ -3,8 +3,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use downpour_client::{
-    DenseTensor, Job as Wanted, JobState, PushBatch, RolledBack, Session, SessionKind,
-    SessionOptions, Transport,
+    DenseTensor, Error as ClientError, Job as Wanted, JobState, PushBatch, Refused, RolledBack,
+    Session, SessionKind, SessionOptions, Transport,
 };
 use downpour_core::id::VariableId;
 use downpour_core::optimizer::OptimizerSpec;
@@ -345,7 +345,13 @@ impl Job {
             let mine_ids: Vec<VariableId> = mine.iter().map(|tensor| tensor.variable).collect();
             let batch = PushBatch { values: mine, ..PushBatch::default() };
             session.push(&batch).await?.await?.applied()?;
-            session.mark_initialized(&mine_ids).await?;
+            match session.mark_initialized(&mine_ids).await {
+                // A shard was set back to a checkpoint meanwhile: some of them may be gone.
+                Err(ClientError::Refused { code: Refused::FailedPrecondition, .. }) => {
+                    tokio::time::sleep(INITIALIZED_POLL).await;
+                }
+                marked => marked?,
+            }
         };
         self.pull_dense(&ids).await
     }

@@ -149,6 +149,8 @@ pub(crate) struct Labels {
     start: Position,
     /// As it is in the cluster.
     written: String,
+    /// Version of the job when it was read: labels that are set back later may say the very same, and what was trained since is gone.
+    since: u64,
 }
 
 impl Labels {
@@ -175,7 +177,8 @@ impl Labels {
         let now = Progress { position: at, done, session: session.id().0, reads };
         let coordinators = coordinators.clone();
         let job = session.job();
-        let mut labels = Self { coordinators, job, key, now, epochs, start: at, written };
+        let since = status.view.as_ref().map_or(0, |view| view.version);
+        let mut labels = Self { coordinators, job, key, now, epochs, start: at, written, since };
         labels.write().await?;
         let checkpoint =
             begin::began_from(&status).map(|(uri, name)| (name.to_owned(), uri.to_owned()));
@@ -218,8 +221,10 @@ impl Labels {
             return Ok(());
         }
         let expected = Some(self.written.as_str());
-        let (changed, found) =
-            self.coordinators.label_job(self.job, &self.key, &text, expected).await?;
+        let (changed, found) = self
+            .coordinators
+            .label_job(self.job, &self.key, &text, expected, Some(self.since))
+            .await?;
         // A repeated call finds what it wrote itself.
         if !changed && found != text {
             // Sessions are numbered in the order of their beginning.

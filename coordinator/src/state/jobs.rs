@@ -12,7 +12,7 @@ use downpour_core::view::JobView;
 
 use super::size::{JOB_BYTES, SHARD_BYTES, VARIABLE_BYTES, label_bytes};
 use super::{Defined, Dense, Job, Outcome, Refused, Reply, State};
-use crate::command::LabelChange;
+use crate::command::{COMMAND_BYTES_MAX, LabelChange};
 
 /// Most jobs.
 const JOBS_MAX: usize = 4096;
@@ -22,6 +22,8 @@ const VARIABLES_MAX: usize = 4096;
 const BLOCKS_MAX: u64 = 4 << 20;
 /// Most labels of a job.
 const LABELS_MAX: usize = 256;
+/// All labels of a job: they go back to a checkpoint's in one command.
+const LABELS_BYTES_MAX: usize = COMMAND_BYTES_MAX / 2;
 
 impl State {
     pub(super) fn create_job(&mut self, spec: JobSpec) -> Outcome {
@@ -159,6 +161,14 @@ impl State {
         }
         if now.is_empty() && !change.value.is_empty() && job.labels.len() == LABELS_MAX {
             let problem = format!("a job has at most {LABELS_MAX} labels");
+            return Err(Refused::FailedPrecondition(problem));
+        }
+        let others = job.labels.iter().filter(|(key, _)| **key != change.key);
+        let bytes: usize = others.map(|(key, value)| label_bytes(key, value)).sum();
+        if !change.value.is_empty()
+            && bytes + label_bytes(&change.key, &change.value) > LABELS_BYTES_MAX
+        {
+            let problem = format!("the labels of a job take at most {LABELS_BYTES_MAX} bytes");
             return Err(Refused::FailedPrecondition(problem));
         }
         self.check_room(label_bytes(&change.key, &change.value))?;

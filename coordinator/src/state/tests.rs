@@ -638,6 +638,20 @@ fn a_label_is_a_register_with_compare_and_swap() {
 }
 
 #[test]
+fn the_labels_of_a_job_fit_into_a_command_and_removing_one_makes_room() {
+    let (mut machine, _) = Machine::with_job(1, 1);
+    let mut label = |number: usize, value: String| {
+        let key = format!("label/{number}");
+        machine
+            .apply(Command::LabelJob(JOB, LabelChange { key, value, expected: None, since: None }))
+    };
+    let full = (0..256).find(|&number| label(number, "x".repeat(4096)).is_err());
+    assert_eq!(full, Some(127));
+    assert!(label(0, String::new()).is_ok());
+    assert!(label(127, "x".repeat(4096)).is_ok());
+}
+
+#[test]
 fn a_state_at_its_bound_fits_into_a_message_and_takes_nothing_more() {
     let mut machine = Machine::default();
     for number in 0..3 {
