@@ -86,6 +86,7 @@ async fn in_a_bucket() {
     assert_eq!(catalog.latest(JOB).await.unwrap(), other);
     let kept = catalog.keep(JOB, 1, &[]).await.unwrap();
     assert_eq!(kept.deleted, [one.checkpoint, full.checkpoint]);
+    catalog.sweep(JOB, &other.checkpoint).await.unwrap();
     assert_eq!(catalog.names(JOB).await.unwrap(), [other.checkpoint]);
     assert!(matches!(catalog.latest("nobody").await, Err(Error::Missing(_))));
 }

@@ -141,9 +141,10 @@ fn a_data_directory_in_use_or_of_another_member_is_an_error_that_says_so() {
 #[test]
 fn wrong_options_are_usage_errors_by_name() {
     let data = tempfile::tempdir().unwrap();
-    let cases: [(&[&str], &str); 4] = [
+    let cases: [(&[&str], &str); 5] = [
         (&["--peers", "1=127.0.0.1:1,2"], "peers"),
-        (&["--peers", "2=127.0.0.1:1"], "must have this member's id"),
+        (&["--peers", "2=127.0.0.1:1"], "id is needed"),
+        (&["--id", "1", "--peers", "2=127.0.0.1:1"], "must have this member's id"),
         (&["--lease-ms", "100"], "lease_ms"),
         (&["--failure-timeout-ms", "100"], "failure_timeout_ms"),
     ];
@@ -159,7 +160,8 @@ fn wrong_options_are_usage_errors_by_name() {
 fn the_configuration_can_be_printed() {
     let data = tempfile::tempdir().unwrap();
     let mut command = coordinator(data.path(), "127.0.0.1:0");
-    command.args(["--peers", "1=127.0.0.1:1,2=127.0.0.1:2,3=127.0.0.1:3", "--dump-config"]);
+    command.args(["--id", "2", "--dump-config"]);
+    command.args(["--peers", "1=127.0.0.1:1,2=127.0.0.1:2,3=127.0.0.1:3"]);
     let (status, text, _) = Process::spawn(&mut command).end();
     assert_eq!(status, 0);
     for wanted in ["failure_timeout_ms = 1500", "2=127.0.0.1:2"] {
