@@ -1,9 +1,9 @@
 //! A whole cluster in one thread, from one seed (docs/simulation.md): three coordinators, three servers and their clients run the code that is
 //! shipped; only the clock, the network and the disks are simulated. What happens follows from the seed alone, to the byte.
 //!
-//! Follow one seed ([`run`]): [`system`] takes the clock and the random numbers away from the system, [`cluster`] makes the hosts, [`faults`] says what
-//! goes wrong, [`inject`] does it. [`clients`] push what can be counted, [`zombie`] pushes again after its session was closed, [`monitor`] watches
-//! the committed state. Each file of [`invariants`] is one promise. [`many`] runs seeds side by side, a process for each.
+//! Follow one seed (`run`): `system` takes the clock and the random numbers away from the system, `cluster` makes the hosts, `faults` says what
+//! goes wrong, `inject` does it. `clients` push what can be counted, `zombie` pushes again after its session was closed, `monitor` watches
+//! the committed state. Each file of `invariants` is one promise. `many` runs seeds side by side, a process for each.
 //!
 //! Built without `--cfg downpour_sim` it is nothing: `cargo xtask sim` builds it.
 
