@@ -49,7 +49,7 @@ pub async fn run(handle: Handle, patience: Patience, stop: CancellationToken) {
         }
         let now = Instant::now();
         let found = lost(&handle.cluster());
-        since.retain(|lost, _| found.contains(lost));
+        since.retain(|lost, _| found.binary_search(lost).is_ok());
         let mut ripe: BTreeMap<JobId, Vec<Lost>> = BTreeMap::new();
         for lost in found {
             let waited = now.duration_since(*since.entry(lost).or_insert(now));

@@ -5,21 +5,7 @@ mod support;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use support::{TestCluster, clicks};
-
-const SCHEMA: &str = r#"
-dim = 4
-[[key]]
-column = "user"
-[[key]]
-column = "items"
-separator = "|"
-pool = "mean"
-[[number]]
-column = "x"
-[[label]]
-column = "click"
-"#;
+use support::{SCHEMA, TestCluster, clicks};
 
 impl TestCluster {
     fn worker(&self, arguments: &str) -> Output {

@@ -12,21 +12,8 @@ use downpour_checkpoint::write::Scratch;
 use downpour_core::id::ShardId;
 use downpour_psctl::local::Process;
 use serde_json::Value;
-use support::{TestCluster, clicks};
+use support::{SCHEMA, TestCluster, clicks};
 
-const SCHEMA: &str = r#"
-dim = 4
-[[key]]
-column = "user"
-[[key]]
-column = "items"
-separator = "|"
-pool = "mean"
-[[number]]
-column = "x"
-[[label]]
-column = "click"
-"#;
 const ROWS: u64 = 6_000;
 const BATCH: u64 = 20;
 const EPOCHS: u64 = 6;

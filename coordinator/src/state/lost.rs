@@ -51,7 +51,7 @@ pub struct SettingBack {
     pub initialized: Vec<VariableId>,
 }
 
-/// What is lost.
+/// What is lost, in order.
 #[must_use]
 pub fn lost(cluster: &Cluster) -> Vec<Lost> {
     let mut found = Vec::new();

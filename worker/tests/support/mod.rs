@@ -70,6 +70,21 @@ impl TestCluster {
     }
 }
 
+/// Of what [`clicks`] makes.
+pub(crate) const SCHEMA: &str = r#"
+dim = 4
+[[key]]
+column = "user"
+[[key]]
+column = "items"
+separator = "|"
+pool = "mean"
+[[number]]
+column = "x"
+[[label]]
+column = "click"
+"#;
+
 /// `user,items,x,click`: items is a list of up to three with gaps, and whoever is odd, or has an odd first item,
 /// clicks.
 pub(crate) fn clicks(rows: u64) -> String {
