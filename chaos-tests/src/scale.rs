@@ -98,7 +98,6 @@ fn grow_and_shrink(cluster: &mut TestCluster, options: &Options) -> Result<Repor
     scale.shrunk_s = began.elapsed().as_secs_f64();
     eprintln!("shrunk in {:.1} s", scale.shrunk_s);
     let during = acks.take_pushes();
-    scale.bytes_moved = copied_bytes(cluster);
     stop.store(true, Ordering::Relaxed);
     measure(&mut scale, &before, &during);
 
