@@ -61,7 +61,7 @@ pub enum Role {
 }
 
 /// What a server of the floor holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FloorServer {
     /// Rows of the table.
     pub rows: u32,
@@ -69,6 +69,8 @@ pub struct FloorServer {
     pub dim: u32,
     /// Of the dense tensor.
     pub dense_floats: usize,
+    /// `host:port` of another floor that gets every push too; a push is acknowledged when that one has acknowledged it.
+    pub backup: Option<String>,
 }
 
 /// What a worker is to do.

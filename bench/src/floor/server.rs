@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use anyhow::{Context as _, ensure};
 
 use super::table::{QUAD, Table};
-use super::{PULL_DENSE, PULL_ROWS, PUSH_DENSE, PUSH_ROWS};
+use super::{PULL_DENSE, PULL_ROWS, PUSH_DENSE, PUSH_ROWS, Requests};
 use crate::protocol::{Answer, FloorServer, Inbox, say};
 use crate::workload::LEARNING_RATE;
 
@@ -17,6 +17,8 @@ const CHUNK_FLOATS: usize = 65_536;
 struct Parameters {
     table: Table,
     dense: RwLock<Vec<f32>>,
+    /// Where pushes go on to.
+    backup: Option<String>,
 }
 
 /// Serves until the parent wants no more.
@@ -24,6 +26,7 @@ pub(crate) fn serve(holds: FloorServer, inbox: &mut Inbox) -> anyhow::Result<()>
     let parameters = Arc::new(Parameters {
         table: Table::new(holds.rows, holds.dim),
         dense: RwLock::new(vec![0.0; holds.dense_floats]),
+        backup: holds.backup,
     });
     let listener = TcpListener::bind("127.0.0.1:0").context("listen on loopback")?;
     let address = listener.local_addr()?.to_string();
@@ -43,7 +46,8 @@ pub(crate) fn serve(holds: FloorServer, inbox: &mut Inbox) -> anyhow::Result<()>
 
 fn connection(mut stream: TcpStream, parameters: &Parameters) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
-    let Parameters { table, dense } = parameters;
+    let Parameters { table, dense, backup } = parameters;
+    let mut backup = backup.as_deref().map(Requests::connect).transpose()?;
     let mut ids: Vec<u64> = Vec::new();
     let mut quads: Vec<[f32; QUAD]> = Vec::new();
     let mut chunk = vec![0.0f32; CHUNK_FLOATS];
@@ -61,7 +65,13 @@ fn connection(mut stream: TcpStream, parameters: &Parameters) -> anyhow::Result<
                     stream.write_all(bytemuck::cast_slice(&quads))?;
                 } else {
                     stream.read_exact(bytemuck::cast_slice_mut(&mut quads))?;
+                    if let Some(backup) = &mut backup {
+                        backup.send(PUSH_ROWS, &ids, bytemuck::cast_slice(&quads))?;
+                    }
                     table.push(&ids, &quads);
+                    if let Some(backup) = &mut backup {
+                        backup.acknowledged()?;
+                    }
                     stream.write_all(&[1])?;
                 }
             }
@@ -71,6 +81,7 @@ fn connection(mut stream: TcpStream, parameters: &Parameters) -> anyhow::Result<
             }
             _ => {
                 ensure!(operation == PUSH_DENSE, "operation {operation}");
+                ensure!(backup.is_none(), "a relay passes rows on, not tensors");
                 let mut dense = dense.write().unwrap_or_else(PoisonError::into_inner);
                 for values in dense.chunks_mut(CHUNK_FLOATS) {
                     let gradients = &mut chunk[..values.len()];

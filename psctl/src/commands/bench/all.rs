@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::floor::{self, DENSE_STEPS, Report, Standard, Workload};
 use super::place::Place;
 use super::{require_correct, train};
+use crate::cli::Exit;
 use crate::output::{self, Format};
 
 /// Measure the standard workloads beside the floor.
@@ -23,9 +24,10 @@ Exit status 1 if a value of ours is not what it must be.
 Examples:
   psctl bench all --local
   psctl bench all --local --quick -o json
-  psctl bench all --local --workload S-16 D --repeats 9")]
+  psctl bench all --local --workload S-16 D --repeats 9
+  psctl bench all --local --workload S-16 S2-16 --replicas 2      beside a raw relay")]
 pub(crate) struct Args {
-    /// Start a cluster on this machine for each workload: one coordinator, one server, 64 shards, one copy
+    /// Start a cluster on this machine for each workload: one coordinator, 64 shards, a server for each copy
     #[arg(long, required = true)]
     local: bool,
     /// Where the binaries are; without it beside psctl
@@ -37,6 +39,9 @@ pub(crate) struct Args {
     /// Train too: workload E, which needs downpour-worker and has no floor
     #[arg(long)]
     train: bool,
+    /// Copies of each shard, each on a server of its own; beside two or three of them the floor is a raw relay, which passes every push on to as many
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=3))]
+    replicas: u16,
     /// How pulls and pushes of ours travel
     #[arg(long, value_name = "NAME", default_value = "framed", value_parser = ["framed", "grpc"])]
     transport: String,
@@ -108,12 +113,16 @@ impl Comparison {
 pub(super) fn run(args: &Args, format: Format) -> anyhow::Result<()> {
     let interrupt = Interrupt::on_signals().context("handle signals")?;
     let repeats = if args.quick { QUICK_REPEATS } else { args.repeats };
-    let place = Place::local(args.bin_dir.clone(), args.transport.clone());
+    if args.replicas > 1 && args.workload.contains(&Workload::D) {
+        let problem = "--replicas: the relay passes on rows only; name the workloads that are wanted, without D";
+        return Err(Exit::Usage(problem.into()).into());
+    }
+    let place = Place::local(args.bin_dir.clone(), args.transport.clone(), args.replicas);
     let mut comparison = Comparison::default();
     for workload in &args.workload {
         let (floor, ours) = place.with(&interrupt, |cluster| {
             let workload = workload.standard();
-            let mut floor = floor::start(&workload, &interrupt)?;
+            let mut floor = floor::start(&workload, usize::from(args.replicas) - 1, &interrupt)?;
             compare(&workload, repeats, &mut floor, cluster)
         })?;
         comparison.add(floor, ours);

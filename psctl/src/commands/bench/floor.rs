@@ -75,15 +75,19 @@ impl Workload {
 }
 
 /// Starts a floor that holds what the workload needs.
-pub(super) fn start(workload: &Standard, interrupt: &Interrupt) -> anyhow::Result<floor::Server> {
+pub(super) fn start(
+    workload: &Standard,
+    backups: usize,
+    interrupt: &Interrupt,
+) -> anyhow::Result<floor::Server> {
     let holds = match workload {
         Standard::Sparse(Sparse { rows, dim, .. }) => {
-            FloorServer { rows: *rows, dim: *dim, dense_floats: 0 }
+            FloorServer { rows: *rows, dim: *dim, ..Default::default() }
         }
         Standard::Dense(dense) => FloorServer { dense_floats: dense.floats, ..Default::default() },
     };
     let interrupt = interrupt.clone();
-    floor::Server::start(holds, move || not_interrupted(&interrupt))
+    floor::Server::start(holds, backups, move || not_interrupted(&interrupt))
 }
 
 /// What the kinds of workload report.
@@ -100,7 +104,7 @@ pub(super) fn run(args: &Args, format: Format) -> anyhow::Result<()> {
     let mut reports = Vec::new();
     for workload in &args.workloads {
         let workload = workload.standard();
-        let mut server = start(&workload, &interrupt)?;
+        let mut server = start(&workload, 0, &interrupt)?;
         let server = &mut server;
         reports.push(match workload {
             Standard::Sparse(workload) => {

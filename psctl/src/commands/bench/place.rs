@@ -43,10 +43,11 @@ struct Which {
 }
 
 impl Place {
-    /// One server beside psctl or in `bin_dir`.
-    pub(super) fn local(bin_dir: Option<PathBuf>, transport: String) -> Self {
+    /// As many servers as copies of each shard; binaries beside psctl or in `bin_dir`.
+    pub(super) fn local(bin_dir: Option<PathBuf>, transport: String, replicas: u16) -> Self {
         let which = Which { local: true, coordinators: None };
-        Self { which, servers: 1, bin_dir, shards: 64, replicas: 1, transport }
+        let servers = replicas;
+        Self { which, servers, bin_dir, shards: 64, replicas: replicas.into(), transport }
     }
 
     /// Gives a cluster to `measure`, and stops it afterwards if it was started for that.
