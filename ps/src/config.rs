@@ -9,6 +9,9 @@ const MEMORY_LIMIT_MIN: u64 = 128 << 20;
 
 const DATA_THREADS_MAX: usize = 1024;
 
+/// Copies beside pushes: with twice as much on two cores pushes come to less than half as many (docs/performance.md).
+const COPY_BYTES_PER_S_AND_CORE: u64 = 16 << 20;
+
 /// A parameter server: holds shards, applies pushes, answers pulls
 #[derive(Clone, Debug, Args, Serialize, Deserialize)]
 #[serde(default)]
@@ -37,7 +40,7 @@ pub struct Config {
     /// The same for one shard, and for the rows that an open cut of it has to save
     #[arg(long, value_name = "BYTES")]
     pub shard_log_bytes_max: usize,
-    /// Bytes a second that this server sends in copies of shards to servers that are to hold them, all together; 0: as many as go
+    /// Bytes a second that this server sends in copies of shards to servers that are to hold them, all together; 0: as many as go; without it 16 MiB for each core
     #[arg(long, value_name = "BYTES")]
     pub copy_bytes_per_s: u64,
     /// Requests of one push stream that wait for the backups; beyond, the stream is not read
@@ -66,7 +69,7 @@ impl Default for Config {
             check_interval_ms: 10_000,
             log_bytes_max: 512 << 20,
             shard_log_bytes_max: 32 << 20,
-            copy_bytes_per_s: 64 << 20,
+            copy_bytes_per_s: COPY_BYTES_PER_S_AND_CORE * cores() as u64,
             push_requests_max: 64,
             data_threads: 0,
             memory_limit: 0,
@@ -79,10 +82,15 @@ impl Config {
     /// Threads for connections of frames, resolved.
     pub(crate) fn data_threads(&self) -> usize {
         match self.data_threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            0 => cores(),
             count => count,
         }
     }
+}
+
+/// What the process may use.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 impl Options for Config {

@@ -35,7 +35,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of a piece: what pushes to the shard wait for at most.
 const PIECE_BYTES: usize = 256 << 10;
 /// Rests so many times as long as a piece took.
-const REST: u32 = 3;
+const REST: u32 = 5;
 /// A reader that takes nothing for so long is given up.
 const HANG_MAX: Duration = Duration::from_secs(30);
 /// A coordinator that does not commit a report for this long is passed over.
