@@ -7,8 +7,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
 use downpour_chaos_tests::cluster::{DEADLINE, TestCluster};
-use downpour_client::{Coordinators, Job, Session, SessionOptions, TableRows};
+use downpour_client::{
+    Coordinators, Job, PushBatch, RowGradients, Session, SessionOptions, TableRows,
+};
 use downpour_core::id::JobId;
+use downpour_core::init::Init;
+use downpour_core::optimizer::{Adagrad, OptimizerSpec};
+use downpour_core::spec::{Shape, TableSpec, VariableSpec};
 use downpour_proto::v1;
 use downpour_psctl::probe::{Probe, counting_table, job, wait_for};
 
@@ -134,20 +139,20 @@ fn save(uri: &str) -> Result<(String, u64, String, [Vec<f32>; 2])> {
         more(300).await?;
         let id = coordinators.job(NAME).await?.job;
         let full = take(&coordinators, id, uri, false).await?;
-        ensure!(full.1 == 0, "full");
+        ensure!(full.chain == 0, "full");
         more(100).await?;
         let acked_before = acked.load(Ordering::Relaxed);
         let loaded = take(&coordinators, id, uri, true).await?;
-        ensure!(loaded.1 == 1, "an increment");
+        ensure!(loaded.chain == 1, "an increment");
         more(100).await?;
         stop.store(true, Ordering::Relaxed);
         let probe = pushing.await??;
         let last = take(&coordinators, id, uri, true).await?;
-        ensure!(last.1 == 2, "an increment on an increment");
+        ensure!(last.chain == 2, "an increment on an increment");
         let total = acked.load(Ordering::Relaxed) + 8;
         let at_end = values(&coordinators, NAME, total).await?;
         drop(probe);
-        Ok((loaded.0, acked_before, last.0, at_end))
+        Ok((loaded.checkpoint, acked_before, last.checkpoint, at_end))
     })
 }
 
@@ -156,12 +161,11 @@ async fn take(
     job: JobId,
     uri: &str,
     incremental: bool,
-) -> Result<(String, u32)> {
+) -> Result<v1::EndedCheckpoint> {
     let begun = coordinators.create_checkpoint(job, uri, incremental).await?;
     let ended = coordinators.checkpoint_ended(job, &begun.checkpoint, DEADLINE, |_| {}).await?;
-    let v1::EndedCheckpoint { error, .. } = ended;
-    ensure!(error.is_empty(), "{error}");
-    Ok((begun.checkpoint, begun.chain))
+    ensure!(ended.error.is_empty(), "{}", ended.error);
+    Ok(ended)
 }
 
 #[test]
@@ -230,4 +234,46 @@ fn checkpoints_go_on_by_themselves_through_the_loss_of_a_server_and_old_ones_are
     // The newest two, and what they build on: at most a chain of three each.
     ensure!(listed.as_array().is_some_and(|list| (2..=6).contains(&list.len())), "{listed}");
     Ok(())
+}
+
+#[test]
+fn an_increment_of_one_row_in_a_hundred_is_at_most_three_hundredths_of_the_whole() -> Result<()> {
+    const ROWS: u64 = 200_000;
+    const DIM: u32 = 16;
+    let folder = std::env::temp_dir().join(format!("downpour-increment-{}", std::process::id()));
+    let folder = Folder(folder);
+    let uri = format!("file://{}", folder.0.display());
+    let cluster = TestCluster::start(2)?;
+    let coordinators = cluster.coordinators.clone();
+    let (whole, increment) = cluster.runtime.block_on(async {
+        let open = Job::Create(job(NAME, SHARDS, 1));
+        let session = Session::open(&coordinators, &open, SessionOptions::worker("writer")).await?;
+        let shape = Shape::Table(TableSpec::new(DIM, Init::Zeros, "rows"));
+        let optimizer = OptimizerSpec::Adagrad(Adagrad {
+            learning_rate: 0.1,
+            epsilon: 1e-10,
+            initial_accumulator: 0.0,
+        });
+        let rows = VariableSpec { name: "rows".into(), optimizer, shape };
+        let variable = session.define(&[rows]).await?[0].variable.id;
+        let push = async |step: usize| {
+            let keys: Vec<u64> = (0..ROWS).step_by(step).collect();
+            for keys in keys.chunks(20_000) {
+                let gradients = vec![1.0; keys.len() * DIM as usize];
+                let rows = vec![RowGradients { variable, keys, gradients: &gradients }];
+                session.push(&PushBatch { rows, ..PushBatch::default() }).await?.await?;
+            }
+            anyhow::Ok(())
+        };
+        push(1).await?;
+        let whole = take(&coordinators, session.job(), &uri, false).await?.bytes;
+        push(100).await?;
+        let increment = take(&coordinators, session.job(), &uri, true).await?.bytes;
+        session.close().await?;
+        Ok::<_, anyhow::Error>((whole, increment))
+    })?;
+    // Floats, one slot each, key and LSN.
+    ensure!(whole > ROWS * u64::from(DIM * 8 + 16), "{whole} bytes");
+    ensure!(increment * 100 <= whole * 3, "{increment} of {whole} bytes");
+    cluster.stop()
 }
