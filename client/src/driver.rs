@@ -3,6 +3,7 @@
 //! Waking a thread on another core costs more than most requests (docs/performance.md), so there is no network thread that callers hand their
 //! requests to. When nobody has called for a while, a relief thread takes the runtime over: sessions are renewed, pushes are sent again. The
 //! next caller takes it back.
+// tidy: not simulated: the blocking face, which owns a runtime; a simulation has one of its own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};

@@ -1,5 +1,6 @@
 //! Where work leaves the thread that it is on. A simulation of the whole stack (`--cfg downpour_sim`, docs/simulation.md) has one thread: there it is
 //! a task like all others.
+// tidy: not simulated: what a simulation replaces.
 
 use std::io;
 

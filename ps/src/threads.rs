@@ -1,5 +1,6 @@
 //! Threads that serve connections of frames, each with a runtime of its own: what arrives on a connection is read, applied and answered on one
 //! thread. Waking a thread on another core costs more than most requests (docs/performance.md).
+// tidy: not simulated: in a simulation all runs on its one thread.
 
 use std::collections::HashMap;
 use std::sync::Arc;

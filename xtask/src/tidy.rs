@@ -23,6 +23,22 @@ const FORBIDDEN: [(&str, &str); 6] = [
     (concat!("../sh", "ared"), "a path outside the repository"),
 ];
 
+/// What a simulation runs (docs/simulation.md): what these crates ask of the network and of threads goes through `downpour_proto`, which replaces both there. Else what is
+/// simulated is not what is shipped, and one seed no longer gives the same bytes.
+const SIMULATED: [&str; 5] =
+    ["checkpoint/src", "client/src", "coordinator/src", "proto/src", "ps/src"];
+const UNSIMULATED: [(&str, &str); 5] = [
+    (concat!("tokio::", "net"), "use downpour_proto::net"),
+    (concat!("std::net::", "Tcp"), "use downpour_proto::net"),
+    (concat!("spawn_", "blocking("), "use downpour_proto::threads::blocking"),
+    (concat!("thread::", "spawn("), "use downpour_proto::threads"),
+    (concat!("thread::", "Builder"), "use downpour_proto::threads"),
+];
+/// A file that no simulation runs, or where it has something else in its place, says so with this, in a comment.
+const UNSIMULATED_MARK: &str = concat!("tidy: ", "not simulated: ");
+/// What follows is compiled for tests alone.
+const TESTS: &str = "#[cfg(test)]";
+
 pub(crate) fn check(root: &Path) -> Result<()> {
     let files = files(root)?;
     let mut problems = Vec::new();
@@ -93,7 +109,26 @@ fn problems_of<'a>(path: &'a Path, content: &'a [u8]) -> impl Iterator<Item = St
         let found = FORBIDDEN.iter().filter(move |(word, _)| has_word(line, word));
         found.map(move |(word, advice)| format!(":{}: `{word}`: {advice}", index + 1))
     });
-    size.into_iter().chain(length).chain(map).chain(words)
+    size.into_iter().chain(length).chain(map).chain(words).chain(unsimulated(path, text))
+}
+
+/// Ways around what a simulation replaces, in shipped code.
+fn unsimulated<'a>(path: &Path, text: &'a str) -> impl Iterator<Item = String> + 'a {
+    let is_test = path.components().any(|part| {
+        let part = part.as_os_str().to_string_lossy();
+        part == "tests" || part == "tests.rs"
+    });
+    let simulated = SIMULATED.iter().any(|folder| path.starts_with(folder));
+    let looked_at = simulated && !is_test && !text.contains(UNSIMULATED_MARK);
+    let shipped = text.lines().take_while(|line| *line != TESTS).filter(move |_| looked_at);
+    shipped.enumerate().flat_map(|(index, line)| {
+        let code = line.split("//").next().unwrap_or_default();
+        let found = UNSIMULATED.iter().filter(move |(way, _)| code.contains(way));
+        found.map(move |(way, advice)| {
+            let line = index + 1;
+            format!(":{line}: `{way}`: {advice}, or a simulation runs something else; or write `{UNSIMULATED_MARK}…`")
+        })
+    })
 }
 
 /// Whether `word` is there and is not the end of a longer one.
@@ -123,6 +158,30 @@ mod tests {
     fn the_end_of_a_longer_word_is_not_the_word() {
         let url = concat!("https://example.org/home", "/wo", "rk/a");
         assert_eq!(problems("a.md", &format!("my_{} {url}", FORBIDDEN[1].0)), [""; 0]);
+    }
+
+    #[test]
+    fn shipped_code_that_is_simulated_goes_around_neither_the_network_nor_the_threads() {
+        for (way, _) in UNSIMULATED {
+            let code = format!("fn f() {{\n    {way}x);\n}}\n");
+            for folder in SIMULATED {
+                let found = problems(&format!("{folder}/a.rs"), &code);
+                assert!(matches!(&found[..], [one] if one.starts_with(":2: ")), "{way}: {found:?}");
+            }
+            let nobody = [""; 0];
+            assert_eq!(problems("worker/src/a.rs", &code), nobody);
+            assert_eq!(problems("ps/tests/a.rs", &code), nobody);
+            assert_eq!(problems("ps/src/a/tests.rs", &code), nobody);
+            assert_eq!(
+                problems("ps/src/a.rs", &format!("{TESTS}\nmod tests {{\n{code}}}\n")),
+                nobody
+            );
+            assert_eq!(
+                problems("ps/src/a.rs", &format!("// {UNSIMULATED_MARK}a reason\n{code}")),
+                nobody
+            );
+            assert_eq!(problems("ps/src/a.rs", &format!("/// Not {way}.\n")), nobody);
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! The network of the system.
+// tidy: not simulated: what a simulation replaces.
 
 use std::io;
 

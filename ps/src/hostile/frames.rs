@@ -1,4 +1,5 @@
 //! The same over a connection of frames.
+// tidy: not simulated: tests.
 
 use bytes::BytesMut;
 use downpour_proto::frame::{self, Frame, HEADER_BYTES, Kind};

@@ -2,6 +2,7 @@
 //!
 //! The system takes milliseconds, sometimes tens of them, to find and clear a huge page. A thread waits for that ahead, so that no push does: a few chunks
 //! are always spare. When growth is faster than that thread, chunks get small pages, which come one by one; it makes huge pages of them later.
+// tidy: not simulated: the thread has memory ready that nobody can tell from other memory.
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
