@@ -289,16 +289,12 @@ impl Catalog {
         Ok(kept)
     }
 
-    /// Deletes what there is of a checkpoint that was never finished.
+    /// Deletes what there is of a checkpoint that was given up, its manifest too if somebody wrote that meanwhile. Nothing builds on it, for it never was the newest whole one.
     ///
     /// # Errors
-    /// It was finished, or the place failed.
+    /// The place failed.
     pub async fn discard(&self, job: &str, name: &CheckpointName) -> Result<(), Error> {
-        match self.manifest(job, name).await {
-            Err(Error::Missing(_)) => self.remove(job, name).await,
-            Ok(_) => Err(Error::Exists(self.store.full_name(&self.object(job, name, MANIFEST)?))),
-            Err(error) => Err(error),
-        }
+        self.remove(job, name).await
     }
 
     /// Deletes what is left of the checkpoints before `before` that are none, or none any more: files that a server wrote too late, and marks.

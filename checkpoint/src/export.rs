@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use downpour_core::id::ShardId;
 use downpour_core::spec::{Shape, Variable};
+use downpour_proto::threads;
 use downpour_proto::v1::{self, cut_piece::Piece};
 use serde::Serialize;
 use serde_json::json;
@@ -63,7 +64,7 @@ async fn blocking<T: Send + 'static>(
     object: String,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let done = tokio::task::spawn_blocking(work).await;
+    let done = threads::blocking(work).await;
     done.map_err(|error| Error::Io { object, source: io::Error::other(error) })?
 }
 
@@ -74,8 +75,8 @@ struct Model {
     memory_bytes_max: usize,
     variables: Vec<Variable>,
     tables: BTreeMap<u32, Sorter>,
-    /// Values, and how many blocks are there.
-    dense: BTreeMap<u32, (Vec<u8>, Vec<bool>)>,
+    /// Values of the blocks that were read: what a manifest says of sizes takes no memory.
+    dense: BTreeMap<u32, BTreeMap<u32, Vec<u8>>>,
 }
 
 impl Model {
@@ -97,10 +98,8 @@ impl Model {
                     let sorter = Sorter::new(row_bytes, memory_bytes_max, scratch.folder.clone());
                     model.tables.insert(id.0, sorter);
                 }
-                Shape::Dense(dense) => {
-                    let values =
-                        vec![0; dense.shape.iter().product::<u64>() as usize * FLOAT_BYTES];
-                    model.dense.insert(id.0, (values, vec![false; dense.blocks() as usize]));
+                Shape::Dense(_) => {
+                    model.dense.insert(id.0, BTreeMap::new());
                 }
             }
         }
@@ -138,15 +137,13 @@ impl Model {
         let Some(Shape::Dense(dense)) = variable.map(|variable| &variable.spec.shape) else {
             return;
         };
-        let Some((values, there)) = self.dense.get_mut(&blocks.variable) else { return };
+        let Some(values) = self.dense.get_mut(&blocks.variable) else { return };
         let slots = blocks.floats.len()
             / blocks.blocks.iter().map(|&b| dense.block_len(b) * FLOAT_BYTES).sum::<usize>().max(1);
         let mut floats = &blocks.floats[..];
         for &block in &blocks.blocks {
             let bytes = dense.block_len(block) * FLOAT_BYTES;
-            let start = block as usize * dense.block_floats as usize * FLOAT_BYTES;
-            values[start..start + bytes].copy_from_slice(&floats[..bytes]);
-            there[block as usize] = true;
+            values.insert(block, floats[..bytes].to_vec());
             floats = &floats[bytes * slots..];
         }
     }
@@ -154,12 +151,11 @@ impl Model {
     fn write(mut self) -> Result<Vec<ExportedTable>, Error> {
         let mut dense = Vec::new();
         for Variable { id, spec } in &self.variables {
-            let (Shape::Dense(shape), Some((values, there))) =
-                (&spec.shape, self.dense.remove(&id.0))
+            let (Shape::Dense(shape), Some(values)) = (&spec.shape, self.dense.remove(&id.0))
             else {
                 continue;
             };
-            if !there.iter().all(|there| *there) {
+            if !values.keys().copied().eq(0..shape.blocks()) {
                 let problem = "has no values yet: it was saved before its first ones were there";
                 return Err(Malformed::new(&spec.name, problem).of(self.checkpoint.as_str()));
             }
@@ -171,14 +167,17 @@ impl Model {
                 .map_err(|source| Error::Io { object: path.display().to_string(), source })
         };
         let head = header(dense.iter().map(|(name, dtype, shape, values)| {
-            (*name, *dtype, shape.clone(), values.len() as u64)
+            let bytes = values.values().map(|block| block.len() as u64).sum();
+            (*name, *dtype, shape.clone(), bytes)
         }));
-        let bytes = io::Cursor::new(head);
-        let mut all: Box<dyn io::Read> = Box::new(bytes);
-        for (.., values) in dense {
-            all = Box::new(io::Read::chain(all, io::Cursor::new(values)));
-        }
-        io::copy(&mut all, &mut file(DENSE_FILE)?).map_err(|error| self.io(error))?;
+        let mut all = io::BufWriter::new(file(DENSE_FILE)?);
+        let blocks = dense.iter().flat_map(|(.., values)| values.values());
+        [&head]
+            .into_iter()
+            .chain(blocks)
+            .try_for_each(|bytes| all.write_all(bytes))
+            .and_then(|()| all.flush())
+            .map_err(|error| self.io(error))?;
 
         let mut tables = Vec::new();
         for Variable { id, spec } in &self.variables {
