@@ -40,6 +40,7 @@ impl Saved {
             every_ms: every.as_millis() as u64,
             keep: KEPT,
             full_every: FULL_EVERY,
+            every_steps: 0,
         };
         let job = coordinators.job(&self.job).await?.job;
         coordinators.schedule_checkpoints(job, schedule).await.context("schedule checkpoints")

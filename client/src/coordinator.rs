@@ -183,7 +183,15 @@ impl Coordinators {
     /// # Errors
     /// See [`Coordinators::call`].
     pub async fn delete_job(&self, job: JobId) -> Result<(), Error> {
-        let request = v1::DeleteJobRequest { job: job.0 };
+        self.delete_job_if(job, 0).await
+    }
+
+    /// The same, if the job's view is of this version still (0: whatever it is).
+    ///
+    /// # Errors
+    /// It has changed meanwhile (a failed precondition); see [`Coordinators::call`].
+    pub async fn delete_job_if(&self, job: JobId, version: u64) -> Result<(), Error> {
+        let request = v1::DeleteJobRequest { job: job.0, if_version: version };
         self.call("delete job", |mut member| async move { member.delete_job(request).await })
             .await
             .map(drop)

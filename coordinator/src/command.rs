@@ -177,6 +177,8 @@ pub struct BeginCheckpoint {
     pub created_ms: u64,
     #[prost(string, repeated, tag = "4")]
     pub chain: Vec<String>,
+    #[prost(uint64, tag = "5")]
+    pub clock: u64,
 }
 
 /// The open checkpoint of a job is whole, or will never be.
@@ -213,6 +215,9 @@ pub struct RestoreJob {
     pub order: Option<v1::RestoreOrder>,
     #[prost(bool, tag = "7")]
     pub replace: bool,
+    /// See [`v1::RestoreJobRequest`].
+    #[prost(uint64, tag = "8")]
+    pub if_version: u64,
 }
 
 /// Lost shards of a job go on from a checkpoint.
@@ -249,12 +254,14 @@ pub struct AgainEntry {
     pub epoch: u64,
     #[prost(message, optional, tag = "3")]
     pub server: Option<v1::ServerRef>,
+    #[prost(uint64, tag = "4")]
+    pub judged: u64,
 }
 
 impl From<Again> for AgainEntry {
     fn from(again: Again) -> Self {
-        let Again { shard, epoch, server } = again;
-        AgainEntry { shard: shard.0, epoch: epoch.0, server: Some(server.into()) }
+        let Again { shard, epoch, server, judged } = again;
+        AgainEntry { shard: shard.0, epoch: epoch.0, server: Some(server.into()), judged }
     }
 }
 
@@ -263,7 +270,8 @@ impl TryFrom<AgainEntry> for Again {
 
     fn try_from(entry: AgainEntry) -> Result<Self, Invalid> {
         let server = convert::server("server", entry.server)?;
-        Ok(Again { shard: ShardId(entry.shard), epoch: Epoch(entry.epoch), server })
+        let (shard, epoch) = (ShardId(entry.shard), Epoch(entry.epoch));
+        Ok(Again { shard, epoch, server, judged: entry.judged })
     }
 }
 
@@ -297,8 +305,8 @@ pub enum Command {
     ChangeInSync(InSyncChange),
     /// A job begins.
     CreateJob(JobSpec),
-    /// A job and all it holds is forgotten.
-    DeleteJob(JobId),
+    /// A job and all it holds is forgotten, if its view is of this version.
+    DeleteJob(JobId, Option<u64>),
     /// A session defines variables.
     DefineVariables(JobId, SessionId, Vec<VariableSpec>),
     /// A session has pushed the first values of these.
@@ -345,6 +353,7 @@ pub struct CheckpointStart {
     pub order: CheckpointOrder,
     pub created_ms: u64,
     pub chain: Vec<String>,
+    pub clock: u64,
 }
 
 /// See [`EndCheckpoint`].
@@ -368,6 +377,7 @@ pub struct Restoring {
     pub high_water: u64,
     pub order: RestoreOrder,
     pub replace: bool,
+    pub if_version: Option<u64>,
 }
 
 /// See [`v1::RegisterServerRequest`].
@@ -378,6 +388,9 @@ pub struct Registration {
     pub address: String,
     pub zone: String,
     pub request_id: String,
+    pub origin: String,
+    pub exclusive_name: bool,
+    pub isolation_ms: u64,
 }
 
 /// See [`v1::ChangeInSyncRequest`].
@@ -444,7 +457,9 @@ impl TryFrom<Body> for Command {
                 let spec = request.spec.ok_or_else(|| Invalid::new("spec", "is not given"))?;
                 Command::CreateJob(spec.try_into()?)
             }
-            Body::DeleteJob(request) => Command::DeleteJob(job(request.job)?),
+            Body::DeleteJob(request) => {
+                Command::DeleteJob(job(request.job)?, given(request.if_version))
+            }
             Body::DefineVariables(request) => {
                 let variables = request.variables.into_iter().map(TryInto::try_into);
                 Command::DefineVariables(
@@ -514,8 +529,10 @@ impl TryFrom<Body> for Command {
                 let job = job(request.job)?;
                 let schedule = request.schedule.unwrap_or_default();
                 if schedule.every_ms > 0 {
-                    check_uri(&schedule.uri)?;
                     check_range("schedule.every_ms", schedule.every_ms, 1000, u64::MAX)?;
+                }
+                if schedule.every_ms > 0 || schedule.every_steps > 0 {
+                    check_uri(&schedule.uri)?;
                     check_range(
                         "schedule.full_every",
                         schedule.full_every.into(),
@@ -584,14 +601,14 @@ impl TryFrom<BeginCheckpoint> for CheckpointStart {
     type Error = Invalid;
 
     fn try_from(begin: BeginCheckpoint) -> Result<Self, Invalid> {
-        let BeginCheckpoint { job: id, order, created_ms, chain } = begin;
+        let BeginCheckpoint { job: id, order, created_ms, chain, clock } = begin;
         let order: CheckpointOrder =
             order.ok_or_else(|| Invalid::new("order", "is not given"))?.into();
         check_uri(&order.uri)?;
         check_checkpoint(&order.checkpoint)?;
         check_range("chain", chain.len() as u64, 0, CHAIN_MAX as u64)?;
         chain.iter().try_for_each(|name| check_checkpoint(name))?;
-        Ok(CheckpointStart { job: job(id)?, order, created_ms, chain })
+        Ok(CheckpointStart { job: job(id)?, order, created_ms, chain, clock })
     }
 }
 
@@ -600,8 +617,16 @@ impl TryFrom<RestoreJob> for Restoring {
 
     fn try_from(restore: RestoreJob) -> Result<Self, Invalid> {
         let missing = |field| move || Invalid::new(field, "is not given");
-        let RestoreJob { spec, variables, initialized, labels, high_water, order, replace } =
-            restore;
+        let RestoreJob {
+            spec,
+            variables,
+            initialized,
+            labels,
+            high_water,
+            order,
+            replace,
+            if_version,
+        } = restore;
         let order: RestoreOrder = order.ok_or_else(missing("order"))?.into();
         check_uri(&order.uri)?;
         check_name("order.job", &order.job)?;
@@ -620,6 +645,7 @@ impl TryFrom<RestoreJob> for Restoring {
             high_water,
             order,
             replace,
+            if_version: given(if_version),
         })
     }
 }
@@ -646,7 +672,15 @@ impl TryFrom<v1::RegisterServerRequest> for Registration {
     type Error = Invalid;
 
     fn try_from(request: v1::RegisterServerRequest) -> Result<Self, Invalid> {
-        let v1::RegisterServerRequest { name, address, zone, request_id: id } = request;
+        let v1::RegisterServerRequest {
+            name,
+            address,
+            zone,
+            request_id: id,
+            origin,
+            exclusive_name,
+            isolation_ms,
+        } = request;
         check_name("name", &name)?;
         bounded("address", &address, TEXT_BYTES_MAX)?;
         if !address.rsplit_once(':').is_some_and(|(host, port)| {
@@ -655,7 +689,9 @@ impl TryFrom<v1::RegisterServerRequest> for Registration {
             return Err(Invalid::new("address", format!("{address:?} is not host:port")));
         }
         bounded("zone", &zone, TEXT_BYTES_MAX)?;
-        Ok(Registration { name, address, zone, request_id: request_id(id)? })
+        bounded("origin", &origin, TEXT_BYTES_MAX)?;
+        let request_id = request_id(id)?;
+        Ok(Registration { name, address, zone, request_id, origin, exclusive_name, isolation_ms })
     }
 }
 
@@ -694,6 +730,11 @@ pub fn session(session: u64) -> Result<SessionId, Invalid> {
         return Err(Invalid::new("session", "is not given"));
     }
     Ok(SessionId(session))
+}
+
+/// A number that 0 stands for the absence of.
+fn given(number: u64) -> Option<u64> {
+    Some(number).filter(|&number| number > 0)
 }
 
 fn servers(servers: Vec<v1::ServerRef>) -> Result<Vec<ServerRef>, Invalid> {
@@ -740,15 +781,22 @@ mod tests {
         let register = |name: &str, address: &str, id: &str| {
             let (name, address, request_id) = (name.into(), address.into(), id.into());
             let zone = String::new();
-            Body::RegisterServer(v1::RegisterServerRequest { name, address, zone, request_id })
+            let rest = v1::RegisterServerRequest::default();
+            let request = v1::RegisterServerRequest { name, address, zone, request_id, ..rest };
+            Body::RegisterServer(request)
         };
         assert!(register("ps-0", "127.0.0.1:1", "a").to_log(0).is_ok());
         let field = |body: Body| body.to_log(0).unwrap_err().field;
+        let mut lengthy = register("ps-0", "127.0.0.1:1", "a");
+        if let Body::RegisterServer(request) = &mut lengthy {
+            request.origin = "x".repeat(TEXT_BYTES_MAX + 1);
+        }
+        assert_eq!(field(lengthy), "origin");
         assert_eq!(field(register("", "127.0.0.1:1", "a")), "name");
         assert_eq!(field(register("ps-0", "127.0.0.1", "a")), "address");
         assert_eq!(field(register("ps-0", ":1", "a")), "address");
         assert_eq!(field(register("ps-0", "127.0.0.1:1", "")), "request_id");
-        assert_eq!(field(Body::DeleteJob(v1::DeleteJobRequest { job: 0 })), "job");
+        assert_eq!(field(Body::DeleteJob(v1::DeleteJobRequest::default())), "job");
         let long = "x".repeat(LABEL_VALUE_BYTES_MAX + 1);
         let label = |value, expected| {
             let (key, since) = ("k".into(), None);

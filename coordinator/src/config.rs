@@ -48,7 +48,7 @@ pub struct Config {
     /// A server that alone holds a shard may go on for this long without an answer to its heartbeats
     #[arg(long, value_name = "MS")]
     pub lease_ms: u64,
-    /// A shard whose last copy is on a server that is judged dead, and that may only be unreachable, goes on from the job's newest checkpoint after this (and a lease); 0: it is waited for. Copies that are known to be gone are not waited for. Two or more copies that only the coordinators cannot reach go on meanwhile, and what they acknowledge is rolled back
+    /// A shard whose last copy is on a server that is judged dead, and that may only be unreachable, goes on from the job's newest checkpoint after this (and a lease); 0: it is waited for. Copies that are known to be gone are not waited for. Servers that register under this option acknowledge nothing more once they are cut off from the coordinators for so long: nothing is rolled back that was acknowledged later
     #[arg(long, value_name = "MS")]
     pub restore_after_ms: u64,
     /// A session that is not renewed for this long is closed
@@ -207,6 +207,7 @@ impl Config {
             heartbeat_ms: self.heartbeat_ms,
             lease_ms: self.lease_ms,
             session_timeout_ms: self.session_timeout_ms,
+            isolation_ms: self.restore_after_ms,
         }
     }
 

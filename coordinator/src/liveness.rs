@@ -125,6 +125,17 @@ impl Liveness {
         (*server == primary).then_some(*report)
     }
 
+    /// Steps of the furthest worker of the job, as far as the primaries of its shards have said.
+    #[must_use]
+    pub fn clock(&self, cluster: &Cluster, job: JobId) -> u64 {
+        let shards = cluster.job(job).map_or(&[][..], |job| &job.view.shards);
+        let reports = (0..)
+            .map(ShardId)
+            .zip(shards)
+            .filter_map(|(shard, route)| self.last_report(job, shard, route.primary?));
+        reports.map(|report| report.clock).max().unwrap_or(0)
+    }
+
     /// Live servers that are late, whose death may show earlier than in silence: with their addresses.
     #[must_use]
     pub fn suspects(
@@ -216,7 +227,11 @@ mod tests {
             alive: true,
             admission: downpour_core::view::Admission::Open,
         };
-        let nodes = [(NodeId(1), Arc::new(Node { view, version: 1 }))].into();
+        let nodes = [(
+            NodeId(1),
+            Arc::new(Node { view, version: 1, origin: String::new(), isolation_ms: 0 }),
+        )]
+        .into();
         Cluster { version: 1, nodes, ..Cluster::default() }
     }
 

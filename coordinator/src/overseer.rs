@@ -255,7 +255,15 @@ mod tests {
             for number in 0..3 {
                 let name = format!("ps-{number}");
                 let (address, zone) = ("host:1".into(), String::new());
-                let registration = Registration { request_id: name.clone(), name, address, zone };
+                let registration = Registration {
+                    request_id: name.clone(),
+                    name,
+                    address,
+                    zone,
+                    origin: String::new(),
+                    exclusive_name: false,
+                    isolation_ms: 0,
+                };
                 world.apply(Command::RegisterServer(registration));
             }
             let (replicas, min_in_sync) = (1, 1);

@@ -18,7 +18,7 @@ use crate::command::{AgainEntry, Body, SetBackShards};
 use crate::raft::Handle;
 use crate::scribe::{Failure, open};
 use crate::state::checkpoints::epoch_after;
-use crate::state::lost::{Lost, lost, place};
+use crate::state::lost::{Last, Lost, lost, place};
 
 const ROUND: Duration = Duration::from_millis(500);
 
@@ -29,6 +29,19 @@ pub struct Patience {
     pub lease: Duration,
     /// On top of the lease, for a last copy that may only be unreachable. None: for ever.
     pub unreachable: Option<Duration>,
+}
+
+impl Patience {
+    /// How long a shard is waited for from the moment when this leader found it lost. None: for ever.
+    ///
+    /// The last copy stops by itself when it was cut off for its bound, which began before it was judged; the lease on top is the margin for clocks that run differently. A server
+    /// that registered when there was no bound may go on for ever, whatever the option is now.
+    fn with(self, last: Option<Last>) -> Option<Duration> {
+        let Some(last) = last else { return Some(self.lease) };
+        let bound = Duration::from_millis(last.isolation_ms);
+        let unreachable = self.unreachable.filter(|_| !bound.is_zero())?;
+        Some(unreachable.max(bound) + self.lease)
+    }
 }
 
 /// Works while this member leads, until told to stop.
@@ -53,8 +66,7 @@ pub async fn run(handle: Handle, patience: Patience, stop: CancellationToken) {
         let mut ripe: BTreeMap<JobId, Vec<Lost>> = BTreeMap::new();
         for lost in found {
             let waited = now.duration_since(*since.entry(lost).or_insert(now));
-            let more = if lost.known { Some(Duration::ZERO) } else { patience.unreachable };
-            if more.is_some_and(|more| waited >= patience.lease + more) {
+            if patience.with(lost.last).is_some_and(|long_enough| waited >= long_enough) {
                 ripe.entry(lost.job).or_default().push(lost);
             }
         }
@@ -114,4 +126,31 @@ async fn set_back(handle: &Handle, id: JobId, shards: &[Lost]) -> Result<(), Fai
     handle.propose(Body::SetBack(command)).await?;
     info!(job = %id, "set back");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use downpour_core::id::{Incarnation, NodeId, ServerRef};
+
+    use super::*;
+
+    #[test]
+    fn an_unreachable_copy_is_waited_for_until_it_has_stopped_by_itself_and_for_ever_where_it_never_does()
+     {
+        let seconds = Duration::from_secs;
+        let server = ServerRef { node: NodeId(1), incarnation: Incarnation(1) };
+        let bound = |isolation_ms| Some(Last { server, judged: 7, isolation_ms });
+        let patience = |unreachable| Patience { lease: seconds(10), unreachable };
+        let after = patience(Some(seconds(60)));
+        assert_eq!(after.with(None), Some(seconds(10)), "known to be gone");
+        assert_eq!(after.with(bound(60_000)), Some(seconds(70)));
+        assert_eq!(
+            after.with(bound(90_000)),
+            Some(seconds(100)),
+            "the option was longer when it registered"
+        );
+        assert_eq!(after.with(bound(1_000)), Some(seconds(70)), "the operator wants it waited for");
+        assert_eq!(after.with(bound(0)), None, "the option was off when it registered");
+        assert_eq!(patience(None).with(bound(60_000)), None);
+    }
 }

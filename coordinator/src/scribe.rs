@@ -1,5 +1,7 @@
 //! On the leader: checkpoints begin when they are due, and get their manifest when every shard is stored (docs/protocol.md 8).
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use downpour_checkpoint::Error as StoreError;
@@ -11,15 +13,17 @@ use downpour_core::id::JobId;
 use downpour_core::mix::mix64;
 use downpour_core::spec::JobSpec;
 use downpour_proto::{threads, v1};
+use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::command::{BeginCheckpoint, Body, ERROR_BYTES_MAX, EndCheckpoint, RestoreJob};
+use crate::liveness::Liveness;
 use crate::raft::{Error as RaftError, Handle};
-use crate::state::Job;
 use crate::state::checkpoints::{checkpoints_in_use, epoch_after, missing};
+use crate::state::{Cluster, Job};
 
 const ROUND: Duration = Duration::from_millis(200);
 /// A checkpoint that is not whole by then is given up.
@@ -47,7 +51,9 @@ pub enum Failure {
 }
 
 /// Works while this member leads, until told to stop.
-pub async fn run(handle: Handle, stop: CancellationToken) {
+pub async fn run(handle: Handle, liveness: Arc<Mutex<Liveness>>, stop: CancellationToken) {
+    // By this process: who leads after it looks itself.
+    let mut discarded = BTreeMap::new();
     let mut rounds = tokio::time::interval(ROUND);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -60,14 +66,18 @@ pub async fn run(handle: Handle, stop: CancellationToken) {
         }
         let jobs: Vec<JobId> = handle.cluster().jobs.keys().copied().collect();
         for job in jobs {
-            if let Err(error) = look_after(&handle, job).await {
+            let clock = liveness.lock().clock(&handle.cluster(), job);
+            if let Err(error) = look_after(&handle, job, clock).await {
                 warn!(%job, %error, "a checkpoint does not go on");
+            }
+            if let Err(error) = discard_failed(&handle.cluster(), job, &mut discarded).await {
+                warn!(%job, %error, "what is left of a checkpoint that failed is not deleted");
             }
         }
     }
 }
 
-async fn look_after(handle: &Handle, id: JobId) -> Result<(), Failure> {
+async fn look_after(handle: &Handle, id: JobId, clock: u64) -> Result<(), Failure> {
     let cluster = handle.cluster();
     let Some(job) = cluster.job(id) else { return Ok(()) };
     let now_ms = unix_ms();
@@ -79,22 +89,46 @@ async fn look_after(handle: &Handle, id: JobId) -> Result<(), Failure> {
             let shards = missing(open, job.view.spec.shards);
             let error = format!("not stored in time: shards {shards:?}");
             end(handle, job, error).await?;
-            discard(job).await?;
         }
         return Ok(());
     }
-    let Some(schedule) = &job.checkpoints.schedule else { return Ok(()) };
-    let began =
-        |ended: &Option<v1::EndedCheckpoint>| ended.as_ref().map_or(0, |one| one.created_ms);
-    let failed_ms = job.checkpoints.failed.as_ref().map_or(0, |failed| failed.ended_ms);
-    let due_ms = began(&job.checkpoints.whole) + schedule.every_ms;
-    if !job.view.variables.is_empty()
-        && now_ms >= due_ms.max(failed_ms + FAILED_PAUSE.as_millis() as u64)
+    if let Some(schedule) = &job.checkpoints.schedule
+        && !job.view.variables.is_empty()
+        && is_due(&job.checkpoints, schedule, now_ms, clock)
     {
         let nonce = mix64(now_ms ^ id.0 << 48 ^ cluster.version << 20) as u32;
-        begin(handle, id, "", schedule.full_every > 1, nonce).await?;
+        let incremental = schedule.full_every > 1;
+        begin(handle, id, Asked { uri: "", incremental, nonce, clock }).await?;
     }
     Ok(())
+}
+
+/// Whether enough time or steps have passed since the last whole one began.
+fn is_due(
+    checkpoints: &v1::JobCheckpoints,
+    schedule: &v1::CheckpointSchedule,
+    now_ms: u64,
+    clock: u64,
+) -> bool {
+    let whole = checkpoints.whole.as_ref();
+    let failed_ms = checkpoints.failed.as_ref().map_or(0, |failed| failed.ended_ms);
+    let passed = |now: u64, began: u64, every: u64| every > 0 && now >= began.saturating_add(every);
+    let by_time = passed(now_ms, whole.map_or(0, |whole| whole.created_ms), schedule.every_ms);
+    let by_steps = passed(clock, whole.map_or(0, |whole| whole.clock), schedule.every_steps);
+    (by_time || by_steps) && now_ms >= failed_ms + FAILED_PAUSE.as_millis() as u64
+}
+
+/// A checkpoint that is to begin.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// Empty: where the schedule says.
+    pub uri: &'a str,
+    /// Only what changed since the last one.
+    pub incremental: bool,
+    /// Of this wish.
+    pub nonce: u32,
+    /// Steps of the furthest worker now.
+    pub clock: u64,
 }
 
 /// Commits that a checkpoint begins, and returns its name and how many it builds on. Asked again with the same `nonce`, it is the one that began then.
@@ -104,10 +138,9 @@ async fn look_after(handle: &Handle, id: JobId) -> Result<(), Failure> {
 pub async fn begin(
     handle: &Handle,
     id: JobId,
-    uri: &str,
-    incremental: bool,
-    nonce: u32,
+    asked: Asked<'_>,
 ) -> Result<(CheckpointName, u32), Failure> {
+    let Asked { uri, incremental, nonce, clock } = asked;
     let cluster = handle.read().await?;
     let job = cluster.job(id).ok_or(Failure::NoJob(id))?;
     if let Some(begun) = job.begun(nonce) {
@@ -147,7 +180,7 @@ pub async fn begin(
         chain = base.chain.iter().chain([&base.checkpoint]).map(ToString::to_string).collect();
     }
     let length = chain.len() as u32;
-    let begin = BeginCheckpoint { job: id.0, order: Some(order), created_ms, chain };
+    let begin = BeginCheckpoint { job: id.0, order: Some(order), created_ms, chain, clock };
     handle.propose(Body::BeginCheckpoint(begin)).await?;
     info!(job = %id, checkpoint = %name, uri, builds_on = length, "checkpoint begins");
     Ok((name, length))
@@ -178,8 +211,7 @@ async fn finish(handle: &Handle, id: JobId) -> Result<(), Failure> {
     match catalog.chain(manifest.clone()).await {
         Ok(_) => {}
         Err(error @ (StoreError::Missing(_) | StoreError::Structure { .. })) => {
-            end(handle, job, format!("what it builds on: {error}")).await?;
-            return Ok(discard(job).await?);
+            return end(handle, job, format!("what it builds on: {error}")).await;
         }
         Err(error) => return Err(error.into()),
     }
@@ -229,12 +261,28 @@ async fn finish(handle: &Handle, id: JobId) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The files of a checkpoint that was given up: nobody will ever list them.
-async fn discard(job: &Job) -> Result<(), StoreError> {
-    let Some(order) = &job.view.orders.checkpoint else { return Ok(()) };
-    let Ok(name) = CheckpointName::new(order.checkpoint.as_str()) else { return Ok(()) };
-    let catalog = Catalog::new(open(&order.uri, Access::Write).await?);
-    catalog.discard(&job.view.spec.name, &name).await
+/// The files of the checkpoint that failed last, and its manifest: a leader may have written that before the checkpoint was given up, or be about to, and what is listed is
+/// what trainings begin from. Whoever leads does it once; what is older was swept.
+async fn discard_failed(
+    cluster: &Cluster,
+    id: JobId,
+    discarded: &mut BTreeMap<JobId, String>,
+) -> Result<(), StoreError> {
+    discarded.retain(|job, _| cluster.jobs.contains_key(job));
+    let Some(job) = cluster.job(id) else { return Ok(()) };
+    let Some(failed) = &job.checkpoints.failed else { return Ok(()) };
+    let Ok(name) = CheckpointName::new(failed.checkpoint.as_str()) else { return Ok(()) };
+    let of = &job.view.spec.name;
+    let old = unix_ms().saturating_sub(failed.created_ms) > SWEEP_AGE.as_millis() as u64;
+    if old || discarded.get(&id) == Some(&failed.checkpoint) {
+        return Ok(());
+    }
+    if !checkpoints_in_use(cluster, &failed.uri, of).contains(&name) {
+        let catalog = Catalog::new(open(&failed.uri, Access::Write).await?);
+        catalog.discard(of, &name).await?;
+    }
+    discarded.insert(id, failed.checkpoint.clone());
+    Ok(())
 }
 
 async fn end(handle: &Handle, job: &Job, mut error: String) -> Result<(), Failure> {
@@ -259,7 +307,8 @@ async fn end(handle: &Handle, job: &Job, mut error: String) -> Result<(), Failur
 pub async fn restore(
     request: v1::RestoreJobRequest,
 ) -> Result<(RestoreJob, CheckpointName), Failure> {
-    let v1::RestoreJobRequest { uri, job, checkpoint, name, replace, replicas } = request;
+    let v1::RestoreJobRequest { uri, job, checkpoint, name, replace, replicas, if_version } =
+        request;
     let catalog = Catalog::new(open(&uri, Access::Read).await?);
     let manifest = if checkpoint.is_empty() {
         catalog.latest(&job).await?
@@ -294,6 +343,7 @@ pub async fn restore(
         high_water: manifest.sessions.high_water,
         order: Some(order),
         replace,
+        if_version,
     };
     Ok((command, manifest.checkpoint.clone()))
 }
@@ -308,4 +358,92 @@ pub(crate) async fn open(uri: &str, access: Access) -> Result<Store, StoreError>
 
 fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use downpour_checkpoint::manifest::Manifest;
+    use downpour_core::spec::JobSpec;
+
+    use super::*;
+    use crate::command::{Command, Registration};
+    use crate::state::State;
+
+    /// A job with a checkpoint that failed after a leader had written its manifest.
+    fn with_failed(uri: &str, created_ms: u64) -> (State, Manifest) {
+        let (mut state, mut index) = (State::default(), 0);
+        let mut apply = |command| {
+            index += 1;
+            state.apply(index, command).expect("allowed");
+        };
+        apply(Command::RegisterServer(Registration {
+            name: "ps-0".into(),
+            address: "host:1".into(),
+            zone: String::new(),
+            request_id: "1".into(),
+            origin: String::new(),
+            exclusive_name: false,
+            isolation_ms: 0,
+        }));
+        let spec = JobSpec { name: "ctr".into(), shards: 1, replicas: 1, min_in_sync: 1, seed: 1 };
+        apply(Command::CreateJob(spec));
+        let name = CheckpointName::at(created_ms, 7).to_string();
+        let order = v1::CheckpointOrder {
+            uri: uri.into(),
+            checkpoint: name.clone(),
+            newer_than: Vec::new(),
+        };
+        let (order, chain) = (Some(order), Vec::new());
+        let begin = BeginCheckpoint { job: 1, order, created_ms, chain, clock: 0 };
+        apply(Body::BeginCheckpoint(begin).try_into().expect("valid"));
+        let saved = v1::ShardSaved { shard: 0, epoch: 1, lsn: 1 << 40, ..Default::default() };
+        apply(Command::ShardsSaved(JobId(1), name.clone(), vec![saved]));
+        let manifest = state.cluster().job(JobId(1)).and_then(Job::manifest).expect("all stored");
+        let end = EndCheckpoint { job: 1, checkpoint: name, error: "given up".into(), ended_ms: 1 };
+        let end = Body::EndCheckpoint(end).try_into().expect("valid");
+        state.apply(index + 1, end).expect("allowed");
+        (state, manifest)
+    }
+
+    #[test]
+    fn one_is_due_after_so_much_time_or_so_many_steps_since_the_last_began() {
+        let ended =
+            |created_ms, clock| v1::EndedCheckpoint { created_ms, clock, ..Default::default() };
+        let checkpoints =
+            v1::JobCheckpoints { whole: Some(ended(50_000, 300)), ..Default::default() };
+        let due = |every_ms, every_steps, now_ms, clock| {
+            let schedule = v1::CheckpointSchedule { every_ms, every_steps, ..Default::default() };
+            is_due(&checkpoints, &schedule, now_ms, clock)
+        };
+        assert!(!due(0, 100, 900_000, 399) && due(0, 100, 50_001, 400));
+        assert!(!due(1000, 0, 50_999, 9000) && due(1000, 0, 51_000, 300));
+        assert!(due(1000, 100, 51_000, 300) && due(1000, 100, 50_001, 400));
+        assert!(!due(0, 100, 900_000, 0), "no server has reported to this leader yet");
+        // The first one, and one after one that failed.
+        let schedule = v1::CheckpointSchedule { every_steps: 100, ..Default::default() };
+        let mut none = v1::JobCheckpoints::default();
+        assert!(!is_due(&none, &schedule, 50_000, 99) && is_due(&none, &schedule, 50_000, 100));
+        none.failed = Some(v1::EndedCheckpoint { ended_ms: 45_000, ..Default::default() });
+        assert!(!is_due(&none, &schedule, 54_999, 100) && is_due(&none, &schedule, 55_000, 100));
+    }
+
+    #[tokio::test]
+    async fn a_checkpoint_that_was_given_up_is_not_listed_even_if_its_manifest_is_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let uri = format!("file://{}", folder.path().display());
+        let catalog = Catalog::new(open(&uri, Access::Write).await.expect("a place"));
+        let (state, manifest) = with_failed(&uri, unix_ms());
+        let listed = async || catalog.list("ctr").await.expect("readable").len();
+        let mut discarded = BTreeMap::new();
+        catalog.create_manifest(&manifest).await.expect("the first leader writes it");
+        assert_eq!(listed().await, 1);
+        let discard = discard_failed(state.cluster(), JobId(1), &mut discarded);
+        discard.await.expect("deleted");
+        assert_eq!(listed().await, 0);
+        // One that had slept.
+        let late = catalog.create_manifest(&manifest).await;
+        assert!(matches!(late, Err(StoreError::Missing(_))), "{late:?}");
+        assert_eq!(listed().await, 0);
+        assert_eq!(discarded[&JobId(1)], manifest.checkpoint.as_str(), "once");
+    }
 }

@@ -81,7 +81,8 @@ pub async fn run_on<D: Disk>(
     );
     node.shutdown.spawn("overseer", overseeing);
 
-    node.shutdown.spawn("scribe", crate::scribe::run(handle.clone(), stop.clone()));
+    node.shutdown
+        .spawn("scribe", crate::scribe::run(handle.clone(), liveness.clone(), stop.clone()));
     let rescuing = crate::rescue::run(handle.clone(), config.patience(), stop.clone());
     node.shutdown.spawn("rescue", rescuing);
 

@@ -44,6 +44,8 @@ pub struct Times {
     pub lease_ms: u64,
     /// Sessions not renewed for this are closed.
     pub session_timeout_ms: u64,
+    /// Servers that register and are then cut off for this acknowledge nothing more; 0: no bound.
+    pub isolation_ms: u64,
 }
 
 /// The service of one member.
@@ -171,14 +173,21 @@ impl Coordinator for Service {
         &self,
         request: Request<v1::RegisterServerRequest>,
     ) -> Answer<v1::RegisterServerReply> {
-        let request = request.into_inner();
+        let mut request = request.into_inner();
         self.check_name_is_free(&request).await?;
+        request.isolation_ms = self.times.isolation_ms;
         let reply = self.propose(Body::RegisterServer(request)).await?;
         let Reply::Registered(server) = reply else { return Err(mismatch(&reply)) };
+        // As committed: it may have been asked for before, at a leader with other options.
+        let cluster = self.handle.cluster();
+        let node = cluster.nodes.get(&server.node).filter(|node| node.view.server == server);
+        let over = || Status::unavailable(format!("{server} was replaced at once"));
+        let isolation_ms = node.ok_or_else(over)?.isolation_ms;
         self.liveness.lock().hear(server, Instant::now());
         info!(%server, "registered");
         let heartbeat_ms = self.times.heartbeat_ms;
-        Ok(Response::new(v1::RegisterServerReply { server: Some(server.into()), heartbeat_ms }))
+        let server = Some(server.into());
+        Ok(Response::new(v1::RegisterServerReply { server, heartbeat_ms, isolation_ms }))
     }
 
     /// The lease is safe because leadership was confirmed after the request arrived: nobody else can have given away before that what
@@ -345,7 +354,9 @@ impl Coordinator for Service {
             request.into_inner();
         let (job, request_id) = (command::job(job)?, command::request_id(request_id)?);
         let nonce = crc32fast::hash(request_id.as_bytes());
-        let begun = scribe::begin(&self.handle, job, &uri, incremental, nonce).await;
+        let clock = self.liveness.lock().clock(&self.handle.cluster(), job);
+        let asked = scribe::Asked { uri: &uri, incremental, nonce, clock };
+        let begun = scribe::begin(&self.handle, job, asked).await;
         let (checkpoint, chain) = begun.map_err(|failure| self.failure(failure))?;
         Ok(Response::new(v1::CreateCheckpointReply { checkpoint: checkpoint.to_string(), chain }))
     }

@@ -79,6 +79,10 @@ pub struct Node {
     pub view: NodeView,
     /// Position in the log of its last change.
     pub version: u64,
+    /// See [`v1::RegisterServerRequest`].
+    pub origin: String,
+    /// Cut off for so long, this life acknowledges nothing more; 0: no bound.
+    pub isolation_ms: u64,
 }
 
 /// A job.
@@ -181,6 +185,9 @@ pub enum Refused {
     /// The state forbids it.
     #[error("{0}")]
     FailedPrecondition(String),
+    /// Not yet: to be asked for again.
+    #[error("{0}")]
+    Later(String),
 }
 
 /// What became of a command.
@@ -208,7 +215,7 @@ impl State {
             Command::RemoveNode(node) => self.remove_node(node),
             Command::ChangeInSync(change) => self.change_in_sync(&change),
             Command::CreateJob(spec) => self.create_job(spec),
-            Command::DeleteJob(job) => self.delete_job(job),
+            Command::DeleteJob(job, if_version) => self.delete_job(job, if_version),
             Command::DefineVariables(job, session, specs) => self.define(job, session, specs),
             Command::MarkInitialized(job, session, variables) => {
                 self.mark_initialized(job, session, &variables)

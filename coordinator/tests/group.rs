@@ -74,6 +74,8 @@ async fn a_repeated_request_is_the_same_call() {
         address: "127.0.0.1:9".into(),
         zone: String::new(),
         request_id: unique(),
+        origin: "here".into(),
+        ..Default::default()
     };
     let ask = async || {
         let reply = group.ask(async |mut client| client.register_server(register.clone()).await);
@@ -113,7 +115,7 @@ async fn errors_say_what_to_do() {
     let refused = create(9).await;
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(refused.message().contains("replicas"), "{refused}");
-    let delete = v1::DeleteJobRequest { job: 7 };
+    let delete = v1::DeleteJobRequest { job: 7, if_version: 0 };
     let refused = group.ask(async |mut client| client.delete_job(delete).await).await.unwrap_err();
     assert_eq!(refused.code(), Code::NotFound);
 }

@@ -105,7 +105,8 @@ async fn what_was_answered_survives_sigkill() {
             let name = format!("ps-{round}-{number}");
             let (address, zone) = ("127.0.0.1:9".to_owned(), String::new());
             let request_id = name.clone();
-            let request = v1::RegisterServerRequest { name, address, zone, request_id };
+            let request =
+                v1::RegisterServerRequest { name, address, zone, request_id, ..Default::default() };
             let reply = client.register_server(request).await.unwrap().into_inner();
             last = reply.server.unwrap().incarnation;
         }

@@ -162,6 +162,8 @@ async fn a_second_server_under_the_name_of_a_live_one_waits_until_that_one_is_ju
         address: "127.0.0.1:10".into(),
         zone: String::new(),
         request_id: unique(),
+        origin: "here".into(),
+        ..Default::default()
     };
     let refused = group.client(1).register_server(elsewhere.clone()).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::Unavailable);
@@ -255,7 +257,7 @@ async fn a_watcher_is_told_the_whole_then_the_changes_and_never_goes_back() {
     let event = next(&mut one).await;
     assert!(event.jobs.is_empty() && event.nodes.len() == 1, "not the other job: {event:?}");
 
-    let delete = v1::DeleteJobRequest { job: first.job };
+    let delete = v1::DeleteJobRequest { job: first.job, if_version: 0 };
     group.ask(async |mut client| client.delete_job(delete).await).await.unwrap();
     for events in [&mut all, &mut one] {
         let event = next(events).await;

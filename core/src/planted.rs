@@ -23,11 +23,13 @@ pub enum Bug {
     SlotsOfAnotherMoment,
     /// A copy of a shard lacks the cells.
     ForgetCells,
+    /// A server that the coordinators do not hear goes on for ever.
+    ForgetIsolation,
 }
 
 impl Bug {
     /// All of them, with their names on the command line.
-    pub const ALL: [(&'static str, Bug); 10] = [
+    pub const ALL: [(&'static str, Bug); 11] = [
         ("ack-before-backup", Bug::AckBeforeBackup),
         ("repeat-before-commit", Bug::RepeatBeforeCommit),
         ("skip-fence-and-level", Bug::SkipFenceAndLevel),
@@ -38,6 +40,7 @@ impl Bug {
         ("stale-checkpoint", Bug::StaleCheckpoint),
         ("slots-of-another-moment", Bug::SlotsOfAnotherMoment),
         ("forget-cells", Bug::ForgetCells),
+        ("forget-isolation", Bug::ForgetIsolation),
     ];
 }
 

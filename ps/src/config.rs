@@ -28,6 +28,10 @@ pub struct Config {
     /// Take copies from the start on, also where this name was cordoned or drained before: for servers that are drained whenever they stop
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set, value_name = "BOOL")]
     pub uncordon: bool,
+    /// Whoever starts this server promises that no process that began under its name before still runs anywhere (as a StatefulSet does, unless a pod is deleted by force). Without it, a name whose last process
+    /// has the last copy of a shard is free only to a process that listens where that one did, on the same boot of the same system: a machine that cannot be reached may go on
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub exclusive_name: bool,
     /// A backup that acknowledges nothing for this long is removed from its in-sync set
     #[arg(long, value_name = "MS")]
     pub backup_timeout_ms: u64,
@@ -65,6 +69,7 @@ impl Default for Config {
             coordinators: Vec::new(),
             zone: String::new(),
             uncordon: false,
+            exclusive_name: false,
             backup_timeout_ms: 1000,
             check_interval_ms: 10_000,
             log_bytes_max: 512 << 20,

@@ -7,7 +7,7 @@ use downpour_core::id::{Epoch, JobId, ShardId};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::shard::{Declined, Role, Settled, Shard, Ticket};
+use crate::shard::{Contact, Declined, Role, Settled, Shard, Ticket};
 
 /// Names a shard in a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,9 +78,9 @@ impl Hosted {
     pub(crate) async fn settled(
         &self,
         ticket: &Ticket,
-        lease: impl Fn() -> bool,
+        contact: impl Fn() -> Contact,
     ) -> Result<(), Declined> {
-        let look = || self.shard.lock().settle(ticket, lease());
+        let look = || self.shard.lock().settle(ticket, contact());
         let mut settled = look();
         if settled == Settled::Pending {
             let mut changed = self.changed.subscribe();

@@ -1,4 +1,5 @@
 //! Nothing from the network, however malformed, panics a server or makes it allocate without bound (invariant 7 of the design).
+// tidy: not simulated: tests.
 
 mod frames;
 
@@ -21,13 +22,13 @@ use tonic::Code;
 use crate::config::Config;
 use crate::coordinators::Coordinators;
 use crate::hosted::ShardKey;
-use crate::lease::BootTime;
+use crate::lease::{BootTime, Lease};
 use crate::life::{Life, Process};
 use crate::membership::Current;
 use crate::memory::Memory;
 use crate::metrics::ServerMetrics;
-use crate::shard::Role;
 use crate::shard::tests::fixture::{COUNTS, DENSE, EMBEDDING, route, server, view};
+use crate::shard::{Contact, Role};
 use crate::{pull, push, receive, replica};
 
 /// A server that serves one shard of one job, alone.
@@ -40,7 +41,7 @@ pub(crate) fn serving() -> (Arc<Life>, Current) {
         copies: crate::pace::Budget::new(0),
         shutdown: Shutdown::new(),
     };
-    let life = Life::new(server(1), Arc::new(process));
+    let life = Life::new(server(1), Lease::new(BootTime::now(), Duration::ZERO), Arc::new(process));
     life.lease.renew(BootTime::now(), Duration::from_secs(3600));
     life.on_view(downpour_core::view::JobView::clone(&view(1, route(1, 1, 1, &[1]))));
     let current = Arc::new(ArcSwapOption::from(Some(Arc::clone(&life))));
@@ -174,7 +175,7 @@ proptest! {
                 life.on_deleted(JobId(1));
                 life.on_view(downpour_core::view::JobView::clone(&backup));
                 if let Some(records) = spoilt(&some_records(), &changes) {
-                    let ack = replica::replicate(&life, server(2), records);
+                    let ack = replica::replicate(&life, server(2), Contact::Leased, records);
                     assert!(ack.not_ready || ack.last_lsn >> 40 <= ack.epoch, "{ack:?}");
                 }
                 life.end();

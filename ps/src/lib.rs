@@ -44,6 +44,7 @@ mod log;
 mod membership;
 mod memory;
 mod metrics;
+mod origin;
 mod pace;
 mod pool;
 mod promote;

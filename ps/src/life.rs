@@ -74,12 +74,12 @@ pub(crate) struct Life {
 }
 
 impl Life {
-    pub(crate) fn new(me: ServerRef, process: Arc<Process>) -> Arc<Self> {
+    pub(crate) fn new(me: ServerRef, lease: Lease, process: Arc<Process>) -> Arc<Self> {
         let token = process.shutdown.token().child_token();
         Arc::new(Life {
             me,
             process,
-            lease: Lease::default(),
+            lease,
             log_bytes: AtomicUsize::new(0),
             token,
             shards: DashMap::new(),

@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 
 use crate::checkpoint::take;
 use crate::keeper;
-use crate::lease::BootTime;
+use crate::lease::{BootTime, Lease};
 use crate::life::{Life, Process};
 use crate::report::Reporter;
 
@@ -27,22 +27,36 @@ const HEARTBEAT_PATIENCE: Duration = Duration::from_millis(500);
 /// The incarnation that serves now, if there is one.
 pub(crate) type Current = Arc<ArcSwapOption<Life>>;
 
+/// What this process says when it registers.
+#[derive(Debug)]
+pub(crate) struct Registering {
+    pub(crate) address: String,
+    pub(crate) origin: String,
+}
+
+/// What it is told then.
+struct Registered {
+    me: ServerRef,
+    heartbeat: Duration,
+    lease: Lease,
+}
+
 /// Registers and lives, again and again, until the process stops. The first registration decides whether this server can work at all.
 pub(crate) async fn run(
     process: Arc<Process>,
-    address: String,
+    registering: Registering,
     current: Current,
 ) -> anyhow::Result<()> {
     let token = process.shutdown.token();
     // Once: what an operator says of this process outlasts its incarnations.
     let mut uncordon = process.config.uncordon;
-    while let Some(registered) = token.run_until_cancelled(register(&process, &address)).await {
-        let (me, heartbeat) = registered?;
+    while let Some(registered) = token.run_until_cancelled(register(&process, &registering)).await {
+        let Registered { me, heartbeat, lease } = registered?;
         if std::mem::take(&mut uncordon) {
             process.shutdown.spawn("uncordon", open(Arc::clone(&process), me));
         }
-        info!(%me, %address, "registered");
-        let life = Life::new(me, Arc::clone(&process));
+        info!(%me, address = registering.address, "registered");
+        let life = Life::new(me, lease, Arc::clone(&process));
         current.store(Some(Arc::clone(&life)));
         life.spawn("keep", keeper::run(Arc::clone(&life)));
         life.spawn("checkpoint", take::run(Arc::clone(&life)));
@@ -58,13 +72,18 @@ pub(crate) async fn run(
 }
 
 /// Until a leader answers. An answer that asking again cannot change is an error.
-async fn register(process: &Process, address: &str) -> anyhow::Result<(ServerRef, Duration)> {
+async fn register(process: &Process, registering: &Registering) -> anyhow::Result<Registered> {
     let request = v1::RegisterServerRequest {
         name: process.config.name.clone(),
-        address: address.to_owned(),
+        address: registering.address.clone(),
         zone: process.config.zone.clone(),
         request_id: request_id(),
+        origin: registering.origin.clone(),
+        exclusive_name: process.config.exclusive_name,
+        isolation_ms: 0,
     };
+    // Before the first attempt: any of them may be the one that is committed.
+    let sent = BootTime::now();
     loop {
         let call = process.coordinators.call(REGISTER_PATIENCE, |mut client| {
             let request = request.clone();
@@ -72,9 +91,12 @@ async fn register(process: &Process, address: &str) -> anyhow::Result<(ServerRef
         });
         match call.await {
             Ok(reply) => {
-                let v1::RegisterServerReply { server, heartbeat_ms } = reply.into_inner();
+                let v1::RegisterServerReply { server, heartbeat_ms, isolation_ms } =
+                    reply.into_inner();
                 let me = convert::server("server", server)?;
-                return Ok((me, Duration::from_millis(heartbeat_ms.max(1))));
+                let heartbeat = Duration::from_millis(heartbeat_ms.max(1));
+                let lease = Lease::new(sent, Duration::from_millis(isolation_ms));
+                return Ok(Registered { me, heartbeat, lease });
             }
             Err(status) if refused_for_good(status.code()) => {
                 anyhow::bail!("register as {:?}: {}", process.config.name, status.message());

@@ -101,7 +101,7 @@ async fn pull_part(
     let hosted = life.hosted(key).ok_or_else(|| life.elsewhere(key))?;
     let read = |read: &mut dyn FnMut(&ShardState) -> Result<bool, NotPulled>| {
         let shard = hosted.shard.lock();
-        read(shard.read(Epoch(part.epoch), life.lease.holds())?)
+        read(shard.read(Epoch(part.epoch), life.lease.contact())?)
     };
     let (mut pulled, mut rows) = (v1::PulledPart::default(), Rows::new(&part.rows));
     // A part of usual size is read under one hold of the lock.

@@ -149,9 +149,9 @@ impl Header {
             numbering: Epoch(part.numbering),
             view_version: self.view_version,
         };
-        let lease = life.lease.holds();
+        let contact = life.lease.contact();
         let room = life.process.memory.room();
-        let pushed = life.with(&hosted, |shard| shard.push(basis, push, lease, room));
+        let pushed = life.with(&hosted, |shard| shard.push(basis, push, contact, room));
         Ok(match pushed {
             Pushed::Logged(ticket) => PartState::Waits(Arc::clone(life), hosted, ticket),
             Pushed::Declined(declined) => PartState::Over(push_declined(declined)),
@@ -173,7 +173,7 @@ impl Taken {
             let result = match state {
                 PartState::Over(result) => result,
                 PartState::Waits(life, hosted, ticket) => {
-                    let settled = hosted.settled(&ticket, || life.lease.holds()).await;
+                    let settled = hosted.settled(&ticket, || life.lease.contact()).await;
                     settled.map_or_else(push_declined, |()| push_done(&ticket))
                 }
             };

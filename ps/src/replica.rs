@@ -18,7 +18,7 @@ use crate::membership::Current;
 use crate::receive;
 use crate::record::Record;
 use crate::service::meant_for;
-use crate::shard::{Ack, Check, Incoming};
+use crate::shard::{Ack, Check, Contact, Incoming};
 
 /// Answers other servers.
 #[derive(Clone, Debug)]
@@ -58,7 +58,9 @@ impl Replica for Service {
             let request = request?;
             let life = service.life(request.incarnation)?;
             let source = convert::server("source", request.source)?;
-            let shards = request.shards.into_iter().map(|shard| replicate(&life, source, shard));
+            let contact = life.lease.contact();
+            let shards = request.shards.into_iter();
+            let shards = shards.map(|shard| replicate(&life, source, contact, shard));
             Ok(v1::ReplicateReply { shards: shards.collect() })
         });
         let stop = self.stop.clone().cancelled_owned();
@@ -127,6 +129,7 @@ impl Replica for Service {
 pub(crate) fn replicate(
     life: &Arc<Life>,
     source: ServerRef,
+    contact: Contact,
     shard: v1::ShardRecords,
 ) -> v1::ShardAck {
     let key = ShardKey { job: JobId(shard.job), shard: ShardId(shard.shard) };
@@ -153,7 +156,7 @@ pub(crate) fn replicate(
             return ack(unknown);
         }
     };
-    let (answer, followed) = life.with(&hosted, |shard| shard.replicate(incoming));
+    let (answer, followed) = life.with(&hosted, |shard| shard.replicate(incoming, contact));
     if let Err(problem) = followed {
         warn!(job = %key.job, shard = %key.shard, %source, %problem, "records cannot be applied");
     }

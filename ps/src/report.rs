@@ -96,6 +96,7 @@ fn report(hosted: &Hosted, before: Option<&Known>, now: Instant) -> (v1::ShardRe
         rows_per_s: known.rows_per_s,
         log_bytes_per_s: known.log_bytes_per_s,
         copy_bytes: state.copy_bytes(),
+        clock: state.clock(),
     };
     (report, known)
 }

@@ -18,12 +18,12 @@ use crate::bounded::BoundedServer;
 use crate::config::Config;
 use crate::coordinators::Coordinators;
 use crate::life::Process;
-use crate::membership::{self, Current};
+use crate::membership::{self, Current, Registering};
 use crate::memory::Memory;
 use crate::metrics::ServerMetrics;
 use crate::pace::Budget;
 use crate::threads::DataThreads;
-use crate::{replica, service};
+use crate::{origin, replica, service};
 
 /// Open connections get this long to notice that the server stops.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
@@ -44,6 +44,8 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
         Some(address) => address.clone(),
         None => listener.local_addr().context("read the address that was bound")?.to_string(),
     };
+    let bound = listener.local_addr().context("read the address that was bound")?;
+    let registering = Registering { address, origin: origin::of(bound) };
     let coordinators = Coordinators::new(config.coordinators.clone())?;
     let metrics = ServerMetrics::new(&node.registry);
     let shutdown = node.shutdown.clone();
@@ -91,8 +93,8 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
             token.clone().cancelled_owned(),
         );
 
-    let registering = membership::run(Arc::clone(&process), address, current);
-    node.shutdown.spawn_critical("membership", registering);
+    let living = membership::run(Arc::clone(&process), registering, current);
+    node.shutdown.spawn_critical("membership", living);
     tokio::select! {
         served = serving => served.context("serve"),
         // Replication streams of other servers end when their owners notice; nothing of theirs is lost.

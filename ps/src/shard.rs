@@ -23,6 +23,7 @@ use downpour_core::view::JobView;
 use downpour_proto::v1::RetryReason;
 use downpour_proto::v1::cut_piece::Piece;
 
+pub use crate::lease::Contact;
 pub use joining::{Copy, Learner, Proposal};
 pub use member::{Member, WaitSet};
 pub use promotion::{Diverged, Fenced, Promotion};
@@ -386,10 +387,10 @@ impl Shard {
         (std::mem::replace(&mut self.state, empty), std::mem::take(&mut self.log))
     }
 
-    /// A push, in the order of its stream. `lease`: this server holds its lease now. `room`: bytes that new rows may take.
-    pub fn push(&mut self, basis: Basis, push: Push, lease: bool, room: u64) -> Pushed {
+    /// A push, in the order of its stream. `contact`: as it is now. `room`: bytes that new rows may take.
+    pub fn push(&mut self, basis: Basis, push: Push, contact: Contact, room: u64) -> Pushed {
         let Basis { epoch, view_version, .. } = basis;
-        if let Err(declined) = self.serving(epoch, lease) {
+        if let Err(declined) = self.serving(epoch, contact) {
             return Pushed::Declined(declined);
         }
         if view_version > self.view.version {
@@ -432,10 +433,10 @@ impl Shard {
         Pushed::Logged(Ticket { epoch, lsn, repeated: false, refusal })
     }
 
-    /// Whether a push that was logged may be acknowledged now. `lease`: this server holds its lease now.
+    /// Whether a push that was logged may be acknowledged now. `contact`: as it is now.
     #[must_use]
-    pub fn settle(&self, ticket: &Ticket, lease: bool) -> Settled {
-        match self.serving(ticket.epoch, lease) {
+    pub fn settle(&self, ticket: &Ticket, contact: Contact) -> Settled {
+        match self.serving(ticket.epoch, contact) {
             Err(declined) => Settled::Declined(declined),
             // Members may have left since it was logged: fewer hold it than were asked for.
             Ok(_) if self.too_few() => {
@@ -451,9 +452,9 @@ impl Shard {
     /// The state, for a pull that names `epoch`.
     ///
     /// # Errors
-    /// This replica does not serve that epoch, or is alone without a lease.
-    pub fn read(&self, epoch: Epoch, lease: bool) -> Result<&ShardState, Declined> {
-        self.serving(epoch, lease).map(|_| &self.state)
+    /// This replica does not serve that epoch, is alone without a lease, or isolated.
+    pub fn read(&self, epoch: Epoch, contact: Contact) -> Result<&ShardState, Declined> {
+        self.serving(epoch, contact).map(|_| &self.state)
     }
 
     /// Opens an exact cut at the last record: all of the shard, or what is newer than a position. Only who serves can.
@@ -481,7 +482,7 @@ impl Shard {
     }
 
     /// The members that a request of `epoch` waits for, if this replica serves it.
-    fn serving(&self, epoch: Epoch, lease: bool) -> Result<&WaitSet, Declined> {
+    fn serving(&self, epoch: Epoch, contact: Contact) -> Result<&WaitSet, Declined> {
         if epoch > self.epoch {
             return Err(Declined::Retry(RetryReason::NotReady));
         }
@@ -489,7 +490,7 @@ impl Shard {
             _ if epoch < self.epoch => Err(self.redirect()),
             Role::Backup | Role::Joining | Role::Removed => Err(self.redirect()),
             Role::Promoting(_) => Err(Declined::Retry(RetryReason::NotReady)),
-            Role::Primary(set) if set.is_empty() && !lease => {
+            Role::Primary(set) if !may_acknowledge(contact, set.is_empty()) => {
                 Err(Declined::Retry(RetryReason::NoLease))
             }
             Role::Primary(set) => Ok(set),
@@ -597,5 +598,14 @@ impl Shard {
         {
             self.append(Body::Close(view.sessions.clone()));
         }
+    }
+}
+
+/// Whether a member may acknowledge anything now. Without a lease only what others hold too; isolated nothing, for it may be set back elsewhere by now.
+fn may_acknowledge(contact: Contact, alone: bool) -> bool {
+    match contact {
+        Contact::Leased => true,
+        Contact::Late => !alone,
+        Contact::Isolated => false,
     }
 }

@@ -173,6 +173,12 @@ impl ShardState {
         self.variables.len() as u32
     }
 
+    /// The highest clock of any push that was applied.
+    #[must_use]
+    pub fn clock(&self) -> u64 {
+        self.clock
+    }
+
     /// Rows of all tables.
     #[must_use]
     pub fn rows(&self) -> u64 {

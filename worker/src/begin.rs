@@ -65,6 +65,10 @@ fn is_lost(status: &v1::JobStatus) -> bool {
     !shards.is_empty() && shards.iter().all(|route| route.lost)
 }
 
+fn version(status: &v1::JobStatus) -> u64 {
+    status.view.as_ref().map_or(0, |view| view.version)
+}
+
 fn id(status: &v1::JobStatus) -> JobId {
     JobId(status.view.as_ref().map_or(0, |view| view.job))
 }
@@ -77,28 +81,31 @@ pub(crate) async fn restore(
     uri: &str,
     replicas: Option<u32>,
 ) -> Result<(), Error> {
-    match settled(coordinators, name, uri).await? {
-        Some(job) if !is_lost(&job) => {}
-        lost => {
-            if let Some(job) = &lost {
-                tracing::debug!(job = name, "every shard was lost with its servers");
-                gone(coordinators.delete_job(id(job)).await)?;
-            }
-            let request = v1::RestoreJobRequest {
-                uri: uri.into(),
-                job: name.into(),
-                replicas: replicas.unwrap_or(0),
-                ..v1::RestoreJobRequest::default()
-            };
-            match coordinators.restore_job(&request).await {
-                Ok(_) | Err(Error::Refused { code: Refused::AlreadyExists, .. }) => {}
-                Err(Error::NotFound { .. }) => {
-                    tracing::debug!(job = name, uri, "no checkpoint yet: begins from nothing");
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
-            }
+    loop {
+        let Some(job) = settled(coordinators, name, uri).await? else { break };
+        if !is_lost(&job) {
+            return loaded(coordinators, name).await;
         }
+        tracing::debug!(job = name, "every shard was lost with its servers");
+        // Not what has become of it since: its shards may have been set back.
+        match gone(coordinators.delete_job_if(id(&job), version(&job)).await) {
+            Err(Error::Refused { code: Refused::FailedPrecondition, .. }) => sleep(LOOK).await,
+            deleted => break deleted?,
+        }
+    }
+    let request = v1::RestoreJobRequest {
+        uri: uri.into(),
+        job: name.into(),
+        replicas: replicas.unwrap_or(0),
+        ..v1::RestoreJobRequest::default()
+    };
+    match coordinators.restore_job(&request).await {
+        Ok(_) | Err(Error::Refused { code: Refused::AlreadyExists, .. }) => {}
+        Err(Error::NotFound { .. }) => {
+            tracing::debug!(job = name, uri, "no checkpoint yet: begins from nothing");
+            return Ok(());
+        }
+        Err(error) => return Err(error),
     }
     loaded(coordinators, name).await
 }

@@ -448,6 +448,7 @@ impl Job {
             every_ms: every.as_millis().clamp(1, u64::MAX.into()) as u64,
             keep: *keep,
             full_every: FULL_EVERY,
+            every_steps: 0,
         };
         let (coordinators, job) = (self.cluster().coordinators(), self.session().job());
         Ok(self.cluster().block_on(coordinators.schedule_checkpoints(job, schedule))??)

@@ -65,6 +65,7 @@ fn without_files(checkpoints: &v1::JobCheckpoints) -> v1::JobCheckpoints {
         labels: Vec::new(),
         chain: open.chain.clone(),
         created_ms: open.created_ms,
+        clock: open.clock,
         order: open
             .order
             .as_ref()

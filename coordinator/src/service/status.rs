@@ -25,7 +25,9 @@ impl Service {
             }
             Error::Invalid(_) => Status::invalid_argument(message),
             // A job may be asked for before its servers have started.
-            Error::Refused(Refused::TooFewServers(_)) => Status::unavailable(message),
+            Error::Refused(Refused::TooFewServers(_) | Refused::Later(_)) => {
+                Status::unavailable(message)
+            }
             Error::Refused(Refused::NotFound(_)) => Status::not_found(message),
             Error::Refused(Refused::AlreadyExists(_)) => Status::already_exists(message),
             Error::Refused(Refused::FailedPrecondition(_)) => Status::failed_precondition(message),

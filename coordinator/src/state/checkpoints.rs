@@ -13,6 +13,7 @@ use downpour_core::spec::{Shape, Variable};
 use downpour_core::view::JobView;
 use downpour_proto::v1;
 
+use super::jobs::check_version;
 use super::size::{JOB_BYTES, SHARD_BYTES, VARIABLE_BYTES, label_bytes};
 use super::{Cluster, Dense, Job, Outcome, Refused, Reply, State};
 use crate::command::{CheckpointEnd, CheckpointStart, Restoring};
@@ -24,7 +25,7 @@ const INITIALIZED_BYTES: usize = 8;
 
 impl State {
     pub(super) fn begin_checkpoint(&mut self, start: CheckpointStart) -> Outcome {
-        let CheckpointStart { job: id, order, created_ms, chain } = start;
+        let CheckpointStart { job: id, order, created_ms, chain, clock } = start;
         let job = self.job(id)?;
         let shards = job.view.spec.shards as usize;
         if let Some(open) = &job.view.orders.checkpoint {
@@ -49,6 +50,7 @@ impl State {
             saved: Vec::new(),
             initialized: initialized.map(|(variable, _)| variable.0).collect(),
             labels: job.labels.iter().map(label).collect(),
+            clock,
         });
         job.view.orders.checkpoint = Some(order);
         job.view.version = version;
@@ -98,14 +100,23 @@ impl State {
         schedule: v1::CheckpointSchedule,
     ) -> Outcome {
         self.job(id)?;
-        self.job_mut(id).checkpoints.schedule = Some(schedule).filter(|one| one.every_ms > 0);
+        self.job_mut(id).checkpoints.schedule =
+            Some(schedule).filter(|one| one.every_ms > 0 || one.every_steps > 0);
         Ok(Reply::Done)
     }
 
     /// A job whose primaries load their shards from files before they serve. They are alone in their sets; other members are copied from them.
     pub(super) fn restore_job(&mut self, restoring: Restoring) -> Outcome {
-        let Restoring { spec, variables, initialized, labels, high_water, order, replace } =
-            restoring;
+        let Restoring {
+            spec,
+            variables,
+            initialized,
+            labels,
+            high_water,
+            order,
+            replace,
+            if_version,
+        } = restoring;
         let same = self.cluster.jobs.values().find(|job| job.view.spec.name == spec.name);
         if let Some(job) = same {
             let (view, began) = (&job.view, &job.view.orders.restore);
@@ -122,6 +133,7 @@ impl State {
                     spec.name
                 )));
             }
+            check_version(job, if_version)?;
         }
         let replaced = same.map(|job| job.view.job);
         let shards = spec.shards as usize;
@@ -205,6 +217,7 @@ impl Job {
             bytes: open.saved.iter().map(|saved| saved.bytes).sum(),
             error,
             chain: open.chain.len() as u32,
+            clock: open.clock,
         };
         let place = match ended.error.is_empty() {
             true => &mut self.checkpoints.whole,

@@ -65,9 +65,12 @@ impl State {
     }
 
     /// A job that was deleted before is as deleted as it can be.
-    pub(super) fn delete_job(&mut self, job: JobId) -> Outcome {
+    pub(super) fn delete_job(&mut self, job: JobId, if_version: Option<u64>) -> Outcome {
         if job.0 > self.last.job {
             return Err(Refused::NotFound(format!("there never was a job {job}")));
+        }
+        if let Some(known) = self.cluster.job(job) {
+            check_version(known, if_version)?;
         }
         self.cluster.jobs.remove(&job);
         Ok(Reply::Done)
@@ -210,6 +213,18 @@ fn define_one(job: &mut Job, number: VariableId, session: SessionId) -> Defined 
         dense.initializer = session;
     }
     Defined { variable, initializer: Some(dense.initializer), initialized: dense.initialized }
+}
+
+/// Whoever looked at the job and decided that it may go does not mean what it has become since: it may have been set back, and be trained again.
+pub(super) fn check_version(job: &Job, if_version: Option<u64>) -> Result<(), Refused> {
+    let JobView { version, spec, .. } = &job.view;
+    if if_version.is_none_or(|seen| seen == *version) {
+        return Ok(());
+    }
+    Err(Refused::FailedPrecondition(format!(
+        "job {:?} has changed meanwhile: look at it again",
+        spec.name
+    )))
 }
 
 /// Everybody is in sync: all are empty.

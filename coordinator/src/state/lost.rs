@@ -20,8 +20,19 @@ pub struct Lost {
     pub shard: ShardId,
     /// Of the tenure in which it was lost.
     pub epoch: Epoch,
-    /// Every copy is known to be gone. Else the last one may only be unreachable.
-    pub known: bool,
+    /// Who has the last copy, if it may only be unreachable. None: every copy is known to be gone.
+    pub last: Option<Last>,
+}
+
+/// A member of a lost shard's set that is not heard, without which no former primary can acknowledge anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub struct Last {
+    pub server: ServerRef,
+    /// Position in the log at which it was judged. One that was heard in between is waited for anew.
+    pub judged: u64,
+    /// Cut off for so long, it acknowledges nothing; 0: no bound.
+    pub isolation_ms: u64,
 }
 
 /// A shard that is to begin again on `server`.
@@ -32,6 +43,8 @@ pub struct Again {
     /// Of the tenure in which it was lost: another one, and it is not lost (so) any more.
     pub epoch: Epoch,
     pub server: ServerRef,
+    /// See [`Last::judged`]; 0: nobody was waited for.
+    pub judged: u64,
 }
 
 /// See [`State::set_back`].
@@ -58,8 +71,11 @@ pub fn lost(cluster: &Cluster) -> Vec<Lost> {
     for (&job, entry) in &cluster.jobs {
         for (shard, route) in (0..).map(ShardId).zip(&entry.view.shards) {
             if is_lost(cluster, route) {
-                let known = route.primary.is_none();
-                found.push(Lost { job, shard, epoch: route.epoch, known });
+                let last = route.primary.and_then(|server| {
+                    let node = cluster.nodes.get(&server.node)?;
+                    Some(Last { server, judged: node.version, isolation_ms: node.isolation_ms })
+                });
+                found.push(Lost { job, shard, epoch: route.epoch, last });
             }
         }
     }
@@ -84,7 +100,8 @@ pub fn place(cluster: &Cluster, lost: &[Lost]) -> Vec<Again> {
         if let Some(candidate) = candidates.iter_mut().find(|one| one.server == server) {
             candidate.copies += 1;
         }
-        placed.push(Again { shard: lost.shard, epoch: lost.epoch, server });
+        let judged = lost.last.map_or(0, |last| last.judged);
+        placed.push(Again { shard: lost.shard, epoch: lost.epoch, server, judged });
     }
     placed
 }
@@ -104,7 +121,11 @@ impl State {
         let mut routes = BTreeMap::new();
         for again in shards {
             let Some(route) = job.view.route(again.shard) else { continue };
-            let same = route.epoch == again.epoch && is_lost(&self.cluster, route);
+            let last = route.primary.and_then(|last| self.cluster.nodes.get(&last.node));
+            let judged = last.map_or(0, |last| last.version);
+            let same = route.epoch == again.epoch
+                && is_lost(&self.cluster, route)
+                && (judged == again.judged || judged == 0);
             let held = route.in_sync.iter().any(|member| member.node == again.server.node);
             if !same || held || self.cluster.life(again.server) != Life::Alive {
                 continue;

@@ -39,14 +39,21 @@ impl Cluster {
 
 impl State {
     /// A new life replaces the old one of the same name in the same step (protocol 1.1): else a server that restarts empty under its name
-    /// could be promoted.
+    /// could be promoted. But a name is no proof that the old process is gone: while the old life has the last copy of a shard, only who proves that replaces it (8.7).
     pub(super) fn register_server(&mut self, registration: Registration) -> Outcome {
-        let Registration { name, address, zone, request_id } = registration;
+        let Registration { name, address, zone, request_id, origin, exclusive_name, isolation_ms } =
+            registration;
         let request = format!("register {name} {request_id}");
         if let Some(&Remembered::Server(server)) = self.requests.find(&request) {
             return Ok(Reply::Registered(server));
         }
         let known = self.cluster.nodes.values().find(|node| node.view.name == name);
+        if let Some(old) = known
+            && !exclusive_name
+            && (origin.is_empty() || origin != old.origin)
+        {
+            self.check_expendable(&old.view)?;
+        }
         let node = match known {
             Some(node) => node.view.server.node,
             None if self.cluster.nodes.len() == NODES_MAX => {
@@ -71,10 +78,24 @@ impl State {
         self.tell("node", format!("{name} registered at {address}"));
         let view = NodeView { name, server, address, zone, alive: true, admission };
         let version = self.cluster.version;
-        self.cluster.nodes.insert(node, Arc::new(Node { view, version }));
+        self.cluster.nodes.insert(node, Arc::new(Node { view, version, origin, isolation_ms }));
         self.requests.remember(request, Remembered::Server(server));
         self.settle_routes();
         Ok(Reply::Registered(server))
+    }
+
+    /// Whether nothing is lost with a life whose process may go on somewhere: whatever it can still acknowledge, another member of the set has.
+    fn check_expendable(&self, old: &NodeView) -> Result<(), Refused> {
+        let routes = self.cluster.routes();
+        let last = routes.filter(|(.., route)| route.in_sync == [old.server]).count();
+        if last == 0 {
+            return Ok(());
+        }
+        Err(Refused::Later(format!(
+            "{name} at {address} has the last copy of {last} shards, and nothing says that its process is gone: if you know, start this one with --exclusive-name",
+            name = old.name,
+            address = old.address,
+        )))
     }
 
     pub(super) fn judge_dead(&mut self, servers: &[ServerRef]) -> Outcome {

@@ -11,7 +11,7 @@ use super::{Job, Refused, State};
 const STATE_BYTES_MAX: usize = 48 << 20;
 
 // Upper bounds of what one of each takes in a snapshot; the names are bounded where they enter.
-pub(super) const NODE_BYTES: usize = 800;
+pub(super) const NODE_BYTES: usize = 1080;
 pub(super) const JOB_BYTES: usize = 2048;
 pub(super) const SHARD_BYTES: usize = 96;
 /// A shard that moves has one member more besides.

@@ -48,6 +48,10 @@ struct NodeRecord {
     view: Option<v1::NodeView>,
     #[prost(uint64, tag = "2")]
     version: u64,
+    #[prost(string, tag = "3")]
+    origin: String,
+    #[prost(uint64, tag = "4")]
+    isolation_ms: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -95,6 +99,8 @@ impl State {
         let node = |node: &Arc<Node>| NodeRecord {
             view: Some((&node.view).into()),
             version: node.version,
+            origin: node.origin.clone(),
+            isolation_ms: node.isolation_ms,
         };
         let snapshot = Snapshot {
             version: self.cluster.version,
@@ -125,9 +131,9 @@ impl State {
         let mut cluster = Cluster { version: snapshot.version, ..Cluster::default() };
         for record in snapshot.nodes {
             let view: NodeView = given("snapshot.nodes.view", record.view)?.try_into()?;
-            cluster
-                .nodes
-                .insert(view.server.node, Arc::new(Node { view, version: record.version }));
+            let NodeRecord { version, origin, isolation_ms, .. } = record;
+            let node = Node { view, version, origin, isolation_ms };
+            cluster.nodes.insert(node.view.server.node, Arc::new(node));
         }
         for record in snapshot.jobs {
             let job = Job::try_from(record)?;

@@ -50,17 +50,25 @@ impl Machine {
     }
 
     fn register(&mut self, number: u32) -> ServerRef {
+        match self.register_from(number, "here", false) {
+            Ok(Reply::Registered(server)) => server,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A server that says where its process is.
+    fn register_from(&mut self, number: u32, origin: &str, exclusive_name: bool) -> Outcome {
         self.requests += 1;
         let registration = Registration {
             name: format!("ps-{number}"),
             address: "host:1".into(),
             zone: String::new(),
             request_id: self.requests.to_string(),
+            origin: origin.into(),
+            exclusive_name,
+            isolation_ms: 60_000,
         };
-        match self.apply(Command::RegisterServer(registration)) {
-            Ok(Reply::Registered(server)) => server,
-            other => panic!("{other:?}"),
-        }
+        self.apply(Command::RegisterServer(registration))
     }
 
     /// A new life of a server that is known.
@@ -517,6 +525,9 @@ fn a_repeated_request_gives_the_same_life_and_the_same_session() {
         address: "host:1".into(),
         zone: String::new(),
         request_id: "once".into(),
+        origin: String::new(),
+        exclusive_name: false,
+        isolation_ms: 0,
     };
     let first = machine.apply(Command::RegisterServer(registration.clone()));
     assert_eq!(machine.apply(Command::RegisterServer(registration)), first);
@@ -547,11 +558,11 @@ fn a_job_is_created_once_and_a_different_one_of_its_name_is_refused_by_field() {
 #[test]
 fn a_deleted_job_is_gone_and_its_number_never_comes_back() {
     let (mut machine, _) = Machine::with_job(1, 1);
-    assert_eq!(machine.apply(Command::DeleteJob(JOB)), Ok(Reply::Done));
-    assert_eq!(machine.apply(Command::DeleteJob(JOB)), Ok(Reply::Done), "a repeat");
+    assert_eq!(machine.apply(Command::DeleteJob(JOB, None)), Ok(Reply::Done));
+    assert_eq!(machine.apply(Command::DeleteJob(JOB, None)), Ok(Reply::Done), "a repeat");
     let created = machine.apply(Command::CreateJob(job_spec("ctr", 1, 1)));
     assert_eq!(created, Ok(Reply::Created { job: JobId(2), created: true }));
-    assert!(matches!(machine.apply(Command::DeleteJob(JobId(3))), Err(Refused::NotFound(_))));
+    assert!(matches!(machine.apply(Command::DeleteJob(JobId(3), None)), Err(Refused::NotFound(_))));
 }
 
 #[test]

@@ -249,6 +249,8 @@ impl Group {
             address: self.servers.local_addr().unwrap().to_string(),
             zone: zone.into(),
             request_id: unique(),
+            origin: "here".into(),
+            ..Default::default()
         };
         let reply = self.ask(async |mut client| client.register_server(request.clone()).await);
         reply.await.unwrap().server.unwrap()

@@ -201,6 +201,7 @@ impl Network {
                 address: "host:1".into(),
                 zone: String::new(),
                 request_id: number.to_string(),
+                ..Default::default()
             };
             tokio::spawn(async move { handle.propose(Body::RegisterServer(request)).await })
         });

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use downpour_core::id::{Epoch, Lsn, ServerRef};
 use thiserror::Error;
 
-use super::{Diverged, Role, Shard};
+use super::{Contact, Diverged, Role, Shard, may_acknowledge};
 use crate::record::Record;
 use crate::state::CannotApply;
 
@@ -160,10 +160,16 @@ impl Shard {
         Ok(())
     }
 
-    /// A primary or candidate sends records. A lower epoch, a gap and a foreign history are refused by an answer that acknowledges none of it.
-    pub fn replicate(&mut self, incoming: Incoming) -> (Ack, Result<(), CannotApply>) {
+    /// A primary or candidate sends records. A lower epoch, a gap and a foreign history are refused by an answer that acknowledges none of it; and everything while this server
+    /// is isolated: so that no former primary acknowledges what its set holds, one member of the set is enough. `contact`: as it is now.
+    pub fn replicate(
+        &mut self,
+        incoming: Incoming,
+        contact: Contact,
+    ) -> (Ack, Result<(), CannotApply>) {
         self.adopt(incoming.epoch, Some(incoming.source));
-        let backup = matches!(self.role, Role::Backup | Role::Joining);
+        let backup =
+            matches!(self.role, Role::Backup | Role::Joining) && may_acknowledge(contact, false);
         let mut followed = Ok(());
         if backup && incoming.epoch == self.epoch && !self.differs {
             self.leader = Some(incoming.source);

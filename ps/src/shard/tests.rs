@@ -27,9 +27,9 @@ fn redirect(epoch: u64, primary: u32) -> Declined {
 fn a_push_is_acknowledged_when_every_member_has_it() {
     let [mut primary, mut second, mut third] = cluster();
     let pushed = ticket(push(&mut primary, counting(1, &[5])));
-    assert_eq!(primary.settle(&pushed, true), Settled::Pending);
+    assert_eq!(primary.settle(&pushed, Contact::Leased), Settled::Pending);
     replicate(&mut primary, &mut second);
-    assert_eq!(primary.settle(&pushed, true), Settled::Pending);
+    assert_eq!(primary.settle(&pushed, Contact::Leased), Settled::Pending);
     replicate(&mut primary, &mut third);
     assert!(acknowledged(&primary, &pushed));
     assert_eq!((count(&primary, 5), count(&third, 5)), (1.0, 1.0));
@@ -41,7 +41,7 @@ fn a_repeat_is_acknowledged_only_when_its_commit_lsn_is_reached() {
     push(&mut primary, counting(1, &[5]));
     let repeat = ticket(push(&mut primary, counting(1, &[5])));
     assert!(repeat.repeated);
-    assert_eq!(primary.settle(&repeat, true), Settled::Pending);
+    assert_eq!(primary.settle(&repeat, Contact::Leased), Settled::Pending);
     replicate(&mut primary, &mut backup);
     assert!(acknowledged(&primary, &repeat));
     assert_eq!(count(&primary, 5), 1.0);
@@ -65,7 +65,8 @@ fn a_gap_is_refused_and_names_the_expected_number() {
 fn without_room_new_keys_are_left_out_on_every_member_and_known_keys_are_trained() {
     let [mut primary, mut backup] = cluster();
     push(&mut primary, counting(1, &[5, 9]));
-    let room = |shard: &mut Shard, push, room| shard.push(basis(Epoch(1), 1), push, true, room);
+    let room =
+        |shard: &mut Shard, push, room| shard.push(basis(Epoch(1), 1), push, Contact::Leased, room);
     // Room for one of the four new keys; the table before it has none of them to refuse.
     let embedding = rows(EMBEDDING, 3, &[5], 0.5);
     let both = vec![rows(COUNTS, 1, &[1, 5, 7, 9, 11], 1.0), embedding];
@@ -160,10 +161,10 @@ fn a_push_is_not_acknowledged_by_fewer_members_than_min_in_sync_nor_is_its_repea
     let had_by_one = ticket(push(&mut primary, counting(2, &[5])));
     primary.on_route(&route(1, 2, 1, &[1]));
     let too_few = Settled::Declined(Declined::Retry(RetryReason::TooFewInSync));
-    assert_eq!(primary.settle(&had_by_one, true), too_few);
+    assert_eq!(primary.settle(&had_by_one, Contact::Leased), too_few);
     let repeat = ticket(push(&mut primary, counting(2, &[5])));
     assert!(repeat.repeated);
-    assert_eq!(primary.settle(&repeat, true), too_few);
+    assert_eq!(primary.settle(&repeat, Contact::Leased), too_few);
     assert_eq!(count(&primary, 5), 2.0);
 }
 
@@ -171,21 +172,49 @@ fn a_push_is_not_acknowledged_by_fewer_members_than_min_in_sync_nor_is_its_repea
 fn a_primary_that_is_alone_neither_applies_nor_acknowledges_nor_answers_pulls_without_a_lease() {
     let [mut primary] = cluster();
     let epoch = primary.epoch();
-    let declined = primary.push(basis(epoch, 1), counting(1, &[5]), false, u64::MAX);
+    let declined = primary.push(basis(epoch, 1), counting(1, &[5]), Contact::Late, u64::MAX);
     assert_eq!(declined, retry(RetryReason::NoLease));
     let pushed = ticket(push(&mut primary, counting(1, &[5])));
     let without = Declined::Retry(RetryReason::NoLease);
-    assert_eq!(primary.settle(&pushed, false), Settled::Declined(without));
-    assert_eq!(primary.read(epoch, false).err(), Some(without));
-    assert!(acknowledged(&primary, &pushed) && primary.read(epoch, true).is_ok());
+    assert_eq!(primary.settle(&pushed, Contact::Late), Settled::Declined(without));
+    assert_eq!(primary.read(epoch, Contact::Late).err(), Some(without));
+    assert!(acknowledged(&primary, &pushed) && primary.read(epoch, Contact::Leased).is_ok());
+}
+
+#[test]
+fn who_is_isolated_acknowledges_nothing_as_a_primary_with_members_or_as_one_of_them() {
+    let [mut primary, mut backup] = cluster();
+    let epoch = primary.epoch();
+    let without = Declined::Retry(RetryReason::NoLease);
+    let late = ticket(primary.push(basis(epoch, 1), counting(1, &[5]), Contact::Late, u64::MAX));
+    let batch = primary.batch(server(2), Room::Whole(usize::MAX)).unwrap();
+    let incoming = |records: &[Arc<Record>]| Incoming {
+        epoch,
+        source: server(1),
+        commit: Lsn::ZERO,
+        records: records.iter().map(|record| Record::clone(record)).collect(),
+        check: None,
+    };
+    let before = backup.last();
+    let (ack, _) = backup.replicate(incoming(&batch.records), Contact::Isolated);
+    assert!(ack.not_ready && backup.last() == before, "{ack:?}");
+    let (ack, _) = backup.replicate(incoming(&batch.records), Contact::Late);
+    assert!(!ack.not_ready && ack.last == late.lsn);
+    primary.acked(server(2), ack).unwrap();
+    assert_eq!(primary.settle(&late, Contact::Isolated), Settled::Declined(without));
+    assert_eq!(primary.read(epoch, Contact::Isolated).err(), Some(without));
+    let declined = primary.push(basis(epoch, 1), counting(2, &[5]), Contact::Isolated, u64::MAX);
+    assert_eq!(declined, Pushed::Declined(without));
+    assert_eq!(primary.settle(&late, Contact::Late), Settled::Acknowledged);
 }
 
 #[test]
 fn a_primary_with_a_backup_needs_no_lease() {
     let [mut primary, mut backup] = cluster();
-    let pushed = ticket(primary.push(basis(Epoch(1), 1), counting(1, &[5]), false, u64::MAX));
+    let pushed =
+        ticket(primary.push(basis(Epoch(1), 1), counting(1, &[5]), Contact::Late, u64::MAX));
     replicate(&mut primary, &mut backup);
-    assert_eq!(primary.settle(&pushed, false), Settled::Acknowledged);
+    assert_eq!(primary.settle(&pushed, Contact::Late), Settled::Acknowledged);
 }
 
 #[test]
@@ -256,9 +285,9 @@ fn a_closed_session_is_refused_for_ever_also_by_the_next_primary() {
 #[test]
 fn a_request_of_a_newer_view_or_epoch_waits_until_the_server_heard_of_it() {
     let [mut primary] = cluster();
-    let ahead = primary.push(basis(Epoch(1), 2), counting(1, &[5]), true, u64::MAX);
+    let ahead = primary.push(basis(Epoch(1), 2), counting(1, &[5]), Contact::Leased, u64::MAX);
     assert_eq!(ahead, retry(RetryReason::NotReady));
-    let ahead = primary.push(basis(Epoch(2), 1), counting(1, &[5]), true, u64::MAX);
+    let ahead = primary.push(basis(Epoch(2), 1), counting(1, &[5]), Contact::Leased, u64::MAX);
     assert_eq!(ahead, retry(RetryReason::NotReady));
     assert!(matches!(push(&mut primary, counting(1, &[5])), Pushed::Logged(_)));
 }
@@ -269,7 +298,7 @@ fn a_candidate_serves_nobody_before_it_has_fenced_every_member() {
     let (mut candidate, mut backup) = (replica(server(1), &view), replica(server(2), &view));
     assert_eq!(candidate.promotion(), Promotion::Fence(vec![server(2)]));
     assert_eq!(push(&mut candidate, counting(1, &[5])), retry(RetryReason::NotReady));
-    assert!(candidate.read(Epoch(1), true).is_err());
+    assert!(candidate.read(Epoch(1), Contact::Leased).is_err());
     assert!(
         candidate.batch(server(2), Room::Whole(1000)).is_none(),
         "nothing is sent before the fence"
@@ -296,7 +325,7 @@ fn a_fenced_backup_refuses_the_old_epoch() {
         records: owned(&batch.records),
         check: None,
     };
-    let (ack, _) = backup.replicate(incoming);
+    let (ack, _) = backup.replicate(incoming, Contact::Leased);
     assert_eq!(ack.epoch, Epoch(2));
     assert_eq!(encoded(&backup), before);
     assert_eq!(backup.fence(Epoch(1), server(1)).epoch, Epoch(2), "and the old candidate");
@@ -309,7 +338,7 @@ fn an_old_primary_cannot_acknowledge_after_its_backup_was_fenced() {
     backup.fence(Epoch(2), server(3));
     replicate(&mut primary, &mut backup);
     assert_eq!(
-        primary.settle(&pushed, true),
+        primary.settle(&pushed, Contact::Leased),
         Settled::Declined(Declined::Redirect(Redirect { epoch: Epoch(2), primary: None }))
     );
     assert!(matches!(primary.role(), Role::Backup), "it learned of the higher epoch");
@@ -321,8 +350,8 @@ fn a_fenced_primary_sends_its_clients_to_the_candidate() {
     let [mut primary, _] = cluster();
     let pushed = ticket(push(&mut primary, counting(1, &[5])));
     primary.fence(Epoch(2), server(2));
-    assert_eq!(primary.settle(&pushed, true), Settled::Declined(redirect(2, 2)));
-    let late = primary.push(basis(Epoch(1), 1), counting(2, &[5]), true, u64::MAX);
+    assert_eq!(primary.settle(&pushed, Contact::Leased), Settled::Declined(redirect(2, 2)));
+    let late = primary.push(basis(Epoch(1), 1), counting(2, &[5]), Contact::Leased, u64::MAX);
     assert_eq!(late, Pushed::Declined(redirect(2, 2)));
 }
 
@@ -390,13 +419,16 @@ fn a_record_out_of_order_is_refused() {
     let batch = primary.batch(server(2), Room::Whole(usize::MAX)).expect("something to send");
     let records = owned(&batch.records);
     let send = |backup: &mut Shard, records| {
-        backup.replicate(Incoming {
-            epoch: Epoch(1),
-            source: server(1),
-            commit: Lsn::ZERO,
-            records,
-            check: None,
-        })
+        backup.replicate(
+            Incoming {
+                epoch: Epoch(1),
+                source: server(1),
+                commit: Lsn::ZERO,
+                records,
+                check: None,
+            },
+            Contact::Leased,
+        )
     };
     let before = (backup.last(), encoded(&backup));
     let (ack, refused) = send(&mut backup, vec![records[1].clone()]);
@@ -421,13 +453,16 @@ fn a_record_of_another_history_is_not_passed_over() {
     let body = Body::Push(counting(2, &[5]));
     let record = Record { lsn: Lsn::new(Epoch(2), 1), previous, body };
     backup.on_view(view(3, route(4, 3, 1, &[1, 2])));
-    let (ack, refused) = backup.replicate(Incoming {
-        epoch: Epoch(4),
-        source: server(1),
-        commit: Lsn::ZERO,
-        records: vec![record],
-        check: None,
-    });
+    let (ack, refused) = backup.replicate(
+        Incoming {
+            epoch: Epoch(4),
+            source: server(1),
+            commit: Lsn::ZERO,
+            records: vec![record],
+            check: None,
+        },
+        Contact::Leased,
+    );
     assert!(ack.not_ready && matches!(refused, Err(CannotApply::OutOfOrder { .. })));
 }
 
@@ -437,10 +472,10 @@ fn a_request_of_an_older_epoch_is_redirected_also_by_the_same_server_in_a_newer_
     let pushed = ticket(push(&mut primary, counting(1, &[5])));
     primary.on_view(view(1, route(3, 2, 1, &[1])));
     let declined = redirect(3, 1);
-    assert_eq!(primary.settle(&pushed, true), Settled::Declined(declined));
-    let late = primary.push(basis(Epoch(1), 1), counting(2, &[5]), true, u64::MAX);
+    assert_eq!(primary.settle(&pushed, Contact::Leased), Settled::Declined(declined));
+    let late = primary.push(basis(Epoch(1), 1), counting(2, &[5]), Contact::Leased, u64::MAX);
     assert_eq!(late, Pushed::Declined(declined));
-    assert_eq!(primary.read(Epoch(1), true).err(), Some(declined));
+    assert_eq!(primary.read(Epoch(1), Contact::Leased).err(), Some(declined));
 }
 
 #[test]
@@ -466,7 +501,7 @@ fn a_record_that_does_not_apply_changes_nothing_and_is_not_acknowledged() {
             records: vec![record],
             check: None,
         };
-        let (ack, refused) = backup.replicate(incoming);
+        let (ack, refused) = backup.replicate(incoming, Contact::Leased);
         assert!(ack.not_ready && refused.is_err());
         assert_eq!(encoded(&backup), before);
     }
@@ -477,10 +512,10 @@ fn a_member_is_waited_for_until_its_removal_was_read_back() {
     let [mut primary, mut second, _] = cluster();
     let pushed = ticket(push(&mut primary, counting(1, &[5])));
     replicate(&mut primary, &mut second);
-    assert_eq!(primary.settle(&pushed, true), Settled::Pending);
+    assert_eq!(primary.settle(&pushed, Contact::Leased), Settled::Pending);
     // A stale route, and one of an older version, change nothing.
     primary.on_route(&route(1, 0, 1, &[1, 2]));
-    assert_eq!(primary.settle(&pushed, true), Settled::Pending);
+    assert_eq!(primary.settle(&pushed, Contact::Leased), Settled::Pending);
     primary.on_route(&route(1, 2, 1, &[1, 2]));
     assert!(acknowledged(&primary, &pushed));
     primary.on_route(&route(1, 1, 1, &[1, 2, 3]));
@@ -507,7 +542,7 @@ fn a_replica_that_the_route_does_not_list_is_dropped_and_serves_nobody() {
     assert!(matches!(backup.role(), Role::Removed) && backup.take_effects().removed);
     assert!(backup.fence(Epoch(2), server(3)).not_ready);
     primary.on_route(&route(2, 3, 2, &[2]));
-    assert!(matches!(primary.settle(&pushed, true), Settled::Declined(_)));
+    assert!(matches!(primary.settle(&pushed, Contact::Leased), Settled::Declined(_)));
     assert!(matches!(push(&mut primary, counting(2, &[5])), Pushed::Declined(_)));
 }
 
@@ -519,7 +554,7 @@ fn a_member_with_another_history_is_not_counted() {
     let ack = Ack { epoch: Epoch(1), last: ahead, not_ready: false, differs: false };
     let diverged = Diverged { member: server(2), last: ahead };
     assert_eq!(primary.acked(server(2), ack), Err(diverged));
-    assert_eq!(primary.settle(&pushed, true), Settled::Pending);
+    assert_eq!(primary.settle(&pushed, Contact::Leased), Settled::Pending);
     let mut candidate = replica(server(1), &view(1, route(3, 1, 1, &[1, 2])));
     let strange = Fenced { epoch: Epoch(3), last: Lsn::new(Epoch(1), 1), not_ready: false };
     candidate.fenced(Epoch(3), server(2), strange).expect("ahead: to be fetched");
@@ -571,7 +606,7 @@ fn what_is_lost_on_the_way_is_sent_again() {
     let pushed = ticket(push(&mut primary, counting(1, &[5])));
     primary.batch(server(2), Room::Whole(1000)).expect("sent, and lost");
     replicate(&mut primary, &mut backup);
-    assert_eq!(primary.settle(&pushed, true), Settled::Pending);
+    assert_eq!(primary.settle(&pushed, Contact::Leased), Settled::Pending);
     primary.rewind(server(2));
     replicate(&mut primary, &mut backup);
     assert!(acknowledged(&primary, &pushed));
@@ -607,7 +642,7 @@ fn a_backup_whose_values_differ_says_so_acknowledges_nothing_more_and_is_no_memb
             check: batch.check,
             records,
         };
-        let (ack, _) = backup.replicate(incoming);
+        let (ack, _) = backup.replicate(incoming, Contact::Leased);
         primary.acked(server(2), ack).expect("one history");
         ack
     };
@@ -620,7 +655,7 @@ fn a_backup_whose_values_differ_says_so_acknowledges_nothing_more_and_is_no_memb
     let records = owned(&batch.records);
     let ack = send(&mut primary, &mut backup, batch, records);
     assert!(ack.differs && ack.not_ready);
-    assert_eq!(primary.settle(&pushed, true), Settled::Pending);
+    assert_eq!(primary.settle(&pushed, Contact::Leased), Settled::Pending);
     primary.rewind(server(2));
     let batch = primary.batch(server(2), Room::Whole(1000)).expect("sent again");
     let records = owned(&batch.records);

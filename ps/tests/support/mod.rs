@@ -119,7 +119,11 @@ impl Coordinator for Service {
     ) -> Result<Response<v1::RegisterServerReply>, Status> {
         let request = request.into_inner();
         let server = self.0.register(&request.name, &request.address);
-        Ok(Response::new(v1::RegisterServerReply { server: Some(server), heartbeat_ms: 20 }))
+        Ok(Response::new(v1::RegisterServerReply {
+            server: Some(server),
+            heartbeat_ms: 20,
+            isolation_ms: 0,
+        }))
     }
 
     async fn heartbeat(

@@ -13,7 +13,13 @@ const URI: &str = "file:///x";
 pub(super) fn start(name: &str) -> Command {
     let order =
         CheckpointOrder { uri: URI.into(), checkpoint: name.into(), newer_than: Vec::new() };
-    Command::BeginCheckpoint(CheckpointStart { job: JOB, order, created_ms: 5, chain: Vec::new() })
+    Command::BeginCheckpoint(CheckpointStart {
+        job: JOB,
+        order,
+        created_ms: 5,
+        chain: Vec::new(),
+        clock: 0,
+    })
 }
 
 pub(super) fn saved(name: &str, epoch: u64, lsn: u64) -> Command {
@@ -72,7 +78,7 @@ fn a_primary_that_was_replaced_reports_in_vain_and_the_first_file_counts() {
     assert_eq!(machine.job().manifest().unwrap().files[0].lsn, Lsn(8));
 }
 
-fn restoring(name: &str, replace: bool) -> Command {
+pub(super) fn restoring(name: &str, replace: bool) -> Command {
     let spec = VariableSpec {
         name: "d".into(),
         optimizer: OptimizerSpec::Sgd(Sgd { learning_rate: 1.0 }),
@@ -92,6 +98,7 @@ fn restoring(name: &str, replace: bool) -> Command {
         high_water: 40,
         order,
         replace,
+        if_version: None,
     })
 }
 

@@ -129,6 +129,10 @@ fn command(cluster: &Cluster, step: Step) -> Command {
             address: "host:1".into(),
             zone: format!("zone-{}", name % 2),
             request_id: request.to_string(),
+            // Some are known to be at the place of the one before, others are not.
+            origin: format!("origin-{}", request % 2),
+            exclusive_name: false,
+            isolation_ms: 0,
         }),
         Step::Judge(index) => Command::JudgeDead(vec![any_server(cluster, &index)]),
         Step::Revive(index) => Command::Revive(any_server(cluster, &index)),
@@ -197,7 +201,7 @@ fn command(cluster: &Cluster, step: Step) -> Command {
         Step::Create { name, shards, replicas } => {
             Command::CreateJob(job_spec(&format!("job-{name}"), shards, replicas))
         }
-        Step::Delete(index) => Command::DeleteJob(any_job(cluster, &index)),
+        Step::Delete(index) => Command::DeleteJob(any_job(cluster, &index), None),
         Step::Define { job, session, name, dim } => {
             let job = any_job(cluster, &job);
             let session = any_session(cluster, job, &session);

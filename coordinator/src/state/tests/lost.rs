@@ -6,8 +6,9 @@ use downpour_core::id::{Epoch, VariableId};
 
 use super::checkpoints::{end, saved, start};
 use super::*;
+use crate::command::Restoring;
 use crate::state::checkpoints::checkpoints_in_use;
-use crate::state::lost::{Again, Lost, SettingBack, lost, place};
+use crate::state::lost::{Again, Last, Lost, SettingBack, lost, place};
 
 const A: &str = "19700101T000000-000-00000001";
 const B: &str = "19700101T000000-001-00000002";
@@ -64,7 +65,13 @@ fn a_shard_whose_last_copy_is_gone_begins_again_elsewhere_in_an_epoch_above_all(
     let last = machine.route().primary.unwrap();
     assert!(lost(machine.state.cluster()).is_empty());
     machine.judge(last);
-    let unreachable = Lost { job: JOB, shard: ShardId(0), epoch: Epoch(1), known: false };
+    let judged = machine.state.cluster().version;
+    let unreachable = Lost {
+        job: JOB,
+        shard: ShardId(0),
+        epoch: Epoch(1),
+        last: Some(Last { server: last, judged, isolation_ms: 60_000 }),
+    };
     assert_eq!(lost(machine.state.cluster()), [unreachable], "it may come back");
     let again = place(machine.state.cluster(), &[unreachable]);
     assert_ne!(again[0].server, last);
@@ -73,7 +80,7 @@ fn a_shard_whose_last_copy_is_gone_begins_again_elsewhere_in_an_epoch_above_all(
     assert_eq!(machine.route().epoch, Epoch(1), "never where what was lost may still be");
 
     let life = machine.restart(last);
-    assert_eq!(lost(machine.state.cluster()), [Lost { known: true, ..unreachable }]);
+    assert_eq!(lost(machine.state.cluster()), [Lost { last: None, ..unreachable }]);
     assert!(members.contains(&last) && life != last);
     machine.apply(start(B)).unwrap();
     machine.apply(setting(5, again.clone())).unwrap();
@@ -160,4 +167,68 @@ fn a_worker_that_slept_finds_its_label_set_back_although_it_says_the_same() {
     let since = machine.state.cluster().job(JOB).unwrap().view.version;
     assert_eq!(State::restore(&machine.state.snapshot()).unwrap(), machine.state);
     assert_eq!(machine.label(since, "8", "7"), (true, "8".into()));
+}
+
+#[test]
+fn a_name_says_nothing_of_the_old_process_while_that_has_the_last_copy() {
+    let (mut machine, members) = Machine::with_job(3, 2);
+    let (first, second) = (members[0], members[1]);
+    let number = |server: ServerRef| server.node.0 - 1;
+    // Another member has all that the old process can still acknowledge.
+    assert!(machine.register_from(number(first), "elsewhere", false).is_ok());
+    assert_eq!(machine.route().in_sync, [second]);
+    let refused = |outcome: Outcome| matches!(outcome, Err(Refused::Later(_)));
+    assert!(refused(machine.register_from(number(second), "elsewhere", false)));
+    machine.judge(second);
+    assert!(refused(machine.register_from(number(second), "elsewhere", false)));
+    assert!(refused(machine.register_from(number(second), "", false)), "no proof either");
+    assert_eq!(machine.route().primary, Some(second), "it may go on somewhere");
+    machine.apply(Command::Revive(second)).unwrap();
+    assert!(lost(machine.state.cluster()).is_empty(), "it did");
+
+    let mut proven = machine.clone();
+    assert!(proven.register_from(number(second), "here", false).is_ok(), "it listens there now");
+    assert_eq!(lost(proven.state.cluster())[0].last, None);
+    assert!(machine.register_from(number(second), "elsewhere", true).is_ok(), "the operator knows");
+    assert_eq!(lost(machine.state.cluster())[0].last, None);
+}
+
+#[test]
+fn a_last_copy_that_was_heard_in_between_is_waited_for_anew() {
+    let (mut machine, _) = Machine::with_job(2, 1);
+    machine.checkpoint(A);
+    let last = machine.route().primary.unwrap();
+    machine.judge(last);
+    let before = lost(machine.state.cluster());
+    let late = setting(5, place(machine.state.cluster(), &before));
+    machine.apply(Command::Revive(last)).unwrap();
+    machine.judge(last);
+    assert_ne!(lost(machine.state.cluster()), before);
+    machine.apply(late).unwrap();
+    assert!(!machine.is_set_back(), "it may have acknowledged since");
+    let again = place(machine.state.cluster(), &lost(machine.state.cluster()));
+    machine.apply(setting(5, again)).unwrap();
+    assert!(machine.is_set_back());
+}
+
+#[test]
+fn whoever_saw_a_job_lost_neither_deletes_nor_replaces_what_was_set_back_since() {
+    let (mut machine, _) = Machine::with_job(2, 1);
+    machine.checkpoint(A);
+    let setting = machine.lose();
+    let seen = machine.state.cluster().job(JOB).unwrap().view.version;
+    let delete = Command::DeleteJob(JOB, Some(seen));
+    let Command::RestoreJob(restore) = super::checkpoints::restoring("ctr", true) else { panic!() };
+    let restore = |if_version| Command::RestoreJob(Restoring { if_version, ..restore.clone() });
+
+    assert_eq!(machine.clone().apply(delete.clone()), Ok(Reply::Done), "nothing happened since");
+    let replaced = machine.clone().apply(restore(Some(seen)));
+    assert!(matches!(replaced, Ok(Reply::Created { created: true, .. })), "{replaced:?}");
+
+    machine.apply(setting).unwrap();
+    let refused = |outcome: Outcome| matches!(outcome, Err(Refused::FailedPrecondition(_)));
+    assert!(refused(machine.apply(delete)) && refused(machine.apply(restore(Some(seen)))));
+    assert!(machine.is_set_back(), "it is as it was");
+    let replaced = machine.apply(restore(None));
+    assert!(matches!(replaced, Ok(Reply::Created { created: true, .. })), "{replaced:?}");
 }

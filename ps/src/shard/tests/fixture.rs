@@ -14,7 +14,7 @@ use downpour_core::spec::{DenseSpec, JobSpec, Shape, TableSpec, Variable, Variab
 use downpour_core::view::JobView;
 
 use crate::record::{Blocks, Change, Push, Record, Update};
-use crate::shard::{Basis, Incoming, Pushed, Role, Room, Settled, Shard, Ticket};
+use crate::shard::{Basis, Contact, Incoming, Pushed, Role, Room, Settled, Shard, Ticket};
 
 /// Counts pushes: zero init, SGD at −1, gradients of 1 (docs/protocol.md 10).
 pub(crate) const COUNTS: VariableId = VariableId(1);
@@ -132,7 +132,7 @@ pub(crate) fn replicate(primary: &mut Shard, backup: &mut Shard) {
             records: owned(&batch.records),
             check: batch.check,
         };
-        let (ack, followed) = backup.replicate(incoming);
+        let (ack, followed) = backup.replicate(incoming, Contact::Leased);
         followed.expect("a backup can follow");
         primary.acked(backup.me, ack).expect("one history");
     }
@@ -177,7 +177,7 @@ pub(crate) fn counting(sequence: u64, keys: &[u64]) -> Push {
 
 /// A push that names the epoch the replica is in, under a lease.
 pub(crate) fn push(shard: &mut Shard, push: Push) -> Pushed {
-    shard.push(basis(shard.epoch(), 1), push, true, u64::MAX)
+    shard.push(basis(shard.epoch(), 1), push, Contact::Leased, u64::MAX)
 }
 
 pub(crate) fn ticket(pushed: Pushed) -> Ticket {
@@ -188,7 +188,7 @@ pub(crate) fn ticket(pushed: Pushed) -> Ticket {
 }
 
 pub(crate) fn acknowledged(shard: &Shard, ticket: &Ticket) -> bool {
-    shard.settle(ticket, true) == Settled::Acknowledged
+    shard.settle(ticket, Contact::Leased) == Settled::Acknowledged
 }
 
 /// How often `key` was counted.

@@ -83,9 +83,9 @@ fn a_new_member_gets_a_cut_and_the_log_after_it_and_pushes_wait_for_neither() {
     learner.on_view(with_it);
     assert!(matches!(learner.role(), Role::Backup) && primary.learner().is_none());
     let pushed = ticket(push(&mut primary, counting(sequence + 1, &[5])));
-    assert_eq!(primary.settle(&pushed, false), Settled::Pending, "and it needs no lease");
+    assert_eq!(primary.settle(&pushed, Contact::Late), Settled::Pending, "and it needs no lease");
     replicate(&mut primary, &mut learner);
-    assert_eq!(primary.settle(&pushed, false), Settled::Acknowledged);
+    assert_eq!(primary.settle(&pushed, Contact::Late), Settled::Acknowledged);
     // It can lead: it knows the session.
     learner
         .on_view(changed(&view, |view| (view.version, view.shards[0]) = (9, route(2, 5, 2, &[2]))));
@@ -101,12 +101,12 @@ fn from_its_proposal_a_member_is_waited_for_until_the_outcome_is_read_back() {
     let (mut primary, mut learner, _) = with_copy();
     assert_eq!(primary.proposal(), proposed());
     let pushed = ticket(push(&mut primary, counting(21, &[5])));
-    assert_eq!(primary.settle(&pushed, true), Settled::Pending, "it may be a member");
+    assert_eq!(primary.settle(&pushed, Contact::Leased), Settled::Pending, "it may be a member");
     primary.drop_learner(|_| true);
     primary.on_route(&joining(route(1, 3, 1, &[1]), 2));
     primary.on_route(&route(1, 2, 1, &[1]));
     assert_eq!(
-        primary.settle(&pushed, true),
+        primary.settle(&pushed, Contact::Leased),
         Settled::Pending,
         "what is known is as old as the proposal"
     );
@@ -130,7 +130,11 @@ fn a_proposal_on_a_set_that_changed_is_made_again_on_the_new_one() {
     let pushed = ticket(push(&mut primary, counting(1, &[5])));
     replicate(&mut primary, &mut second);
     primary.on_route(&joining(route(1, 3, 1, &[1]), 3));
-    assert_eq!(primary.settle(&pushed, true), Settled::Pending, "it is still waited for");
+    assert_eq!(
+        primary.settle(&pushed, Contact::Leased),
+        Settled::Pending,
+        "it is still waited for"
+    );
     assert_eq!(primary.proposal().map(|one| one.set_version), Some(3));
 }
 
@@ -153,7 +157,7 @@ fn a_member_that_may_not_be_committed_counts_neither_for_the_lease_nor_for_min_i
     let pushed = ticket(push(&mut primary, counting(21, &[5])));
     replicate(&mut primary, &mut learner);
     let without = Declined::Retry(RetryReason::NoLease);
-    assert_eq!(primary.settle(&pushed, false), Settled::Declined(without));
+    assert_eq!(primary.settle(&pushed, Contact::Late), Settled::Declined(without));
     assert!(acknowledged(&primary, &pushed));
     let strict = changed(&view, |view| view.spec.min_in_sync = 2);
     primary.on_view(Arc::clone(&strict));
@@ -171,7 +175,11 @@ fn a_member_is_proposed_only_when_it_has_what_the_primary_had_when_it_began_to_w
     ticket(push(&mut primary, counting(21, &[5])));
     primary.copied(copy.cut);
     let pushed = ticket(push(&mut primary, counting(22, &[5])));
-    assert_eq!(primary.settle(&pushed, true), Settled::Pending, "nearly level: waited for");
+    assert_eq!(
+        primary.settle(&pushed, Contact::Leased),
+        Settled::Pending,
+        "nearly level: waited for"
+    );
     assert_eq!(primary.proposal(), None);
     replicate(&mut primary, &mut learner);
     assert_eq!(primary.proposal(), proposed());
@@ -215,7 +223,7 @@ fn a_copy_that_lacks_too_much_is_dropped_and_begun_again_and_no_member_waits_for
 fn who_is_joining_serves_nobody_and_no_candidate_counts_on_it() {
     let (_, mut learner, view) = with_copy();
     assert!(matches!(push(&mut learner, counting(21, &[5])), Pushed::Declined(_)));
-    assert!(learner.read(Epoch(1), true).is_err());
+    assert!(learner.read(Epoch(1), Contact::Leased).is_err());
     assert!(learner.fence(Epoch(2), server(3)).not_ready);
     assert!(learner.fetch(Epoch(2), Lsn::ZERO, 100).is_err());
     // It adopted the epoch, and is what a committed set of it says.

@@ -48,12 +48,12 @@ fn numbers_given_before_a_shard_was_set_back_are_void_also_where_they_fit() {
     let (epoch, numbering) = (Epoch(3), Epoch(3));
     let void = Basis { epoch, view_version: 1, numbering: Epoch(0) };
     for sequence in [1, 3, 5] {
-        let answer = shard.push(void, counting(sequence, &[5]), true, u64::MAX);
+        let answer = shard.push(void, counting(sequence, &[5]), Contact::Leased, u64::MAX);
         assert_eq!(answer, Pushed::Gap { expected: 3, numbering }, "{sequence}");
     }
     let now = Basis { numbering, ..void };
-    ticket(shard.push(now, counting(3, &[5]), true, u64::MAX));
-    assert!(ticket(shard.push(now, counting(2, &[5]), true, u64::MAX)).repeated);
+    ticket(shard.push(now, counting(3, &[5]), Contact::Leased, u64::MAX));
+    assert!(ticket(shard.push(now, counting(2, &[5]), Contact::Leased, u64::MAX)).repeated);
 
     let copy = saved(&mut shard);
     assert_eq!(copy.numbering(), numbering, "who is copied from here knows it");

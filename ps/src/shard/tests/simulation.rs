@@ -17,8 +17,8 @@ use super::fixture::*;
 use crate::cut::Loader;
 use crate::record::Record;
 use crate::shard::{
-    Ack, Copy, Fenced, Incoming, Promotion, Proposal, Pushed, Redirect, Role, Room, Settled, Shard,
-    Ticket,
+    Ack, Contact, Copy, Fenced, Incoming, Promotion, Proposal, Pushed, Redirect, Role, Room,
+    Settled, Shard, Ticket,
 };
 
 const SERVERS: u32 = 5;
@@ -532,7 +532,7 @@ impl Simulation {
         let mut acknowledged = Vec::new();
         let Some(shard) = self.servers[index].shard.as_ref() else { return };
         let (me, epoch) = (shard.me, shard.epoch());
-        waiting.retain(|(client, sequence, ticket)| match shard.settle(ticket, true) {
+        waiting.retain(|(client, sequence, ticket)| match shard.settle(ticket, Contact::Leased) {
             Settled::Pending => true,
             Settled::Declined(_) => false,
             Settled::Acknowledged => {
@@ -601,7 +601,7 @@ impl Simulation {
             Message::Push { client, sequence, epoch } => {
                 let session = self.clients[client as usize].session;
                 let push = counting_of(session, sequence);
-                match shard.push(basis(epoch, 0), push, true, u64::MAX) {
+                match shard.push(basis(epoch, 0), push, Contact::Leased, u64::MAX) {
                     Pushed::Logged(ticket) => {
                         self.servers[index].waiting.push((client, sequence, ticket));
                     }
@@ -619,7 +619,7 @@ impl Simulation {
             Message::Replicate(incoming) => {
                 let source = incoming.source;
                 self.seen.checks += u32::from(incoming.check.is_some());
-                let (ack, _) = shard.replicate(incoming);
+                let (ack, _) = shard.replicate(incoming, Contact::Leased);
                 assert!(!ack.differs, "seed {}: {to} differs from {source}", self.seed);
                 out.push((source, Message::Ack { from: to, ack }));
             }

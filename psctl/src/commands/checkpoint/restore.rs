@@ -55,6 +55,10 @@ pub(crate) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let (catalog, manifest) = args.which.find().await?;
     let checkpoint = manifest.checkpoint.to_string();
     catalog.chain(manifest).await?;
+    let named = args.name.as_ref().unwrap_or(&args.which.job);
+    let views = coordinators.cluster().await?.jobs.into_iter().filter_map(|job| job.view);
+    let is_it = |view: &v1::JobView| view.spec.as_ref().is_some_and(|spec| spec.name == *named);
+    let replaced = { views }.find(is_it);
     let request = v1::RestoreJobRequest {
         uri: args.which.from,
         job: args.which.job.clone(),
@@ -62,6 +66,8 @@ pub(crate) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
         name: args.name.clone().unwrap_or_default(),
         replace: args.replace,
         replicas: args.replicas.unwrap_or(0),
+        // What is replaced is what was there when this began.
+        if_version: replaced.map_or(0, |view| view.version),
     };
     let reply = coordinators.restore_job(&request).await?;
     let deadline = started + args.within;
