@@ -6,6 +6,8 @@
 //! schedule says and undoes it, [`monitor`] watches the committed state meanwhile. In the end every row is read back, and [`report`] says
 //! whether the promises were kept. The scenario `scale` has no faults: servers come and go, and it says what moved and what clients noticed.
 //!
+//! [`hosts`] are network namespaces, for the tests that want the kernel's own TCP to meet a link that is down.
+//!
 //! The tests that use real processes are in `real/`, one file for each promise.
 
 #![forbid(unsafe_code)]
@@ -13,6 +15,7 @@
 pub mod cluster;
 pub mod disk;
 pub mod faults;
+pub mod hosts;
 pub mod inject;
 pub mod monitor;
 pub mod network;
