@@ -54,6 +54,10 @@ struct Members {
     channels: HashMap<String, Channel>,
     /// Whom the next attempt asks.
     target: String,
+    /// Where the members are: as the group last said, then those of the caller's that it did not name.
+    addresses: Vec<String>,
+    /// Position in the coordinators' log of what it said.
+    version: u64,
 }
 
 impl Coordinators {
@@ -68,7 +72,9 @@ impl Coordinators {
         };
         // Differs between processes and between handles, which is all that jitter needs.
         let seed = RandomState::new().hash_one(std::process::id());
-        let members = Mutex::new(Members { channels: HashMap::new(), target });
+        let (channels, known) = (HashMap::new(), addresses.clone());
+        let members = Members { channels, target, addresses: known, version: 0 };
+        let members = Mutex::new(members);
         let shared = Shared { addresses, seed, calls: AtomicU64::new(0), members };
         Ok(Coordinators { shared: Arc::new(shared), deadline: DEADLINE_DEFAULT })
     }
@@ -130,7 +136,7 @@ impl Coordinators {
             let hint = (status.code() == Code::Unavailable).then(|| leader(&status)).flatten();
             let hinted = self.shared.move_on(&address, hint);
             // A hint is followed at once, but two members that name each other must not make a busy loop.
-            if hinted && hints_followed <= self.shared.addresses.len() {
+            if hinted && hints_followed <= self.shared.members.lock().addresses.len() {
                 hints_followed += 1;
                 continue;
             }
@@ -344,9 +350,29 @@ impl Coordinators {
 
     /// A member to keep a stream with: the `turn`th, whoever leads. Clients begin at different ones.
     pub(crate) fn any_member(&self, turn: usize) -> Result<Member, Error> {
-        let addresses = &self.shared.addresses;
-        let at = (self.shared.seed as usize % addresses.len() + turn) % addresses.len();
-        Ok(member(self.shared.channel(&addresses[at])?))
+        let address = {
+            let addresses = &self.shared.members.lock().addresses;
+            let at = (self.shared.seed as usize % addresses.len() + turn) % addresses.len();
+            addresses[at].clone()
+        };
+        Ok(member(self.shared.channel(&address)?))
+    }
+
+    /// The group says where its members are, as of this position in its log. Those of them that are no addresses are passed over.
+    pub(crate) fn learn(&self, addresses: Vec<String>, version: u64) {
+        let known = addresses.into_iter().filter(|address| transport::channel(address).is_ok());
+        let mut addresses: Vec<String> = known.take(HINTED_MAX).collect();
+        let mut members = self.shared.members.lock();
+        if addresses.is_empty() || version < members.version {
+            return;
+        }
+        // The caller's come last: who was replaced one by one is found there at worst.
+        let given = self.shared.addresses.iter().filter(|one| !addresses.contains(one)).cloned();
+        let given: Vec<String> = given.collect();
+        addresses.extend(given);
+        let Members { channels, target, .. } = &mut *members;
+        channels.retain(|address, _| addresses.contains(address) || address == target);
+        (members.addresses, members.version) = (addresses, version);
     }
 
     /// Wait before reconnecting a stream for the `attempt`th time in a row.
@@ -387,8 +413,8 @@ impl Shared {
     fn move_on(&self, failed: &str, hint: Option<String>) -> bool {
         let mut members = self.members.lock();
         if let Some(hint) = hint.filter(|hint| hint != failed) {
-            let known = members.channels.contains_key(&hint) || self.addresses.contains(&hint);
-            let room = members.channels.len() < self.addresses.len() + HINTED_MAX;
+            let known = members.channels.contains_key(&hint) || members.addresses.contains(&hint);
+            let room = members.channels.len() < members.addresses.len() + HINTED_MAX;
             if known || (room && transport::channel(&hint).is_ok()) {
                 members.target = hint;
                 return true;
@@ -396,9 +422,9 @@ impl Shared {
         }
         // Another call may have moved on already.
         if members.target == failed {
-            let at = self.addresses.iter().position(|address| address == failed);
-            let next = at.map_or(0, |at| (at + 1) % self.addresses.len());
-            members.target.clone_from(&self.addresses[next]);
+            let at = members.addresses.iter().position(|address| address == failed);
+            let next = at.map_or(0, |at| (at + 1) % members.addresses.len());
+            members.target = members.addresses[next].clone();
         }
         false
     }
@@ -439,4 +465,32 @@ pub(crate) fn job_difference(cluster: &JobSpec, wanted: &JobSpec) -> Option<Erro
         cluster: cluster.to_string(),
         wanted: wanted_value.to_string(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn members_that_were_replaced_are_asked_last_and_old_news_of_them_is_no_news() {
+        let coordinators = Coordinators::parse("a:1,b:1").expect("addresses");
+        let known = || coordinators.shared.members.lock().addresses.clone();
+        coordinators.learn(vec!["b:1".into(), "c:1".into(), "no address".into()], 7);
+        assert_eq!(known(), ["b:1", "c:1", "a:1"]);
+        coordinators.learn(vec!["a:1".into(), "b:1".into()], 6);
+        coordinators.learn(Vec::new(), 9);
+        assert_eq!(
+            known(),
+            ["b:1", "c:1", "a:1"],
+            "a member that is behind, one that knows nobody"
+        );
+        coordinators.learn(vec!["d:1".into()], 8);
+        assert_eq!(known(), ["d:1", "a:1", "b:1"]);
+        // What fails is left for the members of now, then for those that were given.
+        for next in ["b:1", "d:1", "a:1"] {
+            let failed = coordinators.shared.target();
+            coordinators.shared.move_on(&failed, None);
+            assert_eq!(coordinators.shared.target(), next);
+        }
+    }
 }

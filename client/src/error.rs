@@ -93,6 +93,9 @@ pub enum Error {
     /// The coordinator closed the session: open a new one.
     #[error("session {0} is closed")]
     SessionClosed(SessionId),
+    /// An operator closed the session (`psctl worker evict`): its worker is not wanted any more.
+    #[error("session {0} was evicted by an operator")]
+    Evicted(SessionId),
     /// The job was deleted.
     #[error("the job was deleted")]
     JobDeleted,
@@ -167,6 +170,7 @@ impl Error {
             Error::Deadline { .. } => Retry::Later,
             Error::SessionClosed(_) | Error::RolledBack { .. } => Retry::NewSession,
             Error::Unknown { .. }
+            | Error::Evicted(_)
             | Error::PushRefused { .. }
             | Error::Invalid { .. }
             | Error::JobDiffers { .. }

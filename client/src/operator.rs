@@ -1,6 +1,6 @@
 //! Calls of operators: where shards are.
 
-use downpour_core::id::{JobId, NodeId};
+use downpour_core::id::{JobId, NodeId, SessionId};
 use downpour_core::view::Admission;
 use downpour_proto::transport::MESSAGE_BYTES_MAX;
 use downpour_proto::v1;
@@ -101,5 +101,78 @@ impl Coordinators {
             })
             .await?;
         Ok(reply.events)
+    }
+
+    /// Adds a member to the group (number 0: the next), or says whether it could be. Gives its number, and false where it is a member already.
+    ///
+    /// # Errors
+    /// It cannot be added now.
+    pub async fn add_coordinator(
+        &self,
+        request: v1::AddCoordinatorRequest,
+    ) -> Result<v1::AddCoordinatorReply, Error> {
+        self.call_over("add the coordinator", |channel| {
+            let request = request.clone();
+            async move { operator(channel).add_coordinator(request).await }
+        })
+        .await
+    }
+
+    /// Removes a member from the group, or says whether it could be. False: it is none any more.
+    ///
+    /// # Errors
+    /// It cannot be removed now.
+    pub async fn remove_coordinator(
+        &self,
+        request: v1::RemoveCoordinatorRequest,
+    ) -> Result<bool, Error> {
+        let reply = self
+            .call_over("remove the coordinator", |channel| async move {
+                operator(channel).remove_coordinator(request).await
+            })
+            .await?;
+        Ok(reply.removed)
+    }
+
+    /// Has another member lead (0: whoever is furthest), unless somebody else than `from` does already. Gives who leads.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub async fn transfer_leader(&self, from: u64, to: u64) -> Result<u64, Error> {
+        let request = v1::TransferLeaderRequest { from, to };
+        let reply = self
+            .call_over("hand over leadership", |channel| async move {
+                operator(channel).transfer_leader(request).await
+            })
+            .await?;
+        Ok(reply.leader)
+    }
+
+    /// Has the workers of a job hold before their next step, or go on. False: it was so before.
+    ///
+    /// # Errors
+    /// There is no such job.
+    pub async fn pause_job(&self, job: JobId, paused: bool) -> Result<bool, Error> {
+        let request = v1::PauseJobRequest { job: job.0, paused };
+        let reply = self
+            .call_over("pause the job", |channel| async move {
+                operator(channel).pause_job(request).await
+            })
+            .await?;
+        Ok(reply.changed)
+    }
+
+    /// Closes a session for good; its worker ends with [`Error::Evicted`]. False: it was closed before.
+    ///
+    /// # Errors
+    /// There is no such job, or never was such a session.
+    pub async fn evict_session(&self, job: JobId, session: SessionId) -> Result<bool, Error> {
+        let request = v1::EvictSessionRequest { job: job.0, session: session.0 };
+        let reply = self
+            .call_over("evict the session", |channel| async move {
+                operator(channel).evict_session(request).await
+            })
+            .await?;
+        Ok(reply.evicted)
     }
 }

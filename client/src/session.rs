@@ -238,6 +238,38 @@ impl Session {
         self.0.ended.borrow().clone()
     }
 
+    /// Whether an operator wants workers to begin no further step. Pulls and pushes work all the same. False once the session is over.
+    #[must_use]
+    pub fn paused(&self) -> bool {
+        let works = self.0.options.kind == v1::SessionKind::Worker && self.ended().is_none();
+        works && self.state().view.orders.paused
+    }
+
+    /// Waits until the job is not paused, or the session is over.
+    pub async fn resumed(&self) {
+        let (mut ended, mut state) = (self.0.ended.subscribe(), self.watch());
+        tokio::select! {
+            _ = ended.wait_for(Option::is_some) => {}
+            _ = state.wait_for(|state| !state.view.orders.paused) => {}
+        }
+    }
+
+    /// The same error, or what lies behind it: a server may say that a session is closed before the coordinators have said why.
+    pub async fn explain(&self, error: Error) -> Error {
+        if !matches!(error, Error::SessionClosed(_) | Error::Unknown { .. })
+            || self.ended().is_none()
+        {
+            return error;
+        }
+        let id = self.0.id;
+        let mut state = self.watch();
+        let known = state.wait_for(|state| over(state, id).is_some());
+        match timeout(VIEW_PATIENCE, known).await {
+            Ok(Ok(state)) if state.view.orders.evicted.contains(&id) => Error::Evicted(id),
+            _ => error,
+        }
+    }
+
     /// Defines variables, all or none. One that exists with an equal definition is the same variable. Repeat the call to learn whether dense
     /// variables are initialised by now, or whether this session has become their initializer.
     ///
@@ -522,9 +554,19 @@ async fn end_with_job(
     session: SessionId,
     ended: watch::Sender<Option<Error>>,
 ) {
-    let over = |state: &Arc<JobState>| state.deleted || state.view.sessions.contains(session);
-    if let Ok(state) = state.wait_for(over).await {
-        let error = if state.deleted { Error::JobDeleted } else { Error::SessionClosed(session) };
+    if let Ok(state) = state.wait_for(|state| over(state, session).is_some()).await
+        && let Some(error) = over(&state, session)
+    {
         end(&ended, error);
+    }
+}
+
+/// Why a session is over, if it is.
+fn over(state: &JobState, session: SessionId) -> Option<Error> {
+    let view = &state.view;
+    match state.deleted {
+        true => Some(Error::JobDeleted),
+        false if view.orders.evicted.contains(&session) => Some(Error::Evicted(session)),
+        false => view.sessions.contains(session).then_some(Error::SessionClosed(session)),
     }
 }

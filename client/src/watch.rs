@@ -81,6 +81,7 @@ impl Watched {
             while let Some(event) =
                 events.message().await.map_err(|status| status.message().to_owned())?
             {
+                coordinators.learn(event.coordinators.clone(), event.coordinators_version);
                 let event = Event::read(event).map_err(|error| error.to_string())?;
                 self.update(|state| event.apply(state));
             }

@@ -41,7 +41,7 @@ pub struct Logged {
     /// What is to be done.
     #[prost(
         oneof = "Body",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24, 25"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24, 25, 80, 81, 82"
     )]
     pub body: Option<Body>,
     /// Wall time of who proposed it, in milliseconds since 1970: for people.
@@ -97,6 +97,12 @@ pub enum Body {
     RestoreJob(RestoreJob),
     #[prost(message, tag = "25")]
     SetBack(SetBackShards),
+    #[prost(message, tag = "80")]
+    BeginMember(v1::JoinRequest),
+    #[prost(message, tag = "81")]
+    PauseJob(v1::PauseJobRequest),
+    #[prost(message, tag = "82")]
+    EvictSession(v1::EvictSessionRequest),
 }
 
 /// Sessions of any jobs.
@@ -343,6 +349,12 @@ pub enum Command {
     RestoreJob(Restoring),
     /// Lost shards go on from one.
     SetBack(SettingBack),
+    /// A member of the coordinators that was added at this address begins, with a data directory of this birth.
+    BeginMember(String, u64),
+    /// Workers of a job hold, or go on.
+    PauseJob(JobId, bool),
+    /// An operator closes a session.
+    EvictSession(JobId, SessionId),
 }
 
 /// See [`BeginCheckpoint`].
@@ -544,6 +556,15 @@ impl TryFrom<Body> for Command {
             }
             Body::RestoreJob(restore) => Command::RestoreJob(restore.try_into()?),
             Body::SetBack(setting) => Command::SetBack(setting.try_into()?),
+            Body::BeginMember(v1::JoinRequest { address, birth, .. }) => {
+                check_address("address", &address)?;
+                check_range("birth", birth, 1, u64::MAX)?;
+                Command::BeginMember(address, birth)
+            }
+            Body::PauseJob(request) => Command::PauseJob(job(request.job)?, request.paused),
+            Body::EvictSession(request) => {
+                Command::EvictSession(job(request.job)?, session(request.session)?)
+            }
         })
     }
 }
@@ -682,12 +703,7 @@ impl TryFrom<v1::RegisterServerRequest> for Registration {
             isolation_ms,
         } = request;
         check_name("name", &name)?;
-        bounded("address", &address, TEXT_BYTES_MAX)?;
-        if !address.rsplit_once(':').is_some_and(|(host, port)| {
-            !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
-        }) {
-            return Err(Invalid::new("address", format!("{address:?} is not host:port")));
-        }
+        check_address("address", &address)?;
         bounded("zone", &zone, TEXT_BYTES_MAX)?;
         bounded("origin", &origin, TEXT_BYTES_MAX)?;
         let request_id = request_id(id)?;
@@ -739,6 +755,18 @@ fn given(number: u64) -> Option<u64> {
 
 fn servers(servers: Vec<v1::ServerRef>) -> Result<Vec<ServerRef>, Invalid> {
     servers.into_iter().map(ServerRef::try_from).collect()
+}
+
+/// That it is host:port.
+///
+/// # Errors
+/// It is not.
+pub fn check_address(field: &'static str, address: &str) -> Result<(), Invalid> {
+    bounded(field, address, TEXT_BYTES_MAX)?;
+    let known = address.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
+    });
+    if known { Ok(()) } else { Err(Invalid::new(field, format!("{address:?} is not host:port"))) }
 }
 
 fn bounded(field: &'static str, text: &str, bytes_max: usize) -> Result<(), Invalid> {

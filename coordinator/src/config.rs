@@ -30,9 +30,12 @@ pub struct Config {
     /// same options), or 1 where it is alone
     #[arg(long, value_name = "NUMBER")]
     pub id: u64,
-    /// All members, this one too: NUMBER=HOST:PORT, 1, 3 or 5 of them; without it this member is alone
+    /// The members that found the group, this one too: NUMBER=HOST:PORT, 1, 3 or 5 of them; without it this member is alone. It stays as it is when the group is changed later (psctl coordinator add, remove)
     #[arg(long, value_name = "NUMBER=HOST:PORT,...", value_delimiter = ',')]
     pub peers: Vec<String>,
+    /// Members of a group that runs, some are enough: this one joins it, unless its address is in --peers; it waits until psctl coordinator add has let it in, and is told its number
+    #[arg(long, value_name = "HOST:PORT,...", value_delimiter = ',')]
+    pub join: Vec<String>,
     /// Name of the cluster; members of different clusters refuse each other
     #[arg(long, value_name = "NAME")]
     pub cluster: String,
@@ -97,6 +100,7 @@ impl Default for Config {
         Config {
             id: 0,
             peers: Vec::new(),
+            join: Vec::new(),
             cluster: "downpour".into(),
             data_dir: PathBuf::new(),
             heartbeat_ms: 300,
@@ -152,7 +156,19 @@ impl Options for Config {
         match self.members() {
             Ok(members) => {
                 check("peers", members.len() > MEMBERS_MAX, "must be at most 5");
-                problems.extend(self.member(&members).err());
+                let joins = self.is_stranger_to(&members);
+                if !joins {
+                    problems.extend(self.member(&members).err());
+                }
+                if joins && self.id != 0 {
+                    let problem = "must not be given: the group that it joins says it";
+                    problems.push(Problem::new("id", problem));
+                }
+                let malformed = |one: &&String| check_host_port("join", one).is_some();
+                if let Some(one) = self.join.iter().find(malformed) {
+                    let problem = format!("must be HOST:PORT, not {one:?}");
+                    problems.push(Problem::new("join", problem));
+                }
             }
             Err(problem) => problems.push(problem),
         }
@@ -198,6 +214,20 @@ impl Config {
         let id = self.id.max(1);
         let known = members.is_empty() || members.contains_key(&id);
         known.then_some(id).ok_or_else(|| Problem::new("peers", "must have this member's id too"))
+    }
+
+    /// Whether this one joins a group that runs.
+    ///
+    /// # Errors
+    /// See [`Config::members`].
+    pub fn joins(&self) -> Result<bool, Problem> {
+        Ok(self.is_stranger_to(&self.members()?))
+    }
+
+    fn is_stranger_to(&self, founders: &BTreeMap<u64, String>) -> bool {
+        let own = self.common.advertise.as_ref().unwrap_or(&self.common.listen);
+        let founder = founders.values().any(|address| address == own);
+        !self.join.is_empty() && !founder
     }
 
     /// What servers and clients are told of time.
@@ -250,9 +280,9 @@ impl Config {
         Some(rebalance::Options { promotions_only, ..BY_ITSELF })
     }
 
-    /// How member `id` takes part in Raft.
+    /// How member `id` takes part in Raft, in a group that these founded.
     #[must_use]
-    pub fn raft(&self, id: u64) -> raft::Options {
+    pub fn raft(&self, id: u64, founders: BTreeMap<u64, String>) -> raft::Options {
         raft::Options {
             id,
             tick: Duration::from_millis(self.raft_tick_ms),
@@ -261,6 +291,7 @@ impl Config {
             compact_entries: self.compact_entries,
             compact_bytes: COMPACT_BYTES,
             keep_entries: self.compact_entries / KEEP_ENTRIES_SHARE,
+            founders,
         }
     }
 }

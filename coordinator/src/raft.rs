@@ -7,8 +7,11 @@
 //!
 //! The order that everything rests on: what a message promises is on the disk before the message leaves. Only the driver sends, and it sends
 //! such messages after [`log::Log::persist`] has returned. A member that may have lost its disk promises nothing at all: [`joining`].
+//! The group itself changes by entries of the log ([`group`]); a member that is added while it runs asks who it is ([`entry`]).
 
 pub mod driver;
+pub(crate) mod entry;
+mod group;
 mod handle;
 pub mod joining;
 pub mod log;
@@ -20,4 +23,4 @@ mod snapshot_file;
 mod tracing_drain;
 
 pub use driver::{Driver, Fatal, Options};
-pub use handle::{Error, Handle, Member, Status};
+pub use handle::{Error, Handle, Member, Status, Wish, WishKind};

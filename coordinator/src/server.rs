@@ -17,8 +17,9 @@ use crate::config::Config;
 use crate::liveness::Liveness;
 use crate::metrics::{ClusterMetrics, RaftMetrics};
 use crate::overseer;
+use crate::raft::entry::{self, Directory};
 use crate::raft::log::{self, Admission, Disk, Identity, Log};
-use crate::raft::peers::{self, Group, Receiver};
+use crate::raft::peers::{Carrier, Group, Links, Receiver};
 use crate::raft::sled_disk::SledDisk;
 use crate::raft::{Driver, Fatal, Handle};
 use crate::service::Service;
@@ -45,20 +46,16 @@ pub async fn run_on<D: Disk>(
     listener: TcpListener,
     node: Node,
 ) -> anyhow::Result<()> {
-    let group = group(&config, &listener)?;
-    let identity = Identity {
-        cluster: group.cluster.clone(),
-        member: group.me,
-        voters: group.members.keys().copied().collect(),
-    };
-    // Alone it can only have forgotten what nobody else knew.
-    let fresh = Admission { birth: random(), joining: identity.voters.len() > 1 };
-    let opening = threads::blocking(move || Log::open(open()?, &identity, fresh));
-    let log = opening.await.context("open the log")??;
+    let stop = node.shutdown.token();
+    let beginning = begin(open, &config, &listener);
+    let Some(begun) = stop.run_until_cancelled(beginning).await else { return Ok(()) };
+    let (log, group) = begun?;
     let admission = log.image().admission;
-    let (links, link_ends) = peers::links(&group);
+    let links = Links::default();
     let metrics = RaftMetrics::new(&node.registry);
-    let (driver, handle) = Driver::new(config.raft(group.me), log, links, metrics)?;
+    let options = config.raft(group.me, group.members.clone());
+    let (driver, handle) = Driver::new(options, log, links.clone(), metrics)?;
+    let carrier = Carrier::start(&group, &links, admission, &handle, &node.shutdown)?;
     // It blocks on its disk.
     let mut ended = threads::dedicated("raft", driver.run()).context("start raft's thread")?;
 
@@ -68,8 +65,6 @@ pub async fn run_on<D: Disk>(
         false => Err("no leader yet, not caught up with it, or not yet told by every other member what it knows (the data directory is new)".into()),
     });
     node.readiness.started();
-    let stop = node.shutdown.token();
-    link_ends.start(&group, admission, &handle, &node.shutdown)?;
     let liveness = Arc::new(Mutex::new(Liveness::new(Instant::now())));
     let overseeing = overseer::run(
         handle.clone(),
@@ -91,7 +86,7 @@ pub async fn run_on<D: Disk>(
     let _close = closed.clone().drop_guard();
     let (service, operator) =
         Service::servers(handle.clone(), liveness, group.clone(), config.times(), closed.clone());
-    let receiver = Receiver::service(group.clone(), handle.clone(), closed.clone());
+    let receiver = Receiver::service(carrier, closed.clone());
     let serving = transport::server_builder()
         .trace_fn(downpour_node::trace::server_span)
         .add_service(service)
@@ -136,16 +131,45 @@ impl FlattenFatal for anyhow::Result<Result<(), Fatal>> {
     }
 }
 
-fn group(config: &Config, listener: &TcpListener) -> anyhow::Result<Group> {
+/// The member's log, and the group as far as known. A process that joins asks the group who it is, where its directory does not say so.
+async fn begin<D: Disk>(
+    open: impl FnOnce() -> Result<D, log::Error> + Send + 'static,
+    config: &Config,
+    listener: &TcpListener,
+) -> anyhow::Result<(Log<D>, Group)> {
     let wrong = |problem| anyhow::anyhow!("{problem:?}");
-    let mut members = config.members().map_err(wrong)?;
-    let me = config.member(&members).map_err(wrong)?;
-    if members.is_empty() {
-        let address = match &config.common.advertise {
-            Some(address) => address.clone(),
-            None => listener.local_addr().context("read the address")?.to_string(),
-        };
-        members.insert(me, address);
+    let own = match &config.common.advertise {
+        Some(address) => address.clone(),
+        None => listener.local_addr().context("read the address")?.to_string(),
+    };
+    let cluster = config.cluster.clone();
+    if !config.joins().map_err(wrong)? {
+        let mut members = config.members().map_err(wrong)?;
+        let me = config.member(&members).map_err(wrong)?;
+        let address = members.entry(me).or_insert(own).clone();
+        let founders: Vec<u64> = members.keys().copied().collect();
+        let identity = Identity { cluster, member: me, voters: founders.clone() };
+        let group = Group { cluster: identity.cluster.clone(), me, address, members, founders };
+        // Alone it can only have forgotten what nobody else knew.
+        let fresh = Admission { birth: random(), joining: identity.voters.len() > 1 };
+        let opening = threads::blocking(move || Log::open(open()?, &identity, fresh));
+        return Ok((opening.await.context("open the log")??, group));
     }
-    Ok(Group { cluster: config.cluster.clone(), me, members })
+    let (name, drawn) = (cluster.clone(), random());
+    let looking = threads::blocking(move || entry::look(open()?, &name, drawn));
+    let (disk, birth) = match looking.await.context("open the log")?? {
+        Directory::Of(log, Identity { member: me, voters: founders, .. }) => {
+            // One that founded its group alone and has others by now.
+            let founder = founders.contains(&me).then(|| (me, own.clone()));
+            let members = founder.into_iter().collect();
+            return Ok((*log, Group { cluster, me, address: own, members, founders }));
+        }
+        Directory::Nobodys(disk, birth) => (disk, birth),
+    };
+    let group = entry::ask(&config.join, &cluster, &own, birth).await?;
+    let identity = Identity { cluster, member: group.me, voters: group.founders.clone() };
+    // Its number is new: there is nothing that it could have forgotten.
+    let fresh = Admission { birth, joining: false };
+    let opening = threads::blocking(move || Log::open(disk, &identity, fresh));
+    Ok((opening.await.context("open the log")??, group))
 }

@@ -2,7 +2,7 @@
 
 mod cluster;
 mod operator;
-mod status;
+pub(crate) mod status;
 pub mod watch;
 
 use std::sync::Arc;
@@ -28,6 +28,7 @@ use crate::raft::Handle;
 use crate::raft::peers::Group;
 use crate::scribe::{self, Failure};
 use crate::state::{Cluster, Life, Reply};
+use status::mismatch;
 
 /// Stretches of rolled back pushes that a renewal may name.
 const ROLLED_BACK_MAX: u64 = 64;
@@ -160,11 +161,6 @@ impl Service {
     }
 }
 
-/// A reply of another kind than the command asks for: a mistake in the state machine.
-fn mismatch(reply: &Reply) -> Status {
-    Status::internal(format!("the state machine answered {reply:?}"))
-}
-
 #[tonic::async_trait]
 impl Coordinator for Service {
     type WatchStream = watch::Events;
@@ -225,7 +221,8 @@ impl Coordinator for Service {
             return Err(Status::unavailable("this member does not know the cluster's state yet"));
         }
         let job = Some(request.into_inner().job).filter(|&job| job != 0).map(JobId);
-        let events = watch::events(self.handle.watch_cluster(), job, self.stop.clone());
+        let events =
+            watch::events(self.handle.watch_cluster(), job, self.group.clone(), self.stop.clone());
         Ok(Response::new(events))
     }
 

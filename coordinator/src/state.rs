@@ -5,7 +5,7 @@
 //! and job in it names the position in the log that last changed it, so that a watcher can be told exactly what it lacks.
 //!
 //! Follow a command: [`State::apply`] dispatches to [`nodes`] (registering, judging), [`jobs`] (creating, variables, labels) or [`sessions`];
-//! whenever a life of a server begins or ends, [`routes`] decides what that means for each shard; [`joins`] finds those that lack a member, [`moves`] carries copies elsewhere. [`snapshot`] is the encoding of it
+//! whenever a life of a server begins or ends, [`routes`] decides what that means for each shard; [`joins`] finds those that lack a member, [`moves`] carries copies elsewhere. [`members`] is the group of coordinators itself. [`snapshot`] is the encoding of it
 //! all, and [`size`] keeps that within one message.
 
 pub mod checkpoints;
@@ -13,6 +13,7 @@ mod events;
 mod jobs;
 pub mod joins;
 pub mod lost;
+pub mod members;
 pub mod moves;
 mod nodes;
 mod requests;
@@ -70,6 +71,8 @@ pub struct Cluster {
     pub jobs: BTreeMap<JobId, Arc<Job>>,
     /// What was decided of late, oldest first.
     pub events: Arc<VecDeque<Event>>,
+    /// The group of coordinators, where it was changed.
+    pub members: Arc<members::Members>,
 }
 
 /// A server.
@@ -157,6 +160,15 @@ pub enum Reply {
     Opened(SessionId),
     /// So many of the changes were made.
     Placed(u32),
+    /// Whether it was not so before.
+    Changed(bool),
+    /// A member of the group of coordinators.
+    Member {
+        /// Its number.
+        id: u64,
+        /// It was not so before.
+        changed: bool,
+    },
 }
 
 /// A variable that a session defined.
@@ -229,6 +241,9 @@ impl State {
             Command::ScheduleCheckpoints(job, schedule) => self.schedule_checkpoints(job, schedule),
             Command::RestoreJob(restoring) => self.restore_job(restoring),
             Command::SetBack(setting) => self.set_back(setting),
+            Command::BeginMember(address, birth) => self.begin_member(&address, birth),
+            Command::PauseJob(job, paused) => self.pause_job(job, paused),
+            Command::EvictSession(job, session) => self.evict_session(job, session),
         }
     }
 

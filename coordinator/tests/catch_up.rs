@@ -174,13 +174,14 @@ async fn members_of_other_clusters_are_refused() {
         target: 1,
         message: Vec::new().into(),
         birth: 0,
+        ..v1::RaftEnvelope::default()
     };
     let mut client = group.raft_client(1);
     let mut deliver = async |envelope| {
         client.deliver(futures::stream::iter([envelope])).await.unwrap_err().message().to_owned()
     };
     assert!(deliver(envelope.clone()).await.starts_with("cluster"));
-    let stranger = v1::RaftEnvelope { cluster: "downpour".into(), ..envelope.clone() };
+    let stranger = v1::RaftEnvelope { cluster: "downpour".into(), source: 1, ..envelope.clone() };
     assert!(deliver(stranger).await.starts_with("source"));
     let stray = v1::RaftEnvelope { cluster: "downpour".into(), target: 2, ..envelope };
     assert!(deliver(stray).await.starts_with("target"));

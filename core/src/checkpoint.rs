@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::id::{Epoch, Lsn, ShardId};
+use crate::id::{Epoch, Lsn, SessionId, ShardId};
 
-/// What primaries and those who restore are to do.
+/// What is asked of those who take part in a job: primaries, those who restore, workers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Orders {
     /// A checkpoint is being taken.
@@ -13,9 +13,16 @@ pub struct Orders {
     pub restore: Option<RestoreOrder>,
     /// Shards that were lost and begin again from one, each in its newest such epoch.
     pub set_back: Vec<SetBack>,
+    /// Workers begin no further step.
+    pub paused: bool,
+    /// Sessions that an operator closed, the newest last: at most [`Orders::EVICTED_MAX`].
+    pub evicted: Vec<SessionId>,
 }
 
 impl Orders {
+    /// How many are remembered: for their workers to say why they end.
+    pub const EVICTED_MAX: usize = 64;
+
     /// What the primary of [`RestoreOrder::epoch`] loads a shard from.
     #[must_use]
     pub fn restore_of(&self, shard: ShardId) -> Option<RestoreOrder> {

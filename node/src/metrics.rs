@@ -3,10 +3,11 @@
 //! A component has one struct of metrics and builds it from the [`Registry`] of its [`Node`](crate::process::Node):
 //! register each with the helpers below, name it with its unit (`downpour_ps_push_seconds`), counters with `_total`.
 
+use prometheus::core::{Collector, Metric as _};
 pub use prometheus::{
     Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
 };
-use prometheus::{HistogramOpts, Opts, TextEncoder, core::Collector};
+use prometheus::{HistogramOpts, Opts, TextEncoder};
 
 /// Upper bounds of latency buckets in seconds, 50 µs to 10 s. The defaults of the usual libraries begin at 5 ms (or, in milliseconds, at
 /// 5 s), where most of what Downpour does has ended long ago.
@@ -70,6 +71,42 @@ impl Metrics {
     }
 }
 
+/// How many observations were in each bucket or a lower one, so far.
+#[must_use]
+pub fn cumulative(histogram: &Histogram) -> Vec<u64> {
+    let metric = histogram.metric();
+    metric
+        .get_histogram()
+        .get_bucket()
+        .iter()
+        .map(prometheus::proto::Bucket::cumulative_count)
+        .collect()
+}
+
+/// What `share` of the observations of a latency between two counts were below, in seconds: as if those of a bucket were spread evenly
+/// over it. None: there were none. What was above all buckets counts as their end.
+#[must_use]
+pub fn latency_quantile(before: &[u64], now: &[u64], share: f64) -> Option<f64> {
+    let grown = |at: usize| {
+        let earlier = before.get(at).copied().unwrap_or(0);
+        now.get(at).copied().unwrap_or(0).saturating_sub(earlier) as f64
+    };
+    let all = grown(LATENCY_SECONDS.len().checked_sub(1)?);
+    if all == 0.0 {
+        return None;
+    }
+    let wanted = share * all;
+    let (mut below, mut start) = (0.0, 0.0);
+    for (at, &end) in LATENCY_SECONDS.iter().enumerate() {
+        let up_to_here = grown(at);
+        if up_to_here >= wanted && up_to_here > below {
+            return Some(start + (end - start) * (wanted - below) / (up_to_here - below));
+        }
+        (below, start) = (up_to_here, end);
+    }
+    Some(start)
+}
+
 /// Everything in `registry`, in the Prometheus text format.
 pub fn render(registry: &Registry) -> String {
     TextEncoder::new()
@@ -80,6 +117,23 @@ pub fn render(registry: &Registry) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_quantile_is_of_what_came_between_two_counts() {
+        let latency = Metrics::new(&Registry::new()).latency("waited_seconds", "Waits");
+        latency.observe(5.0);
+        let before = cumulative(&latency);
+        assert_eq!(latency_quantile(&before, &before, 0.5), None);
+        for _ in 0..99 {
+            latency.observe(0.000_15);
+        }
+        latency.observe(0.3);
+        let now = cumulative(&latency);
+        let of = |share| latency_quantile(&before, &now, share).expect("there were some");
+        assert!((0.000_149..0.000_152).contains(&of(0.5)), "{}", of(0.5));
+        assert!((0.2..=0.5).contains(&of(0.995)), "{}", of(0.995));
+        assert!((2.0..=5.0).contains(&latency_quantile(&[], &before, 0.5).expect("one")));
+    }
 
     #[test]
     fn sub_second_latencies_fall_into_different_buckets() {

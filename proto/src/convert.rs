@@ -423,6 +423,8 @@ impl From<&JobView> for v1::JobView {
             checkpoint: view.orders.checkpoint.as_ref().map(Into::into),
             restore: view.orders.restore.as_ref().map(Into::into),
             set_back: view.orders.set_back.iter().map(Into::into).collect(),
+            paused: view.orders.paused,
+            evicted: view.orders.evicted.iter().map(|session| session.0).collect(),
         }
     }
 }
@@ -458,6 +460,10 @@ impl TryFrom<v1::JobView> for JobView {
                 checkpoint: view.checkpoint.map(Into::into),
                 restore: view.restore.map(Into::into),
                 set_back: view.set_back.into_iter().map(Into::into).collect(),
+                paused: view.paused,
+                evicted: (view.evicted.into_iter().take(Orders::EVICTED_MAX))
+                    .map(SessionId)
+                    .collect(),
             },
         })
     }
@@ -653,7 +659,7 @@ mod tests {
             ],
             shards: vec![route, lost],
             sessions: ClosedSessions { high_water: 9, open: [SessionId(4)].into() },
-            orders: Orders::default(),
+            orders: Orders { paused: true, evicted: vec![SessionId(8)], ..Orders::default() },
         }
     }
 

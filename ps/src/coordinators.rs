@@ -13,10 +13,20 @@ use tonic::{Code, Status};
 /// A client of the coordinators as a group.
 #[derive(Debug)]
 pub(crate) struct Coordinators {
-    addresses: Vec<String>,
+    given: Vec<String>,
+    members: Mutex<Members>,
     channels: Mutex<HashMap<String, Channel>>,
     /// Who is asked first.
     leader: watch::Sender<String>,
+}
+
+/// Where they are.
+#[derive(Debug)]
+struct Members {
+    /// As the group last said, then those that were given and it did not name.
+    addresses: Vec<String>,
+    /// Position in the coordinators' log of what it said.
+    version: u64,
 }
 
 impl Coordinators {
@@ -29,7 +39,26 @@ impl Coordinators {
         let first = addresses.first().cloned();
         let first = first.ok_or_else(|| anyhow::anyhow!("coordinators: none is given"))?;
         let leader = watch::Sender::new(first);
-        Ok(Coordinators { addresses, channels: Mutex::default(), leader })
+        let members = Mutex::new(Members { addresses: addresses.clone(), version: 0 });
+        Ok(Coordinators { given: addresses, members, channels: Mutex::default(), leader })
+    }
+
+    /// The group says where its members are, as of this position in its log.
+    pub(crate) fn learn(&self, addresses: Vec<String>, version: u64) {
+        let known = addresses.into_iter().filter(|address| channel(address).is_ok());
+        let mut addresses: Vec<String> = known.collect();
+        let mut members = self.members.lock();
+        if addresses.is_empty() || version < members.version {
+            return;
+        }
+        // Those that were given come last: who was replaced one by one is found there at worst.
+        let given = self.given.iter().filter(|one| !addresses.contains(one)).cloned();
+        let given: Vec<String> = given.collect();
+        addresses.extend(given);
+        *members = Members { addresses, version };
+        let Members { addresses, .. } = &*members;
+        let leader = self.leader.borrow().clone();
+        self.channels.lock().retain(|one, _| addresses.contains(one) || *one == leader);
     }
 
     /// The leader as far as known, and its changes.
@@ -54,9 +83,12 @@ impl Coordinators {
 
     /// Asks the next member from now on, after `failed` did not answer.
     pub(crate) fn pass_over(&self, failed: &str) {
-        let index = self.addresses.iter().position(|address| address == failed);
-        let next = index.map_or(0, |index| (index + 1) % self.addresses.len());
-        self.follow(failed, &self.addresses[next]);
+        let next = {
+            let addresses = &self.members.lock().addresses;
+            let index = addresses.iter().position(|address| address == failed);
+            addresses[index.map_or(0, |index| (index + 1) % addresses.len())].clone()
+        };
+        self.follow(failed, &next);
     }
 
     /// One call, at the leader: each member is tried about once, and passed over when it is silent for `patience`. What is retried, and for how
@@ -85,7 +117,8 @@ impl Coordinators {
         F: Future<Output = Result<T, Status>>,
     {
         let mut last = Status::unavailable("no coordinator was asked");
-        for _ in 0..=self.addresses.len() {
+        let count = self.members.lock().addresses.len();
+        for _ in 0..=count {
             let address = self.leader.borrow().clone();
             let called = tokio::time::timeout(patience, call(self.channel(&address)?)).await;
             last = match called {
@@ -125,4 +158,22 @@ fn client(channel: Channel) -> CoordinatorClient<Channel> {
     CoordinatorClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn members_that_were_replaced_are_asked_last_and_old_news_of_them_is_no_news() {
+        let coordinators = Coordinators::new(vec!["a:1".into(), "b:1".into()]).expect("addresses");
+        let known = || coordinators.members.lock().addresses.clone();
+        coordinators.learn(vec!["b:1".into(), "c:1".into(), "no address".into()], 7);
+        assert_eq!(known(), ["b:1", "c:1", "a:1"]);
+        coordinators.learn(vec!["a:1".into()], 6);
+        coordinators.learn(Vec::new(), 9);
+        assert_eq!(known(), ["b:1", "c:1", "a:1"]);
+        coordinators.pass_over("a:1");
+        assert_eq!(*coordinators.leader().borrow(), "b:1");
+    }
 }

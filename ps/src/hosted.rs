@@ -1,7 +1,7 @@
 //! A shard on this server: the state machine, its lock, and who waits for it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 use downpour_core::id::{Epoch, JobId, ShardId};
 use parking_lot::Mutex;
@@ -37,6 +37,8 @@ pub(crate) struct Hosted {
     pub(crate) attempt: Option<(Epoch, u64)>,
     /// Files of it that were begun here.
     pub(crate) saves: AtomicU32,
+    /// Rows that pulls named here.
+    pub(crate) pulled_rows: AtomicU64,
 }
 
 impl Hosted {
@@ -60,6 +62,7 @@ impl Hosted {
             proposing: AtomicBool::new(false),
             attempt,
             saves: AtomicU32::new(0),
+            pulled_rows: AtomicU64::new(0),
         })
     }
 

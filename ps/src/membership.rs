@@ -206,6 +206,7 @@ async fn follow(life: &Arc<Life>, address: &str, position: &mut u64) -> Result<(
 }
 
 fn take(life: &Arc<Life>, event: v1::WatchEvent) -> Result<(), Invalid> {
+    life.process.coordinators.learn(event.coordinators, event.coordinators_version);
     // Nodes first: roles need addresses.
     for node in event.nodes {
         life.on_node(NodeView::try_from(node)?);

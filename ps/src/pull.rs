@@ -1,6 +1,7 @@
 //! Answers pulls.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 use downpour_core::id::{Epoch, JobId, Lsn, ShardId, VariableId};
@@ -113,6 +114,8 @@ async fn pull_part(
         rows.reserve(state, out, room)?;
         rows.pull_some(state, out)
     })?;
+    let named: usize = part.rows.iter().map(|rows| rows.keys.len() / KEY_BYTES).sum();
+    hosted.pulled_rows.fetch_add(named as u64, Ordering::Relaxed);
     while !done {
         pace.rest().await;
         done = read(&mut |state| rows.pull_some(state, out))?;

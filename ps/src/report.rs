@@ -2,12 +2,15 @@
 //! what memory it has. A report is some 60 bytes for each shard.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use downpour_node::metrics::{cumulative, latency_quantile};
 use downpour_proto::v1;
 
 use crate::hosted::{Hosted, ShardKey};
 use crate::life::Life;
+use crate::metrics::ServerMetrics;
 use crate::shard::{Role, Traffic};
 
 /// Between two reports.
@@ -22,6 +25,7 @@ const NEWEST: f64 = 0.3;
 /// Remembers what was told last.
 pub(crate) struct Reporter {
     told: Instant,
+    served: Served,
     known: HashMap<ShardKey, Known>,
     /// The last shard of the report before, where it had not room for all.
     after: Option<ShardKey>,
@@ -32,13 +36,36 @@ struct Known {
     at: Instant,
     /// So far, in the life of the replica here, as primary.
     traffic: Traffic,
+    /// Rows that pulls named so far.
+    pulled_rows: u64,
     rows_per_s: f64,
+    pull_rows_per_s: f64,
     log_bytes_per_s: f64,
+}
+
+/// What the process has answered so far.
+#[derive(Default)]
+struct Served {
+    pushes: Vec<u64>,
+    pulls: Vec<u64>,
+    pushed_bytes: u64,
+    pulled_bytes: u64,
+}
+
+impl Served {
+    fn now(metrics: &ServerMetrics) -> Self {
+        Served {
+            pushes: cumulative(&metrics.push_seconds),
+            pulls: cumulative(&metrics.pull_seconds),
+            pushed_bytes: metrics.pushed_bytes.get(),
+            pulled_bytes: metrics.pulled_bytes.get(),
+        }
+    }
 }
 
 impl Reporter {
     pub(crate) fn new(now: Instant) -> Self {
-        Reporter { told: now, known: HashMap::new(), after: None }
+        Reporter { told: now, served: Served::default(), known: HashMap::new(), after: None }
     }
 
     /// What is to be told now; nothing most of the time.
@@ -50,6 +77,7 @@ impl Reporter {
         if now - self.told < INTERVAL {
             return (Vec::new(), None);
         }
+        let passed_s = (now - self.told).as_secs_f64();
         self.told = now;
         let mut led = life.all();
         led.retain(|hosted| matches!(hosted.shard.lock().role(), Role::Primary(_)));
@@ -63,10 +91,20 @@ impl Reporter {
         });
         let reports = reports.collect();
         let config = &life.process.config;
+        let served = Served::now(&life.process.metrics);
+        let before = std::mem::replace(&mut self.served, served);
+        let served = &self.served;
+        let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / passed_s;
         let load = v1::NodeLoad {
             memory_bytes: life.process.memory.resident(),
             memory_limit: config.memory_limit,
             copy_bytes_per_s: config.copy_bytes_per_s,
+            push_p50_s: latency_quantile(&before.pushes, &served.pushes, 0.5),
+            push_p99_s: latency_quantile(&before.pushes, &served.pushes, 0.99),
+            pull_p50_s: latency_quantile(&before.pulls, &served.pulls, 0.5),
+            pull_p99_s: latency_quantile(&before.pulls, &served.pulls, 0.99),
+            pushed_bytes_per_s: rate(served.pushed_bytes, before.pushed_bytes),
+            pulled_bytes_per_s: rate(served.pulled_bytes, before.pulled_bytes),
         };
         (reports, Some(load))
     }
@@ -75,7 +113,14 @@ impl Reporter {
 fn report(hosted: &Hosted, before: Option<&Known>, now: Instant) -> (v1::ShardReport, Known) {
     let shard = hosted.shard.lock();
     let (state, traffic) = (shard.state(), shard.traffic());
-    let mut known = Known { at: now, traffic, rows_per_s: 0.0, log_bytes_per_s: 0.0 };
+    let mut known = Known {
+        at: now,
+        traffic,
+        pulled_rows: hosted.pulled_rows.load(Ordering::Relaxed),
+        rows_per_s: 0.0,
+        pull_rows_per_s: 0.0,
+        log_bytes_per_s: 0.0,
+    };
     // Since when the first came is not known.
     if let Some(before) = before {
         let passed_s = (now - before.at).as_secs_f64();
@@ -84,6 +129,7 @@ fn report(hosted: &Hosted, before: Option<&Known>, now: Instant) -> (v1::ShardRe
             if told == 0.0 { newest } else { NEWEST * newest + (1.0 - NEWEST) * told }
         };
         known.rows_per_s = rate(traffic.rows, before.traffic.rows, before.rows_per_s);
+        known.pull_rows_per_s = rate(known.pulled_rows, before.pulled_rows, before.pull_rows_per_s);
         known.log_bytes_per_s = rate(traffic.bytes, before.traffic.bytes, before.log_bytes_per_s);
     }
     let report = v1::ShardReport {
@@ -96,6 +142,7 @@ fn report(hosted: &Hosted, before: Option<&Known>, now: Instant) -> (v1::ShardRe
         rows_per_s: known.rows_per_s,
         log_bytes_per_s: known.log_bytes_per_s,
         copy_bytes: state.copy_bytes(),
+        pull_rows_per_s: known.pull_rows_per_s,
         clock: state.clock(),
     };
     (report, known)
@@ -112,20 +159,29 @@ mod tests {
         let mut now = Instant::now();
         let mut reporter = Reporter::new(now);
         assert_eq!(reporter.due(&life, now), (Vec::new(), None), "not due yet");
-        let mut rates = || {
+        let mut rates = |reporter: &mut Reporter| {
             now += INTERVAL;
             let (reports, load) = reporter.due(&life, now);
             assert!(load.is_some() && reports.len() == 1);
             (reports[0].rows_per_s, reports[0].log_bytes_per_s)
         };
-        assert_eq!(rates(), (0.0, 0.0));
+        assert_eq!(rates(&mut reporter), (0.0, 0.0));
         let hosted = life.all().pop().expect("one shard");
         for sequence in 1..=10 {
             let pushed = push(&mut hosted.shard.lock(), counting(sequence, &[1, 2]));
             ticket(pushed);
         }
-        let (rows, bytes) = rates();
+        let (rows, bytes) = rates(&mut reporter);
         assert!(rows == 10.0 && bytes > 100.0, "{rows} {bytes}");
-        assert_eq!(rates().0, 0.7 * rows, "it fades");
+        assert_eq!(rates(&mut reporter).0, 0.7 * rows, "it fades");
+        hosted.pulled_rows.fetch_add(40, Ordering::Relaxed);
+        life.process.metrics.pulled_bytes.inc_by(1000);
+        life.process.metrics.pull_seconds.observe(0.003);
+        now += INTERVAL;
+        let (reports, load) = reporter.due(&life, now);
+        let load = load.expect("due");
+        assert_eq!((reports[0].pull_rows_per_s, load.pulled_bytes_per_s), (20.0, 500.0));
+        assert!(load.pull_p50_s.is_some_and(|s| (0.002..=0.005).contains(&s)), "{load:?}");
+        assert_eq!(load.push_p99_s, None, "there was no request");
     }
 }

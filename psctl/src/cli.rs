@@ -6,8 +6,8 @@ use clap::{Args, Parser, Subcommand};
 use downpour_client::Coordinators;
 
 use crate::commands::{
-    bench, checkpoint, completions, events, export, job, local, node, scale, shard, status, verify,
-    worker,
+    bench, checkpoint, completions, coordinator, events, export, job, local, node, scale, shard,
+    status, top, verify, worker,
 };
 use crate::model::Cluster;
 use crate::output::Format;
@@ -70,6 +70,9 @@ enum Command {
     Local(local::Args),
     /// The cluster at a glance
     Status(status::Args),
+    /// Members of the control plane
+    #[command(subcommand)]
+    Coordinator(coordinator::Command),
     /// Parameter servers
     #[command(subcommand)]
     Node(node::Command),
@@ -88,6 +91,8 @@ enum Command {
     /// What a job learnt, saved and restored
     #[command(subcommand)]
     Checkpoint(checkpoint::Command),
+    /// Load, latency, the hottest shards and the workers, again and again
+    Top(top::Args),
     /// What the coordinators decided of late, and why
     Events(events::Args),
     /// Write a model out of a checkpoint, for programs without a cluster
@@ -126,12 +131,14 @@ impl Cli {
         runtime.block_on(async {
             match call {
                 Command::Status(args) => status::run(args, format).await,
+                Command::Coordinator(command) => command.run(format).await,
                 Command::Node(command) => command.run(format).await,
                 Command::Scale(command) => command.run(format).await,
                 Command::Shard(command) => command.run(format).await,
                 Command::Job(command) => command.run(format).await,
                 Command::Worker(command) => command.run(format).await,
                 Command::Checkpoint(command) => command.run(format).await,
+                Command::Top(args) => top::run(args, format).await,
                 Command::Events(args) => events::run(args, format).await,
                 Command::Export(args) => export::run(args, format).await,
                 Command::Local(_)

@@ -170,6 +170,24 @@ impl LocalCluster {
         self.server_process(name, "downpour-ps", args, address, http)
     }
 
+    /// Starts one more coordinator, which joins the group once it is let in there. It is not waited for.
+    pub fn join_coordinator(&mut self, args: &[String]) -> Result<&Process, Error> {
+        let number = |process: &Process| process.name().rsplit('-').next()?.parse::<usize>().ok();
+        let number = self.coordinators.iter().filter_map(number).max().unwrap_or(0) + 1;
+        let ports = ports::free(2)?;
+        let [address, http] = [0, 1].map(|at: usize| format!("127.0.0.1:{}", ports[at]));
+        let data_dir = self.subdir(&format!("coordinators/{number}"))?;
+        let mut all = strings(&["--cluster", "local", "--join", &self.coordinator_addresses()]);
+        all.extend(["--data-dir".to_owned(), data_dir.to_string_lossy().into_owned()]);
+        all.extend(args.iter().cloned());
+        let name = format!("coordinator-{number}");
+        let mut process =
+            self.server_process(name, "downpour-coordinator", all, &address, &http)?;
+        process.start()?;
+        self.coordinators.push(process);
+        Ok(&self.coordinators[self.coordinators.len() - 1])
+    }
+
     /// Starts one more server with the settings of the others, under the lowest number that is free, and waits until it is ready. One that
     /// does not get ready is gone again.
     pub fn add_server(&mut self, ready_within: Duration) -> Result<&Process, Error> {

@@ -32,7 +32,12 @@ pub(crate) struct Coordinator {
     pub(crate) address: String,
     pub(crate) leader: bool,
     pub(crate) term: u64,
+    /// Position in the log that the leader knows this member has.
     pub(crate) matched: u64,
+    /// It does not vote yet: it is catching up.
+    pub(crate) learner: bool,
+    /// The leader heard of it of late.
+    pub(crate) heard: bool,
 }
 
 /// A parameter server in its newest life.
@@ -53,7 +58,43 @@ pub(crate) struct Node {
     /// Of the shards of which it is the primary, as it last reported.
     pub(crate) rows: u64,
     pub(crate) bytes: u64,
+    /// That pushes name.
     pub(crate) rows_per_s: f64,
+    pub(crate) pull_rows_per_s: f64,
+    pub(crate) log_bytes_per_s: f64,
+    /// Of the process, as it last reported.
+    #[serde(flatten)]
+    pub(crate) load: Load,
+}
+
+/// What a server last said of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Load {
+    pub(crate) memory_bytes: u64,
+    /// 0: no limit.
+    pub(crate) memory_limit: u64,
+    pub(crate) pushed_bytes_per_s: f64,
+    pub(crate) pulled_bytes_per_s: f64,
+    /// From a request's arrival to its reply; `None`: there was none of late.
+    pub(crate) push_p50_s: Option<f64>,
+    pub(crate) push_p99_s: Option<f64>,
+    pub(crate) pull_p50_s: Option<f64>,
+    pub(crate) pull_p99_s: Option<f64>,
+}
+
+impl From<v1::NodeLoad> for Load {
+    fn from(load: v1::NodeLoad) -> Self {
+        Load {
+            memory_bytes: load.memory_bytes,
+            memory_limit: load.memory_limit,
+            pushed_bytes_per_s: load.pushed_bytes_per_s,
+            pulled_bytes_per_s: load.pulled_bytes_per_s,
+            push_p50_s: load.push_p50_s,
+            push_p99_s: load.push_p99_s,
+            pull_p50_s: load.pull_p50_s,
+            pull_p99_s: load.pull_p99_s,
+        }
+    }
 }
 
 /// One shard of one job.
@@ -80,7 +121,10 @@ pub(crate) struct Shard {
     pub(crate) last_lsn: u64,
     /// The last time that every copy was gone.
     pub(crate) set_back: Option<SetBack>,
+    /// That pushes name.
     pub(crate) rows_per_s: f64,
+    pub(crate) pull_rows_per_s: f64,
+    pub(crate) log_bytes_per_s: f64,
 }
 
 /// A copy on its way from one server to another.
@@ -102,6 +146,8 @@ pub(crate) struct Job {
     pub(crate) min_in_sync: u32,
     pub(crate) seed: u64,
     pub(crate) version: u64,
+    /// Its workers begin no further step.
+    pub(crate) paused: bool,
     pub(crate) lost_shards: u64,
     /// Shards with fewer in-sync members than the job wants.
     pub(crate) short_shards: u64,
@@ -174,14 +220,19 @@ impl From<v1::GetClusterReply> for Cluster {
         let names: BTreeMap<u32, &str> =
             reply.nodes.iter().map(|node| (node.node, node.name.as_str())).collect();
         let shards: Vec<Shard> = reply.jobs.iter().flat_map(|job| shards(job, &names)).collect();
+        let load = |node: &v1::NodeView| {
+            let server = v1::ServerRef { node: node.node, incarnation: node.incarnation };
+            let status = reply.loads.iter().find(|one| one.server == Some(server));
+            status.and_then(|status| status.load).map(Load::from).unwrap_or_default()
+        };
         let mut nodes: Vec<Node> =
-            reply.nodes.iter().map(|node| Node::new(node, &shards)).collect();
+            reply.nodes.iter().map(|node| Node::new(node, load(node), &shards)).collect();
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
         let jobs = reply.jobs.iter().filter_map(|job| Job::new(job, &shards)).collect();
         let workers = reply.jobs.iter().flat_map(workers).collect();
         let coordinators = reply.members.into_iter().map(|member| {
-            let v1::MemberView { id, address, leader, term, matched } = member;
-            Coordinator { id, address, leader, term, matched }
+            let v1::MemberView { id, address, leader, term, matched, learner, heard } = member;
+            Coordinator { id, address, leader, term, matched, learner, heard }
         });
         Self {
             version: reply.version,
@@ -227,6 +278,8 @@ fn shards(status: &v1::JobStatus, names: &BTreeMap<u32, &str>) -> Vec<Shard> {
                 Some(SetBack { epoch: own.epoch, checkpoint: back.checkpoint.clone() })
             }),
             rows_per_s: report.map_or(0.0, |report| report.rows_per_s),
+            pull_rows_per_s: report.map_or(0.0, |report| report.pull_rows_per_s),
+            log_bytes_per_s: report.map_or(0.0, |report| report.log_bytes_per_s),
         }
     };
     view.shards.iter().map(shard).collect()
@@ -269,7 +322,7 @@ fn workers(status: &v1::JobStatus) -> Vec<Worker> {
 }
 
 impl Node {
-    fn new(view: &v1::NodeView, shards: &[Shard]) -> Self {
+    fn new(view: &v1::NodeView, load: Load, shards: &[Shard]) -> Self {
         let v1::NodeView { node, name, incarnation, address, zone, alive, admission } =
             view.clone();
         let led: Vec<&Shard> =
@@ -292,6 +345,9 @@ impl Node {
             rows: led.iter().map(|shard| shard.rows).sum(),
             bytes: led.iter().map(|shard| shard.bytes).sum(),
             rows_per_s: led.iter().map(|shard| shard.rows_per_s).sum(),
+            pull_rows_per_s: led.iter().map(|shard| shard.pull_rows_per_s).sum(),
+            log_bytes_per_s: led.iter().map(|shard| shard.log_bytes_per_s).sum(),
+            load,
             name,
         }
     }
@@ -310,6 +366,7 @@ impl Job {
             min_in_sync: spec.min_in_sync,
             seed: spec.seed,
             version: view.version,
+            paused: view.paused,
             lost_shards: own.iter().filter(|shard| shard.lost).count() as u64,
             short_shards: own.iter().filter(|shard| shard.is_short()).count() as u64,
             sessions: status.sessions.len() as u64,
@@ -365,6 +422,8 @@ impl Cluster {
         if !self.coordinators.iter().any(|member| member.leader) {
             problems.push("no coordinator leads".to_owned());
         }
+        let silent = self.coordinators.iter().filter(|member| !member.heard);
+        problems.extend(silent.map(|member| format!("coordinator {} is not heard", member.id)));
         let dead = self.nodes.iter().filter(|node| !node.alive);
         problems.extend(dead.map(|node| format!("node {} is dead", node.name)));
         for job in &self.jobs {
@@ -388,10 +447,18 @@ fn yes(condition: bool) -> String {
 }
 
 impl Row for Coordinator {
-    const TITLES: &'static [&'static str] = &["ID", "ADDRESS", "LEADER", ">TERM", ">MATCHED"];
+    const TITLES: &'static [&'static str] =
+        &["ID", "ADDRESS", "LEADER", "VOTES", "HEARD", ">TERM", ">MATCHED"];
     fn cells(&self) -> Vec<String> {
-        let Self { id, address, leader, term, matched } = self;
-        vec![id.to_string(), address.clone(), yes(*leader), term.to_string(), matched.to_string()]
+        vec![
+            self.id.to_string(),
+            self.address.clone(),
+            yes(self.leader),
+            yes(!self.learner),
+            yes(self.heard),
+            self.term.to_string(),
+            self.matched.to_string(),
+        ]
     }
 }
 
@@ -459,6 +526,7 @@ impl Row for Job {
     const TITLES: &'static [&'static str] = &[
         "NAME",
         ">JOB",
+        "PAUSED",
         ">SHARDS",
         ">LOST",
         ">SHORT",
@@ -472,6 +540,7 @@ impl Row for Job {
         vec![
             self.name.clone(),
             self.job.to_string(),
+            yes(self.paused),
             self.shards.to_string(),
             self.lost_shards.to_string(),
             self.short_shards.to_string(),

@@ -62,6 +62,26 @@ pub(crate) fn table(titles: &[&str], rows: impl Iterator<Item = Vec<String>>) ->
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
+/// What a verb changed, or would change.
+#[derive(Debug, Serialize)]
+pub(crate) struct Change {
+    pub(crate) noun: &'static str,
+    pub(crate) name: String,
+    pub(crate) verb: &'static str,
+    /// False: it was so before.
+    pub(crate) changed: bool,
+    /// Nothing was changed: it only would be.
+    pub(crate) dry_run: bool,
+}
+
+/// An object for scripts; people were told on stderr.
+pub(crate) fn changed(format: Format, change: &Change) -> anyhow::Result<()> {
+    match format {
+        Format::Json => json(change),
+        Format::Table => Ok(()),
+    }
+}
+
 pub(crate) fn json<T: Serialize>(value: &T) -> anyhow::Result<()> {
     line(&serde_json::to_string_pretty(value)?)
 }

@@ -66,6 +66,9 @@ pub enum Fatal {
         /// What it has.
         has: u64,
     },
+    /// Its data directory is new, and there is no way back for it.
+    #[error("{0}")]
+    Expelled(String),
 }
 
 /// Settings of a member.
@@ -85,6 +88,8 @@ pub struct Options {
     pub compact_bytes: u64,
     /// Entries before a snapshot that are kept for members that lag.
     pub keep_entries: u64,
+    /// host:port of those that founded the group: where they are until the group is changed.
+    pub founders: BTreeMap<u64, String>,
 }
 
 /// Carries messages to other members.
@@ -95,21 +100,31 @@ pub trait Outbox: Send + 'static {
 
 /// See the module.
 pub struct Driver<D: Disk, O> {
-    options: Options,
-    node: RawNode<Log<D>>,
-    state: State,
+    pub(super) options: Options,
+    pub(super) node: RawNode<Log<D>>,
+    pub(super) state: State,
     applied: u64,
     outbox: O,
     inputs: mpsc::Receiver<Input>,
-    proposals: Proposals,
+    pub(super) proposals: Proposals,
     reads: Reads,
     leaving: Option<(oneshot::Sender<()>, u32)>,
     joining: Option<Joining>,
     /// Of the data directories of other members that were met.
-    births: BTreeMap<u64, u64>,
+    pub(super) births: BTreeMap<u64, u64>,
     /// The index at which this member counts as ready: what a leader had committed when it was asked.
     ready_at: Option<u64>,
     ticks_without_lead: usize,
+    /// Since the start.
+    pub(super) ticks: u64,
+    /// Since this member leads; 0: it does not.
+    pub(super) ticks_leading: u64,
+    /// The tick at which something was last heard of each other member.
+    pub(super) heard: BTreeMap<u64, u64>,
+    /// The group changed: a snapshot must say so, for the one before has a group without who was added.
+    pub(super) snapshot_due: bool,
+    /// This member is none any more.
+    pub(super) removed: bool,
     cluster: watch::Sender<Arc<Cluster>>,
     status: watch::Sender<Status>,
     metrics: RaftMetrics,
@@ -129,6 +144,7 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
         let snapshot = log.image().snapshot.as_ref();
         let state = snapshot.map_or(Ok(State::default()), |one| restore(&one.data))?;
         let applied = log.snapshot_index();
+        let removed = state.cluster().members.was_removed(options.id);
         let joining = log.image().admission.joining.then(|| {
             let voters = log.image().identity.iter().flat_map(|identity| &identity.voters);
             Joining::new(voters.copied().filter(|&id| id != options.id))
@@ -168,6 +184,11 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
             births: BTreeMap::new(),
             ready_at: None,
             ticks_without_lead: 0,
+            ticks: 0,
+            ticks_leading: 0,
+            heard: BTreeMap::new(),
+            snapshot_due: false,
+            removed,
             cluster,
             status,
             metrics,
@@ -175,7 +196,7 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
         Ok((driver, handle))
     }
 
-    /// Runs until it is told to leave or every handle is gone.
+    /// Runs until it is told to leave, is removed from the group, or every handle is gone.
     ///
     /// # Errors
     /// See [`Fatal`]. Nothing was promised that is not on the disk.
@@ -185,12 +206,13 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::with_capacity(BATCH_MAX);
         self.publish();
-        loop {
+        while !self.removed {
             tokio::select! {
                 _ = ticks.tick() => {
                     if !self.tick() {
                         return Ok(());
                     }
+                    self.promote();
                 }
                 count = self.inputs.recv_many(&mut batch, BATCH_MAX) => {
                     if count == 0 {
@@ -209,10 +231,15 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
             self.admit()?;
             self.publish();
         }
+        warn!(
+            "this member was removed from the group: it stops, and its data directory is of no use any more"
+        );
+        Ok(())
     }
 
     /// False: this member has left.
     fn tick(&mut self) -> bool {
+        self.ticks += 1;
         // Time is what makes a member campaign.
         if self.joining.is_none() {
             self.node.tick();
@@ -223,9 +250,13 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
             self.node.read_index(self.readiness_context());
         }
         self.ticks_without_lead += 1;
+        self.ticks_leading += 1;
         if self.node.raft.state == StateRole::Leader {
             self.ticks_without_lead = 0;
-        } else if self.ticks_without_lead == ELECTIONS_UNTIL_UNKNOWN * self.options.election_ticks {
+        } else {
+            self.ticks_leading = 0;
+        }
+        if self.ticks_without_lead == ELECTIONS_UNTIL_UNKNOWN * self.options.election_ticks {
             self.proposals.abandon();
         }
         let Some((reply, ticks_left)) = self.leaving.take() else { return true };
@@ -240,8 +271,8 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
     fn take(&mut self, input: Input) -> Result<(), Fatal> {
         match input {
             Input::Peer(message, birth) => {
-                let known = self.births.get(&message.from);
-                if known.is_none_or(|known| *known == birth) {
+                if self.known_birth(message.from).is_none_or(|known| known == birth) {
+                    self.heard.insert(message.from, self.ticks);
                     self.step(*message)?;
                 }
             }
@@ -261,6 +292,16 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
                 Err(error) => drop(reply.send(Err(error))),
             },
             Input::Read(reply) => self.reads.add(reply),
+            Input::ChangeMembers(wish, reply) => self.change_members(wish, reply),
+            Input::Transfer { from, to, reply } => {
+                let _ = reply.send(self.transfer(from, to));
+            }
+            Input::Removed => self.removed = true,
+            Input::Expelled(problem) => {
+                if self.joining.is_some() {
+                    return Err(Fatal::Expelled(problem));
+                }
+            }
             Input::Leave(reply) => self.leave(reply),
         }
         Ok(())
@@ -268,6 +309,10 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
 
     /// What this member counted on the other's having may be gone with its former data directory.
     fn meet(&mut self, member: u64, birth: u64, reply: oneshot::Sender<Result<Told, Error>>) {
+        if let Some(problem) = self.no_way_back(member, birth) {
+            let _ = reply.send(Err(problem));
+            return;
+        }
         if self.births.insert(member, birth) != Some(birth)
             && let Some(progress) = self.node.raft.mut_prs().get_mut(member)
         {
@@ -366,16 +411,13 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
     }
 
     fn leave(&mut self, reply: oneshot::Sender<()>) {
-        let me = self.options.id;
-        if self.node.raft.state == StateRole::Leader {
-            let members = self.node.raft.prs().iter().filter(|(id, _)| **id != me);
-            let heard = members.filter(|(_, progress)| progress.recent_active);
-            if let Some((&id, _)) = heard.max_by_key(|(id, progress)| (progress.matched, **id)) {
-                info!(member = id, "handing over leadership");
-                self.node.transfer_leader(id);
-                self.leaving = Some((reply, LEAVE_TICKS_MAX));
-                return;
-            }
+        if self.node.raft.state == StateRole::Leader
+            && let Some(id) = self.successor()
+        {
+            info!(member = id, "handing over leadership");
+            self.node.transfer_leader(id);
+            self.leaving = Some((reply, LEAVE_TICKS_MAX));
+            return;
         }
         self.leaving = Some((reply, 0));
     }
@@ -467,10 +509,18 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
                 let what = format!("entry {}", entry.index);
                 Fatal::Unreadable { what, problem }
             };
-            if entry.get_entry_type() != EntryType::EntryNormal {
-                return Err(unreadable("it changes the members of the group".into()));
-            }
             self.applied = entry.index;
+            match entry.get_entry_type() {
+                EntryType::EntryNormal => {}
+                EntryType::EntryConfChange => {
+                    let outcome = self.apply_change(&entry)?.map_err(unreadable)?;
+                    outcomes.push((entry.index, entry.term, Some(outcome)));
+                    continue;
+                }
+                EntryType::EntryConfChangeV2 => {
+                    return Err(unreadable("it changes several members at once".into()));
+                }
+            }
             if entry.data.is_empty() {
                 // A new leader's first entry.
                 self.state.skip(entry.index);
@@ -497,9 +547,11 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
         let (index, log) = (self.applied, self.node.store());
         let since = index - log.snapshot_index();
         let large = log.entries_bytes() > compact_bytes;
-        if since < compact_entries && !(large && since > 0) {
+        let due = since >= compact_entries || large || self.snapshot_due;
+        if since == 0 || !due {
             return Ok(());
         }
+        self.snapshot_due = false;
         // Entries that are kept for others must not bring the next snapshot about.
         let keep = if large { 0 } else { keep_entries };
         let data = self.state.snapshot();
@@ -509,15 +561,21 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
         Ok(())
     }
 
-    fn leader(&self) -> Option<u64> {
+    pub(super) fn leader(&self) -> Option<u64> {
         Some(self.node.raft.leader_id).filter(|&id| id != 0)
     }
 
     fn publish(&mut self) {
         let raft = &self.node.raft;
         let (leader, commit) = (self.leader(), raft.raft_log.committed);
+        let standing = self.standing();
         let mut members: Vec<Member> = (raft.prs().iter())
-            .map(|(&id, progress)| Member { id, matched: progress.matched })
+            .map(|(&id, progress)| Member {
+                id,
+                matched: progress.matched,
+                learner: standing.learners.contains(&id),
+                heard: standing.heard.contains(&id),
+            })
             .collect();
         members.sort_unstable_by_key(|member| member.id);
         let status = Status {

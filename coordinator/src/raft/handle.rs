@@ -57,7 +57,35 @@ pub(super) enum Input {
     SnapshotSent(u64),
     Propose(Vec<u8>, oneshot::Sender<Result<Outcome, Error>>),
     Read(oneshot::Sender<Result<(), Error>>),
+    ChangeMembers(Wish, oneshot::Sender<Result<Outcome, Error>>),
+    Transfer {
+        from: u64,
+        to: u64,
+        reply: oneshot::Sender<Result<Outcome, Error>>,
+    },
+    /// This member is told that it was removed.
+    Removed,
+    /// Another member does not let this one come back.
+    Expelled(String),
     Leave(oneshot::Sender<()>),
+}
+
+/// A change of the group that an operator asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// What.
+    pub kind: WishKind,
+    /// Only say whether it may be.
+    pub dry_run: bool,
+}
+
+/// See [`Wish`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WishKind {
+    /// A new member at this address; number 0: the next.
+    Add(u64, String),
+    /// A member leaves.
+    Remove(u64),
 }
 
 /// How a member stands.
@@ -94,6 +122,10 @@ pub struct Member {
     pub id: u64,
     /// Index up to which its log is known to be the leader's.
     pub matched: u64,
+    /// It does not vote yet.
+    pub learner: bool,
+    /// Something was heard of it within the shortest time after which a follower misses its leader.
+    pub heard: bool,
 }
 
 /// Asks the driver. Cheap to clone.
@@ -122,6 +154,22 @@ impl Handle {
     pub async fn read(&self) -> Result<Arc<Cluster>, Error> {
         self.ask(Input::Read).await?;
         Ok(self.cluster())
+    }
+
+    /// Changes the group: the answer names the member, and says whether it was not so before.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn change_members(&self, wish: Wish) -> Result<Reply, Error> {
+        Ok(self.ask(|reply| Input::ChangeMembers(wish, reply)).await??)
+    }
+
+    /// Has `to` lead (0: whoever is furthest), unless somebody else than `from` does already. Answers before it is so.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn transfer_leader(&self, from: u64, to: u64) -> Result<Reply, Error> {
+        Ok(self.ask(|reply| Input::Transfer { from, to, reply }).await??)
     }
 
     async fn ask<T>(

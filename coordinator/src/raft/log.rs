@@ -34,7 +34,10 @@ pub enum Error {
         problem: String,
     },
     /// The directory is that of another member or cluster.
-    #[error("the data directory belongs to {found}, but this process is {expected}")]
+    #[error(
+        "the data directory belongs to {found}, but this process is {expected}; --peers says who founded the group, also where members were added \
+         and removed since"
+    )]
     Stranger {
         /// Whose it is.
         found: Identity,
@@ -62,7 +65,7 @@ pub struct Identity {
     pub cluster: String,
     /// Number of the member.
     pub member: u64,
-    /// Numbers of all members, rising.
+    /// Numbers of the members that founded the group, rising: who votes where its log begins.
     pub voters: Vec<u64>,
 }
 
@@ -149,6 +152,8 @@ pub trait Disk: Send + 'static {
 #[derive(Debug)]
 pub struct Log<D> {
     image: Image,
+    /// Of the group, at the last entry that is applied.
+    members: ConfState,
     /// Of the entries in the image.
     bytes: u64,
     disk: D,
@@ -177,7 +182,13 @@ impl<D: Disk> Log<D> {
         let snapshot_index = image.snapshot.as_ref().map_or(0, |one| one.get_metadata().index);
         image.hard_state.commit = image.hard_state.commit.max(snapshot_index);
         let bytes = image.entries.iter().map(entry_bytes).sum();
-        Ok(Log { image, bytes, disk })
+        let members = members(&image);
+        Ok(Log { image, members, bytes, disk })
+    }
+
+    /// A change of the group was applied: the next snapshot says so.
+    pub fn set_members(&mut self, members: ConfState) {
+        self.members = members;
     }
 
     /// Writes what a `Ready` asks for; durable on return if `sync`. Entries replace what is there from the first one's index on.
@@ -236,6 +247,7 @@ impl<D: Disk> Log<D> {
         self.image.snapshot = Some(snapshot.clone());
         self.image.truncated = position;
         self.image.hard_state = hard_state;
+        self.members = members(&self.image);
         Ok(())
     }
 
@@ -249,7 +261,7 @@ impl<D: Disk> Log<D> {
         snapshot.set_data(data.into());
         let metadata = snapshot.mut_metadata();
         (metadata.index, metadata.term) = (index, term);
-        metadata.set_conf_state(self.conf_state());
+        metadata.set_conf_state(self.members.clone());
         let first = self.image.truncated.index + 1;
         let until = index.saturating_sub(keep);
         let truncated = (first <= until).then(|| Position {
@@ -335,10 +347,17 @@ impl<D: Disk> Log<D> {
         let gone = self.image.entries.drain(kept..);
         self.bytes -= gone.map(|entry| entry_bytes(&entry)).sum::<u64>();
     }
+}
 
-    fn conf_state(&self) -> ConfState {
-        let voters = self.image.identity.as_ref().map(|identity| identity.voters.clone());
-        ConfState::from((voters.unwrap_or_default(), Vec::new()))
+/// Who is in the group where what `image` has of the log begins: as the snapshot says, or as it was founded.
+fn members(image: &Image) -> ConfState {
+    let snapshot = image.snapshot.as_ref().map(|snapshot| snapshot.get_metadata().get_conf_state());
+    match snapshot.filter(|members| !members.voters.is_empty()) {
+        Some(members) => members.clone(),
+        None => {
+            let voters = image.identity.as_ref().map(|identity| identity.voters.clone());
+            ConfState::from((voters.unwrap_or_default(), Vec::new()))
+        }
     }
 }
 
@@ -355,7 +374,7 @@ pub fn position(snapshot: &Snapshot) -> Position {
 
 impl<D: Disk> Storage for Log<D> {
     fn initial_state(&self) -> raft::Result<RaftState> {
-        Ok(RaftState::new(self.image.hard_state.clone(), self.conf_state()))
+        Ok(RaftState::new(self.image.hard_state.clone(), members(&self.image)))
     }
 
     fn entries(

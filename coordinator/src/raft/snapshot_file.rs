@@ -24,6 +24,9 @@ pub(super) struct SnapshotRecord {
     bytes: u64,
     #[prost(uint32, tag = "5")]
     crc32: u32,
+    /// Members that do not vote yet.
+    #[prost(uint64, repeated, tag = "6")]
+    learners: Vec<u64>,
 }
 
 impl SnapshotRecord {
@@ -39,6 +42,7 @@ pub(super) fn write(directory: &Path, snapshot: &Snapshot) -> Result<SnapshotRec
         index: metadata.index,
         term: metadata.term,
         voters: metadata.get_conf_state().voters.clone(),
+        learners: metadata.get_conf_state().learners.clone(),
         bytes: snapshot.data.len() as u64,
         crc32: crc32fast::hash(&snapshot.data),
     };
@@ -70,7 +74,7 @@ pub(super) fn read(directory: &Path, record: &SnapshotRecord) -> Result<Snapshot
     snapshot.set_data(data.into());
     let metadata = snapshot.mut_metadata();
     (metadata.index, metadata.term) = (record.index, record.term);
-    metadata.set_conf_state(ConfState::from((record.voters.clone(), Vec::new())));
+    metadata.set_conf_state(ConfState::from((record.voters.clone(), record.learners.clone())));
     Ok(snapshot)
 }
 

@@ -7,17 +7,23 @@ use downpour_proto::v1;
 
 use super::Service;
 use crate::liveness::Liveness;
+use crate::state::members::Member;
 use crate::state::{Cluster, Job, Node};
 
 impl Service {
     pub(super) fn cluster_reply(&self, cluster: &Cluster) -> v1::GetClusterReply {
         let status = self.handle.status();
-        let member = |(&id, address): (&u64, &String)| v1::MemberView {
-            id,
-            address: address.clone(),
-            leader: status.leader == Some(id),
-            term: status.term,
-            matched: status.members.iter().find(|one| one.id == id).map_or(0, |one| one.matched),
+        let member = |(id, member): (u64, Member)| {
+            let seen = status.members.iter().find(|one| one.id == id).copied().unwrap_or_default();
+            v1::MemberView {
+                id,
+                address: member.address,
+                leader: status.leader == Some(id),
+                term: status.term,
+                matched: seen.matched,
+                learner: !member.voter,
+                heard: seen.heard,
+            }
         };
         let liveness = self.liveness.lock();
         let load = |node: &Arc<Node>| v1::NodeStatus {
@@ -26,7 +32,7 @@ impl Service {
         };
         v1::GetClusterReply {
             version: cluster.version,
-            members: self.group.members.iter().map(member).collect(),
+            members: self.group.now(cluster).list.into_iter().map(member).collect(),
             nodes: cluster.nodes.values().map(|node| (&node.view).into()).collect(),
             jobs: cluster.jobs.values().map(|job| job_status(job, &liveness)).collect(),
             loads: cluster.nodes.values().map(load).collect(),

@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use downpour_core::id::{JobId, NodeId};
-use downpour_proto::v1;
+use downpour_core::spec::check_range;
 use downpour_proto::v1::operator_server::Operator;
 use downpour_proto::v1::shard_placement::Placing as Wire;
+use downpour_proto::{Invalid, v1};
 use tonic::{Request, Response, Status};
 use tracing::info;
 
 use super::{Answer, Service, mismatch};
 use crate::balance;
-use crate::command::Body;
+use crate::command::{Body, check_address};
+use crate::raft::{Wish, WishKind};
 use crate::state::moves::{self, Placement, Placing};
 use crate::state::{Cluster, Reply};
 
@@ -41,6 +43,9 @@ fn paced(placements: Vec<v1::ShardPlacement>) -> Vec<Vec<v1::ShardPlacement>> {
     turns.retain(|turn| !turn.is_empty());
     turns
 }
+
+/// For another member to take over; it has the log already, or nearly.
+const TRANSFER_PATIENCE: Duration = Duration::from_secs(2);
 
 #[tonic::async_trait]
 impl Operator for Service {
@@ -140,6 +145,75 @@ impl Operator for Service {
         let events = cluster.events.iter().map(Into::into).collect();
         Ok(Response::new(v1::GetEventsReply { events }))
     }
+
+    async fn add_coordinator(
+        &self,
+        request: Request<v1::AddCoordinatorRequest>,
+    ) -> Answer<v1::AddCoordinatorReply> {
+        let v1::AddCoordinatorRequest { id, address, dry_run } = request.into_inner();
+        check_address("address", &address)?;
+        let (id, added) = self.change_members(WishKind::Add(id, address), dry_run).await?;
+        Ok(Response::new(v1::AddCoordinatorReply { id, added }))
+    }
+
+    async fn remove_coordinator(
+        &self,
+        request: Request<v1::RemoveCoordinatorRequest>,
+    ) -> Answer<v1::RemoveCoordinatorReply> {
+        let v1::RemoveCoordinatorRequest { id, dry_run } = request.into_inner();
+        check_range("id", id, 1, u64::MAX).map_err(Invalid::from)?;
+        let (_, removed) = self.change_members(WishKind::Remove(id), dry_run).await?;
+        Ok(Response::new(v1::RemoveCoordinatorReply { removed }))
+    }
+
+    async fn pause_job(&self, request: Request<v1::PauseJobRequest>) -> Answer<v1::PauseJobReply> {
+        let reply = self.propose(Body::PauseJob(request.into_inner())).await?;
+        let Reply::Changed(changed) = reply else { return Err(mismatch(&reply)) };
+        Ok(Response::new(v1::PauseJobReply { changed }))
+    }
+
+    async fn evict_session(
+        &self,
+        request: Request<v1::EvictSessionRequest>,
+    ) -> Answer<v1::EvictSessionReply> {
+        let reply = self.propose(Body::EvictSession(request.into_inner())).await?;
+        let Reply::Changed(evicted) = reply else { return Err(mismatch(&reply)) };
+        Ok(Response::new(v1::EvictSessionReply { evicted }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<v1::TransferLeaderRequest>,
+    ) -> Answer<v1::TransferLeaderReply> {
+        let v1::TransferLeaderRequest { from, to } = request.into_inner();
+        check_range("from", from, 1, u64::MAX).map_err(Invalid::from)?;
+        let mut standing = self.handle.watch_status();
+        let reply = self.handle.transfer_leader(from, to).await;
+        let reply = reply.map_err(|error| self.status(error))?;
+        let Reply::Member { id, changed } = reply else { return Err(mismatch(&reply)) };
+        if !changed {
+            return Ok(Response::new(v1::TransferLeaderReply { leader: id }));
+        }
+        let handed_over = standing.wait_for(|status| status.leader.is_some() && !status.leads());
+        let leader = match tokio::time::timeout(TRANSFER_PATIENCE, handed_over).await {
+            Ok(Ok(status)) => status.leader.unwrap_or(0),
+            Ok(Err(_)) => return Err(Status::unavailable("this member is stopping")),
+            Err(_) => {
+                return Err(Status::unavailable(format!("member {id} did not take over in time")));
+            }
+        };
+        Ok(Response::new(v1::TransferLeaderReply { leader }))
+    }
+}
+
+impl Service {
+    async fn change_members(&self, kind: WishKind, dry_run: bool) -> Result<(u64, bool), Status> {
+        let reply = self.handle.change_members(Wish { kind, dry_run }).await;
+        match reply.map_err(|error| self.status(error))? {
+            Reply::Member { id, changed } => Ok((id, changed)),
+            reply => Err(mismatch(&reply)),
+        }
+    }
 }
 
 /// How a placement stands.
@@ -185,7 +259,8 @@ mod tests {
     fn few_primaries_change_at_once_and_everything_is_placed() {
         let server = v1::ServerRef { node: 1, incarnation: 1 };
         for (promotions, turns, most) in [(0, 1, 0), (4, 1, 4), (11, 3, 4), (400, 20, 20)] {
-            let moves = (0..30).map(|number| placement(number, Wire::Move(v1::ShardMove::default())));
+            let moves =
+                (0..30).map(|number| placement(number, Wire::Move(v1::ShardMove::default())));
             let changes =
                 (30..30 + promotions).map(|number| placement(number, Wire::Promote(server)));
             let paced = paced(moves.chain(changes).collect());

@@ -12,6 +12,7 @@ use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use crate::raft::peers::Group;
 use crate::state::{Cluster, Job};
 
 /// A stream of events.
@@ -22,10 +23,11 @@ pub type Events = Pin<Box<dyn Stream<Item = Result<v1::WatchEvent, Status>> + Se
 pub fn events(
     mut clusters: Receiver<Arc<Cluster>>,
     job: Option<JobId>,
+    group: Group,
     stop: CancellationToken,
 ) -> Events {
     clusters.mark_changed();
-    let watcher = (clusters, Told { job, version: None, jobs: BTreeSet::new() }, stop);
+    let watcher = (clusters, Told { job, group, version: None, jobs: BTreeSet::new() }, stop);
     Box::pin(futures::stream::unfold(watcher, async |(mut clusters, mut told, stop)| {
         loop {
             tokio::select! {
@@ -44,6 +46,7 @@ pub fn events(
 struct Told {
     /// The only job that it wants.
     job: Option<JobId>,
+    group: Group,
     /// None: nothing.
     version: Option<u64>,
     jobs: BTreeSet<JobId>,
@@ -59,16 +62,24 @@ impl Told {
         let (ids, jobs): (BTreeSet<JobId>, Vec<&Arc<Job>>) = jobs.unzip();
         let changed = jobs.into_iter().filter(|job| whole || job.view.version > since);
         let nodes = cluster.nodes.values().filter(|node| whole || node.version > since);
+        let moved = cluster.members.version > since;
+        let coordinators = match whole || moved {
+            true => self.group.now(cluster).list.into_values().map(|one| one.address).collect(),
+            false => Vec::new(),
+        };
         let event = v1::WatchEvent {
             version: cluster.version,
             whole,
             jobs: changed.map(|job| (&job.view).into()).collect(),
             deleted_jobs: self.jobs.difference(&ids).map(|job| job.0).collect(),
             nodes: nodes.map(|node| (&node.view).into()).collect(),
+            coordinators,
+            coordinators_version: cluster.members.version,
         };
         self.version = Some(cluster.version);
         self.jobs = ids;
         let news = whole
+            || moved
             || !(event.jobs.is_empty() && event.deleted_jobs.is_empty() && event.nodes.is_empty());
         news.then_some(event)
     }

@@ -76,6 +76,20 @@ impl State {
         Ok(Reply::Done)
     }
 
+    /// Whether its workers begin further steps.
+    pub(super) fn pause_job(&mut self, id: JobId, paused: bool) -> Outcome {
+        let version = self.cluster.version;
+        let name = self.job(id)?.view.spec.name.clone();
+        let view = &mut self.job_mut(id).view;
+        let changed = view.orders.paused != paused;
+        if changed {
+            (view.orders.paused, view.version) = (paused, version);
+            let what = if paused { "is paused: its workers hold" } else { "goes on" };
+            self.tell("job", format!("job {name} {what}"));
+        }
+        Ok(Reply::Changed(changed))
+    }
+
     pub(super) fn define(
         &mut self,
         id: JobId,

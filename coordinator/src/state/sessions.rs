@@ -1,5 +1,6 @@
 //! Sessions: their numbers rise for ever, over all jobs (protocol 1.4).
 
+use downpour_core::checkpoint::Orders;
 use downpour_core::id::{JobId, SessionId};
 
 use super::requests::Remembered;
@@ -46,5 +47,25 @@ impl State {
             job.view.version = version;
         }
         Ok(Reply::Done)
+    }
+
+    /// Its worker is told that it was an operator. What was closed before is as closed as it can be.
+    pub(super) fn evict_session(&mut self, id: JobId, session: SessionId) -> Outcome {
+        let job = self.job(id)?;
+        if session.0 > self.last.session {
+            return Err(Refused::NotFound(format!("there never was a session {session}")));
+        }
+        let Some(Session { name, .. }) = job.sessions.get(&session) else {
+            return Ok(Reply::Changed(false));
+        };
+        let (name, of) = (name.clone(), job.view.spec.name.clone());
+        let evicted = &mut self.job_mut(id).view.orders.evicted;
+        if evicted.len() == Orders::EVICTED_MAX {
+            evicted.remove(0);
+        }
+        evicted.push(session);
+        self.tell("worker", format!("{name} (session {session} of job {of}) is evicted"));
+        self.close_sessions(&[(id, session)])?;
+        Ok(Reply::Changed(true))
     }
 }

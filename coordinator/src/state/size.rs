@@ -27,6 +27,11 @@ pub(super) fn label_bytes(key: &str, value: &str) -> usize {
     key.len() + value.len() + LABEL_BYTES
 }
 
+/// A number.
+const EVICTED_BYTES: usize = 11;
+/// Of the group of coordinators, with its address.
+const MEMBER_BYTES: usize = 320;
+
 fn set_back_bytes(back: &SetBack) -> usize {
     let SetBack { uri, job, checkpoint, shards } = back;
     let texts = uri.len() + job.len() + checkpoint.len();
@@ -45,6 +50,7 @@ impl Job {
                 self.view.shards.len() * SAVED_BYTES + open.newer_than.len() * size_of::<u64>()
             })
             + self.view.orders.set_back.iter().map(set_back_bytes).sum::<usize>()
+            + self.view.orders.evicted.len() * EVICTED_BYTES
             + self.labels.iter().map(|(key, value)| label_bytes(key, value)).sum::<usize>()
     }
 }
@@ -54,6 +60,7 @@ impl State {
     pub(super) fn bytes_max(&self) -> usize {
         NODE_BYTES
             + EVENTS_BYTES
+            + self.cluster.members.list.len() * MEMBER_BYTES
             + self.cluster.nodes.len() * NODE_BYTES
             + self.cluster.jobs.values().map(|job| job.bytes_max()).sum::<usize>()
             + self.requests.len() * REQUEST_BYTES

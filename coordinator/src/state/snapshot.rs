@@ -8,6 +8,7 @@ use downpour_core::view::{JobView, NodeView};
 use downpour_proto::{Invalid, v1};
 use prost::Message;
 
+use super::members::{Members, MembersRecord};
 use super::requests::{Remembered, Requests};
 use super::{Cluster, Counters, Dense, Event, Job, Node, Session, State};
 
@@ -33,6 +34,8 @@ struct Snapshot {
     events: Vec<v1::ClusterEvent>,
     #[prost(uint64, tag = "10")]
     now_ms: u64,
+    #[prost(message, optional, tag = "80")]
+    members: Option<MembersRecord>,
 }
 
 impl From<&Event> for v1::ClusterEvent {
@@ -117,6 +120,8 @@ impl State {
                 .collect(),
             events: self.cluster.events.iter().map(Into::into).collect(),
             now_ms: self.now_ms,
+            members: (self.cluster.members.version > 0)
+                .then(|| self.cluster.members.as_ref().into()),
         };
         snapshot.encode_to_vec()
     }
@@ -158,6 +163,8 @@ impl State {
             Event { version, at_ms, kind, text }
         };
         cluster.events = Arc::new(snapshot.events.into_iter().map(event).collect());
+        let members = snapshot.members.map(Members::try_from).transpose()?;
+        cluster.members = Arc::new(members.unwrap_or_default());
         Ok(State { cluster, last, requests, now_ms: snapshot.now_ms })
     }
 }

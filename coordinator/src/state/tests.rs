@@ -2,6 +2,7 @@ mod checkpoints;
 mod invariants;
 mod lost;
 mod moves;
+mod operators;
 
 use std::collections::BTreeMap;
 

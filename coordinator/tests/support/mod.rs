@@ -14,6 +14,7 @@ use downpour_node::process::Node;
 use downpour_proto::transport;
 use downpour_proto::v1;
 use downpour_proto::v1::coordinator_client::CoordinatorClient;
+use downpour_proto::v1::operator_client::OperatorClient;
 use downpour_proto::v1::raft_client::RaftClient;
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
@@ -141,6 +142,22 @@ impl Group {
         member.running = Some(Running { node, task });
     }
 
+    /// Starts a process that joins the group of the others, with a directory of its own; gives its address.
+    pub async fn join(&mut self, id: u64) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let config = Config {
+            join: self.members.values().map(|member| member.address.clone()).collect(),
+            data_dir: PathBuf::from(self.directory.path()).join(id.to_string()),
+            raft_tick_ms: 15,
+            common: Common { listen: address.clone(), ..Common::default() },
+            ..Config::default()
+        };
+        self.members.insert(id, Member { address: address.clone(), config, running: None });
+        self.run(id, listener);
+        address
+    }
+
     pub fn ids(&self) -> Vec<u64> {
         self.members.keys().copied().collect()
     }
@@ -200,6 +217,30 @@ impl Group {
         CoordinatorClient::new(channel)
             .max_decoding_message_size(transport::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(transport::MESSAGE_BYTES_MAX)
+    }
+
+    pub fn operator(&self, id: u64) -> OperatorClient<Channel> {
+        OperatorClient::new(transport::channel(&self.members[&id].address).unwrap())
+    }
+
+    /// Asks all members in turn until one answers otherwise than UNAVAILABLE.
+    pub async fn operate<T, F: Future<Output = Result<tonic::Response<T>, Status>>>(
+        &self,
+        request: impl Fn(OperatorClient<Channel>) -> F,
+    ) -> Result<T, Status> {
+        let running = self.members.iter().filter(|(_, member)| member.running.is_some());
+        let clients: Vec<_> = running.map(|(&id, _)| self.operator(id)).collect();
+        eventually("somebody answers", || async {
+            for client in &clients {
+                match request(client.clone()).await {
+                    Ok(reply) => return Ok(Ok(reply.into_inner())),
+                    Err(status) if transient(&status) => {}
+                    Err(status) => return Ok(Err(status)),
+                }
+            }
+            Err("all are unavailable")
+        })
+        .await
     }
 
     pub fn raft_client(&self, id: u64) -> RaftClient<Channel> {

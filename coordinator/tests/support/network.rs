@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use downpour_coordinator::command::Body;
 use downpour_coordinator::metrics::RaftMetrics;
-use downpour_coordinator::raft::log::{Admission, Change, Disk, Error, Identity, Image, Log};
+use downpour_coordinator::raft::log::{self, Admission, Change, Disk, Identity, Image, Log};
 use downpour_coordinator::raft::mem_disk::{MemDisk, Platters};
-use downpour_coordinator::raft::{Driver, Fatal, Handle, Options, driver};
+use downpour_coordinator::raft::{Driver, Error, Fatal, Handle, Options, Wish, WishKind, driver};
+use downpour_coordinator::state::Reply;
 use downpour_node::metrics::Registry;
 use downpour_proto::v1;
 use raft::eraftpb::{Message, MessageType};
@@ -26,11 +27,11 @@ struct TestDisk {
 }
 
 impl Disk for TestDisk {
-    fn load(&mut self) -> Result<Image, Error> {
+    fn load(&mut self) -> Result<Image, log::Error> {
         self.disk.load()
     }
 
-    fn write(&mut self, change: &Change<'_>) -> Result<(), Error> {
+    fn write(&mut self, change: &Change<'_>) -> Result<(), log::Error> {
         let sync = change.sync && (self.honest || change.identity.is_some());
         self.disk.write(&Change { sync, ..change.clone() })
     }
@@ -140,6 +141,7 @@ impl Network {
             compact_entries: 20,
             compact_bytes: 1 << 20,
             keep_entries: 5,
+            founders: (1..=3).map(|id| (id, format!("c{id}:1"))).collect(),
         };
         let metrics = RaftMetrics::new(&Registry::new());
         // Groups of tests are founded by decree, but a member without its disk joins.
@@ -167,6 +169,36 @@ impl Network {
     pub async fn meet(&self, joiner: u64, other: u64) {
         let told = self.members[&other].0.meet(joiner, self.births[&joiner]).await.unwrap();
         self.members[&joiner].0.met(other, told).await;
+    }
+
+    /// A member that is added later, with an unused disk.
+    pub fn start_new(&mut self, id: u64) {
+        self.platters.insert(id, Platters::default());
+        self.start(id);
+    }
+
+    /// Asks whoever leads until it answers otherwise than that it cannot now.
+    pub async fn change(&mut self, kind: WishKind) -> Result<Reply, Error> {
+        loop {
+            self.carry_until(|network| network.leader().is_some()).await;
+            let handle = self.members[&self.leader().unwrap()].0.clone();
+            let wish = Wish { kind: kind.clone(), dry_run: false };
+            let asked = tokio::spawn(async move { handle.change_members(wish).await });
+            self.carry_until(|_| asked.is_finished()).await;
+            match asked.await.unwrap() {
+                Err(Error::NotLeader { .. } | Error::Overloaded | Error::Overwritten) => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Numbers of those that vote, as the leader knows it.
+    pub fn voters(&self) -> Vec<u64> {
+        let Some(leader) = self.leader() else { return Vec::new() };
+        let members = self.members[&leader].0.status().members;
+        members.into_iter().filter(|one| !one.learner).map(|one| one.id).collect()
     }
 
     /// Carries messages until `done`.

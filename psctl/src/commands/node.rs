@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use downpour_core::id::NodeId;
 
 use crate::model::Cluster;
-use crate::output::Format;
+use crate::output::{self, Change, Format};
 
 mod cordon;
 mod describe;
@@ -34,12 +34,17 @@ impl Command {
         match self {
             Self::List(args) => list::run(args, format).await,
             Self::Describe(args) => describe::run(args, format).await,
-            Self::Cordon(args) => cordon::run(args).await,
-            Self::Uncordon(args) => uncordon::run(args).await,
+            Self::Cordon(args) => cordon::run(args, format).await,
+            Self::Uncordon(args) => uncordon::run(args, format).await,
             Self::Drain(args) => drain::run(args, format).await,
-            Self::Remove(args) => remove::run(args).await,
+            Self::Remove(args) => remove::run(args, format).await,
         }
     }
+}
+
+/// What was done, or would be, for scripts.
+fn changed(format: Format, name: String, verb: &'static str, dry_run: bool) -> anyhow::Result<()> {
+    output::changed(format, &Change { noun: "node", name, verb, changed: true, dry_run })
 }
 
 /// The server of this name.

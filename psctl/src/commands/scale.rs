@@ -11,7 +11,7 @@ use downpour_core::view::Admission;
 use tokio::time::{Instant, sleep};
 
 use crate::cli::{Connection, Exit};
-use crate::output::Format;
+use crate::output::{self, Change, Format};
 use crate::plan::{self, Options, Plan};
 
 mod local;
@@ -95,8 +95,15 @@ impl Command {
             eprintln!("{}: {before} servers now, {after} then", args.statefulset);
             leaving.iter().for_each(|name| eprintln!("{name} would be drained and stopped"));
         }
+        let change = Change {
+            noun: "ps",
+            name: args.statefulset.clone(),
+            verb: "scale",
+            changed: args.count != before,
+            dry_run: args.dry_run,
+        };
         if args.dry_run {
-            return Ok(());
+            return output::changed(format, &change);
         }
         if !args.yes {
             plan::ask("Go on?")?;
@@ -110,7 +117,10 @@ impl Command {
         let staying = names(0..args.count);
         until_alive(&coordinators, &staying, args.wait).await?;
         eprintln!("{} servers are there", staying.len());
-        if args.count > before { spread(&coordinators, args.wait).await } else { Ok(()) }
+        if args.count > before {
+            spread(&coordinators, args.wait).await?;
+        }
+        output::changed(format, &change)
     }
 }
 

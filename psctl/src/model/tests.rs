@@ -94,6 +94,8 @@ fn cluster() -> Cluster {
             leader: true,
             term: 4,
             matched: 20,
+            learner: false,
+            heard: true,
         }],
         nodes: vec![node(2, "ps-1", false), node(1, "ps-0", true)],
         jobs: vec![v1::JobStatus {
@@ -120,6 +122,9 @@ fn the_json_of_a_cluster_is_a_promise() {
             "name": name, "node": number, "incarnation": number + 10,
             "address": format!("127.0.0.1:{number}"), "zone": "", "alive": alive, "admission": "open",
             "primaries": primaries, "backups": backups, "rows": rows, "bytes": rows * 100, "rows_per_s": rows as f64,
+            "pull_rows_per_s": 0.0, "log_bytes_per_s": 0.0, "memory_bytes": 0, "memory_limit": 0,
+            "pushed_bytes_per_s": 0.0, "pulled_bytes_per_s": 0.0,
+            "push_p50_s": null, "push_p99_s": null, "pull_p50_s": null, "pull_p99_s": null,
         })
     };
     assert_eq!(
@@ -127,12 +132,12 @@ fn the_json_of_a_cluster_is_a_promise() {
         json!({
             "version": 20,
             "coordinators": [
-                {"id": 1, "address": "127.0.0.1:7070", "leader": true, "term": 4, "matched": 20},
+                {"id": 1, "address": "127.0.0.1:7070", "leader": true, "term": 4, "matched": 20, "learner": false, "heard": true},
             ],
             "nodes": [node("ps-0", 1, true, 1, 0, 10), node("ps-1", 2, false, 1, 1, 20)],
             "jobs": [{
                 "name": "ctr", "job": 1, "shards": 3, "replicas": 2, "min_in_sync": 1, "seed": 7,
-                "version": 9, "lost_shards": 1, "short_shards": 1, "sessions": 1, "rows": 30,
+                "version": 9, "paused": false, "lost_shards": 1, "short_shards": 1, "sessions": 1, "rows": 30,
                 "bytes": 3000, "labels": {"owner": "ads"},
                 "variables": [{
                     "id": 1, "name": "item", "kind": "table", "shape": [16], "group": "g",
@@ -146,7 +151,7 @@ fn the_json_of_a_cluster_is_a_promise() {
         json!({
             "job": "ctr", "shard": 1, "epoch": 2, "set_version": 3, "primary": "ps-1",
             "in_sync": ["ps-1"], "joining": "ps-0", "moving": {"from": "ps-1", "to": "ps-0", "step": "copying"}, "replicas": 2, "lost": false, "rows": 20, "bytes": 2000,
-            "last_lsn": 2_199_023_255_557_u64, "rows_per_s": 20.0, "set_back": null,
+            "last_lsn": 2_199_023_255_557_u64, "rows_per_s": 20.0, "pull_rows_per_s": 0.0, "log_bytes_per_s": 0.0, "set_back": null,
         })
     );
     assert_eq!(

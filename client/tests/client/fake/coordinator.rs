@@ -54,6 +54,7 @@ impl Member {
             jobs: state.view.iter().map(Into::into).collect(),
             deleted_jobs: Vec::new(),
             nodes: state.nodes.values().map(Into::into).collect(),
+            ..WatchEvent::default()
         }
     }
 }

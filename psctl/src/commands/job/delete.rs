@@ -6,7 +6,7 @@ use downpour_core::id::JobId;
 
 use crate::cli::{Connection, Exit};
 use crate::model::Job;
-use crate::output::{self, Format, count};
+use crate::output::{self, Change, Format, count};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -40,7 +40,9 @@ pub(crate) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     }
     coordinators.delete_job(JobId(job.job)).await?;
     eprintln!("deleted");
-    Ok(())
+    let change =
+        Change { noun: "job", name: args.name, verb: "delete", changed: true, dry_run: false };
+    output::changed(format, &change)
 }
 
 fn describe(job: &Job) -> String {

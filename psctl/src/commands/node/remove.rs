@@ -1,6 +1,7 @@
 //! `psctl node remove`
 
 use crate::cli::Connection;
+use crate::output::Format;
 use crate::plan;
 
 #[derive(Debug, clap::Args)]
@@ -24,7 +25,7 @@ pub(crate) struct Args {
     connection: Connection,
 }
 
-pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+pub(crate) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let coordinators = args.connection.coordinators()?;
     let cluster = args.connection.cluster().await?;
     let id = super::find(&cluster, &args.name)?;
@@ -34,12 +35,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         anyhow::ensure!(held == 0, "{} holds {held} shards: drain it first", args.name);
         anyhow::ensure!(!alive, "{} is alive: stop its process first", args.name);
         eprintln!("{} would be removed", args.name);
-        return Ok(());
+        return super::changed(format, args.name, "remove", true);
     }
     if !args.yes {
         plan::ask(&format!("Forget {}?", args.name))?;
     }
     coordinators.remove_node(id).await?;
     eprintln!("removed");
-    Ok(())
+    super::changed(format, args.name, "remove", false)
 }

@@ -3,6 +3,7 @@
 use downpour_core::view::Admission;
 
 use crate::cli::Connection;
+use crate::output::Format;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -21,14 +22,14 @@ pub(crate) struct Args {
     connection: Connection,
 }
 
-pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+pub(crate) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let coordinators = args.connection.coordinators()?;
     let node = super::find(&args.connection.cluster().await?, &args.name)?;
     if args.dry_run {
         eprintln!("{} would be uncordoned", args.name);
-        return Ok(());
+        return super::changed(format, args.name, "uncordon", true);
     }
     coordinators.admit_node(node, Admission::Open).await?;
     eprintln!("{} is given copies again", args.name);
-    Ok(())
+    super::changed(format, args.name, "uncordon", false)
 }

@@ -1,0 +1,27 @@
+//! `psctl job pause`
+
+use crate::cli::Connection;
+use crate::output::Format;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  psctl job pause ctr
+  psctl job pause ctr --dry-run
+
+Workers end the steps that they have begun, say that they hold, and begin no further one; their sessions stay open. Servers go on, and so do
+checkpoints, moves and evaluations. psctl job resume ends it.
+Exit status: 0 done, also where it was so before; 1 failed; 2 wrong usage.")]
+pub(crate) struct Args {
+    /// Name of the job
+    name: String,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+pub(crate) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
+    super::set_paused(&args.connection, &args.name, true, args.dry_run, format).await
+}
