@@ -1,7 +1,7 @@
 //! Compiles the `.proto` files without an installed `protoc`.
 
 /// What definitions and the small state of a shard are made of: checkpoints hold them as JSON.
-const IN_CHECKPOINTS: [&str; 26] = [
+const IN_CHECKPOINTS: [&str; 30] = [
     "JobSpec",
     "Variable",
     "VariableSpec",
@@ -28,11 +28,16 @@ const IN_CHECKPOINTS: [&str; 26] = [
     "CutCell",
     "CutRefusal",
     "Refusal",
+    "LedgerRecord",
+    "LedgerPlan",
+    "LedgerHolder",
+    "PositionRange",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["types", "coordinator", "operator", "raft", "shard", "replica", "checkpoint"]
-        .map(|name| format!("downpour/v1/{name}.proto"));
+    let files =
+        ["types", "coordinator", "operator", "raft", "shard", "replica", "checkpoint", "ledger"]
+            .map(|name| format!("downpour/v1/{name}.proto"));
     for file in &files {
         println!("cargo:rerun-if-changed={file}");
     }

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use downpour_core::cells::ClosedSessions;
 use downpour_core::id::{Lsn, ShardId, VariableId};
+use downpour_core::ledger::Ledger;
 use downpour_core::spec::{JobSpec, Variable, check_range};
 use downpour_proto::v1;
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,8 @@ pub struct Manifest {
     pub chain: Vec<CheckpointName>,
     /// A file for each shard, in order.
     pub files: Vec<ShardEntry>,
+    /// What was trained of the job's data, nothing of it held: what is done is in every shard.
+    pub ledger: Option<Ledger>,
 }
 
 /// The file of a shard.
@@ -93,6 +96,8 @@ struct Text {
     sessions: v1::ClosedSessions,
     chain: Vec<String>,
     files: Vec<FileText>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ledger: Option<v1::LedgerRecord>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -138,6 +143,7 @@ impl Manifest {
             sessions: (&self.sessions).into(),
             chain: self.chain.iter().map(ToString::to_string).collect(),
             files: self.files.iter().zip(0..).map(file).collect(),
+            ledger: self.ledger.as_ref().map(Into::into),
         };
         let text = serde_json::to_string(&text).expect("numbers and text are JSON");
         let crc32 = crc32fast::hash(text.as_bytes());
@@ -190,6 +196,7 @@ impl Manifest {
             sessions: text.sessions.try_into()?,
             chain,
             files,
+            ledger: text.ledger.map(Ledger::try_from).transpose()?,
         })
     }
 

@@ -63,6 +63,7 @@ mod driver;
 mod encode;
 mod error;
 mod framed;
+mod ledger;
 mod operator;
 mod outbox;
 mod partition;

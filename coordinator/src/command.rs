@@ -9,6 +9,7 @@ use downpour_checkpoint::manifest::CHAIN_MAX;
 use downpour_checkpoint::name::CheckpointName;
 use downpour_core::checkpoint::{CheckpointOrder, RestoreOrder, SetBack};
 use downpour_core::id::{Epoch, JobId, Lsn, NodeId, ServerRef, SessionId, ShardId, VariableId};
+use downpour_core::ledger::{Advance, Ledger, Plan};
 use downpour_core::spec::{JobSpec, Variable, VariableSpec, check_name, check_range};
 use downpour_core::view::Admission;
 use downpour_proto::{Invalid, convert, v1};
@@ -41,7 +42,7 @@ pub struct Logged {
     /// What is to be done.
     #[prost(
         oneof = "Body",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24, 25, 80, 81, 82"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24, 25, 60, 61, 80, 81, 82"
     )]
     pub body: Option<Body>,
     /// Wall time of who proposed it, in milliseconds since 1970: for people.
@@ -103,6 +104,10 @@ pub enum Body {
     PauseJob(v1::PauseJobRequest),
     #[prost(message, tag = "82")]
     EvictSession(v1::EvictSessionRequest),
+    #[prost(message, tag = "60")]
+    DefineLedger(v1::DefineLedgerRequest),
+    #[prost(message, tag = "61")]
+    AdvanceLedger(v1::AdvanceLedgerRequest),
 }
 
 /// Sessions of any jobs.
@@ -224,6 +229,8 @@ pub struct RestoreJob {
     /// See [`v1::RestoreJobRequest`].
     #[prost(uint64, tag = "8")]
     pub if_version: u64,
+    #[prost(message, optional, tag = "60")]
+    pub ledger: Option<v1::LedgerRecord>,
 }
 
 /// Lost shards of a job go on from a checkpoint.
@@ -248,6 +255,8 @@ pub struct SetBackShards {
     pub labels: BTreeMap<String, String>,
     #[prost(uint32, repeated, tag = "8")]
     pub initialized: Vec<u32>,
+    #[prost(message, optional, tag = "60")]
+    pub ledger: Option<v1::LedgerRecord>,
 }
 
 /// See [`Again`].
@@ -355,6 +364,10 @@ pub enum Command {
     PauseJob(JobId, bool),
     /// An operator closes a session.
     EvictSession(JobId, SessionId),
+    /// A worker says what it is to train.
+    DefineLedger(JobId, SessionId, Plan),
+    /// What it did of the ledger of this generation, and wants.
+    AdvanceLedger(JobId, SessionId, u64, Advance),
 }
 
 /// See [`BeginCheckpoint`].
@@ -390,6 +403,7 @@ pub struct Restoring {
     pub order: RestoreOrder,
     pub replace: bool,
     pub if_version: Option<u64>,
+    pub ledger: Option<Ledger>,
 }
 
 /// See [`v1::RegisterServerRequest`].
@@ -565,6 +579,15 @@ impl TryFrom<Body> for Command {
             Body::EvictSession(request) => {
                 Command::EvictSession(job(request.job)?, session(request.session)?)
             }
+            Body::DefineLedger(request) => {
+                let v1::DefineLedgerRequest { job: id, session: one, plan } = request;
+                let plan = plan.ok_or_else(|| Invalid::new("plan", "is not given"))?.try_into()?;
+                Command::DefineLedger(job(id)?, session(one)?, plan)
+            }
+            Body::AdvanceLedger(request) => {
+                let (id, one) = (job(request.job)?, session(request.session)?);
+                Command::AdvanceLedger(id, one, request.generation, request.try_into()?)
+            }
         })
     }
 }
@@ -647,6 +670,7 @@ impl TryFrom<RestoreJob> for Restoring {
             order,
             replace,
             if_version,
+            ledger,
         } = restore;
         let order: RestoreOrder = order.ok_or_else(missing("order"))?.into();
         check_uri(&order.uri)?;
@@ -667,6 +691,7 @@ impl TryFrom<RestoreJob> for Restoring {
             order,
             replace,
             if_version: given(if_version),
+            ledger: ledger.map(Ledger::try_from).transpose()?,
         })
     }
 }
@@ -675,8 +700,17 @@ impl TryFrom<SetBackShards> for SettingBack {
     type Error = Invalid;
 
     fn try_from(setting: SetBackShards) -> Result<Self, Invalid> {
-        let SetBackShards { job: id, uri, of, checkpoint, epoch_min, shards, labels, initialized } =
-            setting;
+        let SetBackShards {
+            job: id,
+            uri,
+            of,
+            checkpoint,
+            epoch_min,
+            shards,
+            labels,
+            initialized,
+            ledger,
+        } = setting;
         check_uri(&uri)?;
         check_name("of", &of)?;
         check_checkpoint(&checkpoint)?;
@@ -685,7 +719,8 @@ impl TryFrom<SetBackShards> for SettingBack {
         let from = SetBack { uri, job: of, checkpoint, shards: BTreeMap::new() };
         let initialized = initialized.into_iter().map(VariableId).collect();
         let (job, epoch_min) = (job(id)?, Epoch(epoch_min));
-        Ok(SettingBack { job, from, epoch_min, shards, labels, initialized })
+        let ledger = ledger.map(Ledger::try_from).transpose()?;
+        Ok(SettingBack { job, from, epoch_min, shards, labels, initialized, ledger })
     }
 }
 

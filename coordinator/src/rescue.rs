@@ -122,6 +122,7 @@ async fn set_back(handle: &Handle, id: JobId, shards: &[Lost]) -> Result<(), Fai
         shards: again.into_iter().map(AgainEntry::from).collect(),
         labels: manifest.labels.clone(),
         initialized: manifest.initialized.iter().map(|variable| variable.0).collect(),
+        ledger: manifest.ledger.as_ref().map(Into::into),
     };
     handle.propose(Body::SetBack(command)).await?;
     info!(job = %id, "set back");

@@ -344,6 +344,7 @@ pub async fn restore(
         order: Some(order),
         replace,
         if_version,
+        ledger: manifest.ledger.as_ref().map(Into::into),
     };
     Ok((command, manifest.checkpoint.clone()))
 }

@@ -1,6 +1,7 @@
 //! The gRPC service: decode, ask the [`Handle`], encode. What a request means is decided in [`crate::state`].
 
 mod cluster;
+mod ledger;
 mod operator;
 pub(crate) mod status;
 pub mod watch;
@@ -386,6 +387,20 @@ impl Coordinator for Service {
         let Reply::Created { job, .. } = reply else { return Err(mismatch(&reply)) };
         info!(%job, %checkpoint, "job begins from a checkpoint");
         Ok(Response::new(v1::RestoreJobReply { job: job.0, checkpoint: checkpoint.to_string() }))
+    }
+
+    async fn define_ledger(
+        &self,
+        request: Request<v1::DefineLedgerRequest>,
+    ) -> Answer<v1::DefineLedgerReply> {
+        self.define_ledger(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn advance_ledger(
+        &self,
+        request: Request<v1::AdvanceLedgerRequest>,
+    ) -> Answer<v1::AdvanceLedgerReply> {
+        self.advance_ledger(request.into_inner()).await.map(Response::new)
     }
 
     async fn get_cluster(

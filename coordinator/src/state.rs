@@ -4,7 +4,7 @@
 //! state everywhere. A command that is refused changes nothing. [`Cluster`] is the part that others see: it is cheap to clone, and each node
 //! and job in it names the position in the log that last changed it, so that a watcher can be told exactly what it lacks.
 //!
-//! Follow a command: [`State::apply`] dispatches to [`nodes`] (registering, judging), [`jobs`] (creating, variables, labels) or [`sessions`];
+//! Follow a command: [`State::apply`] dispatches to [`nodes`] (registering, judging), [`jobs`] (creating, variables, labels) or [`sessions`], or [`ledgers`] (who trains what);
 //! whenever a life of a server begins or ends, [`routes`] decides what that means for each shard; [`joins`] finds those that lack a member, [`moves`] carries copies elsewhere. [`members`] is the group of coordinators itself. [`snapshot`] is the encoding of it
 //! all, and [`size`] keeps that within one message.
 
@@ -12,6 +12,7 @@ pub mod checkpoints;
 mod events;
 mod jobs;
 pub mod joins;
+mod ledgers;
 pub mod lost;
 pub mod members;
 pub mod moves;
@@ -28,6 +29,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use downpour_core::id::{JobId, NodeId, ServerRef, SessionId, VariableId};
+use downpour_core::ledger::Ledger;
 use downpour_core::placement::{Candidate, TooFewServers};
 use downpour_core::routing::ShardRoute;
 use downpour_core::spec::Variable;
@@ -69,6 +71,8 @@ pub struct Cluster {
     pub nodes: BTreeMap<NodeId, Arc<Node>>,
     /// Jobs by number.
     pub jobs: BTreeMap<JobId, Arc<Job>>,
+    /// Tasks of the jobs' data. Apart from the jobs: they change with every task, and no watcher is told.
+    pub ledgers: BTreeMap<JobId, Arc<Ledger>>,
     /// What was decided of late, oldest first.
     pub events: Arc<VecDeque<Event>>,
     /// The group of coordinators, where it was changed.
@@ -244,6 +248,10 @@ impl State {
             Command::BeginMember(address, birth) => self.begin_member(&address, birth),
             Command::PauseJob(job, paused) => self.pause_job(job, paused),
             Command::EvictSession(job, session) => self.evict_session(job, session),
+            Command::DefineLedger(job, session, plan) => self.define_ledger(job, session, plan),
+            Command::AdvanceLedger(job, session, generation, advance) => {
+                self.advance_ledger(job, session, generation, &advance)
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Names: [`id`] (who and where in a log), [`spec`] (what users define), [`view`] (what the coordinator tells everybody).
 //! Where things live: [`routing`] (key → shard), [`placement`] (shard → servers), [`rebalance`] (the same by what is measured).
-//! Exactly once: [`cells`] (what each session last did to a shard), [`lineage`] (which log positions belong to a shard's history).
+//! Exactly once: [`cells`] (what each session last did to a shard), [`lineage`] (which log positions belong to a shard's history), [`ledger`] (who trains which task).
 //! Arithmetic, bit for bit the same on every machine: [`mix`] (hashing), [`init`] (first values), [`optimizer`] (updates),
 //! [`tensor_bytes`] (raw tensors read in place). Speed alone: [`prefetch`] (asking for memory before it is needed). For the simulation alone: [`planted`].
 
@@ -15,6 +15,7 @@ pub mod checkpoint;
 pub mod id;
 pub mod init;
 mod instruction_set;
+pub mod ledger;
 pub mod lineage;
 pub mod mix;
 pub mod optimizer;

@@ -1,9 +1,7 @@
-mod skip;
-
 use std::sync::Arc;
 
 use crate::rng::Rng;
-use crate::{BatchReader, Chunk, Dataset, Encoded, Encoder, Result, Task};
+use crate::{BatchReader, Chunk, Dataset, Encoded, Encoder, Finished, Result, Task};
 
 /// How [`Batches`] cuts and mixes rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +38,8 @@ struct Reading {
     reader: BatchReader,
     /// What is not yet encoded.
     chunk: Option<Chunk>,
+    /// So far.
+    rows: u64,
 }
 
 impl Batches {
@@ -83,7 +83,7 @@ impl Batches {
                 if self.options.shuffle_rows > 0 {
                     self.shuffle.enter(&task);
                 }
-                self.reading = Some(Reading { task, reader, chunk: None });
+                self.reading = Some(Reading { task, reader, chunk: None, rows: 0 });
             } else if self.shuffle.rows() > 0 {
                 self.shuffle.draw(self.shuffle.rows().min(wanted), &mut self.building);
             } else if self.building.rows() > 0 || !self.building.finished.is_empty() {
@@ -123,9 +123,12 @@ impl Batches {
     fn read(&mut self) -> Result<()> {
         let Some(reading) = &mut self.reading else { return Ok(()) };
         reading.chunk = reading.reader.next().transpose()?;
-        if reading.chunk.is_none() {
+        if let Some(chunk) = &reading.chunk {
+            reading.rows += chunk.batch.num_rows() as u64;
+        } else {
             if self.options.shuffle_rows == 0 {
-                self.building.finished.push(reading.task.clone());
+                let (task, rows) = (reading.task.clone(), reading.rows);
+                self.building.finished.push(Finished { task, rows });
             } else {
                 self.building.finished.extend(self.shuffle.leave(&reading.task));
             }
@@ -151,16 +154,6 @@ impl Iterator for Batches {
     }
 }
 
-/// The tasks in an order drawn from a seed.
-#[must_use]
-pub fn shuffled(mut tasks: Vec<Task>, seed: u64) -> Vec<Task> {
-    let mut rng = Rng::new(seed);
-    for i in (1..tasks.len()).rev() {
-        tasks.swap(i, rng.below(i + 1));
-    }
-    tasks
-}
-
 /// Rows from which the next one is drawn at random. It holds at most twice the rows that wait, plus
 /// one chunk: drawn rows stay where they are until they are more than half.
 struct Shuffle {
@@ -178,6 +171,8 @@ struct Shuffle {
 struct Waiting {
     task: Arc<Task>,
     rows: usize,
+    /// With those that wait no more.
+    all_rows: u64,
     read: bool,
 }
 
@@ -192,7 +187,7 @@ impl Shuffle {
     }
 
     fn enter(&mut self, task: &Arc<Task>) {
-        self.tasks.push(Waiting { task: task.clone(), rows: 0, read: false });
+        self.tasks.push(Waiting { task: task.clone(), rows: 0, all_rows: 0, read: false });
     }
 
     fn position(&self, task: &Arc<Task>) -> Option<usize> {
@@ -212,6 +207,7 @@ impl Shuffle {
         self.held += self.rows.rows() - start;
         if let Some(at) = self.position(task) {
             self.tasks[at].rows += batch.num_rows();
+            self.tasks[at].all_rows += batch.num_rows() as u64;
         }
         Ok(())
     }
@@ -240,15 +236,18 @@ impl Shuffle {
     }
 
     /// The task has no more rows to come.
-    fn leave(&mut self, task: &Arc<Task>) -> Option<Arc<Task>> {
+    fn leave(&mut self, task: &Arc<Task>) -> Option<Finished> {
         let at = self.position(task)?;
         self.tasks[at].read = true;
         self.done(at)
     }
 
-    fn done(&mut self, at: usize) -> Option<Arc<Task>> {
+    fn done(&mut self, at: usize) -> Option<Finished> {
         let Waiting { rows, read, .. } = self.tasks[at];
-        (rows == 0 && read).then(|| self.tasks.remove(at).task)
+        (rows == 0 && read).then(|| {
+            let Waiting { task, all_rows, .. } = self.tasks.remove(at);
+            Finished { task, rows: all_rows }
+        })
     }
 }
 

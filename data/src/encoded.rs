@@ -20,7 +20,15 @@ pub struct Encoded {
     pub origins: Vec<Origin>,
     /// Tasks whose last row is in this batch or was in an earlier one. [`crate::Batches`] names each
     /// task once; a task is done when this batch is acknowledged.
-    pub finished: Vec<Arc<Task>>,
+    pub finished: Vec<Finished>,
+}
+
+/// A task of which no row is left.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finished {
+    pub task: Arc<Task>,
+    /// How many it had.
+    pub rows: u64,
 }
 
 /// The keys of one feature: row `i` has `keys[offsets[i]..offsets[i + 1]]`; none is a zero vector.

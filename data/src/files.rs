@@ -10,9 +10,16 @@ use crate::{BatchReader, Dataset, Error, Part, Result, Schema, Task, csv, libfm,
 pub struct Files {
     files: Vec<String>,
     layout: Arc<Layout>,
-    task_rows_max: u64,
-    task_bytes_max: u64,
+    /// Most rows, and bytes of text, of a task; else what [`TASKS`] asks for.
+    task_max: Option<(u64, u64)>,
 }
+
+/// So many tasks there are at least, where a task is then not too small: they are what workers share, and what is trained again when one dies.
+const TASKS: u64 = 128;
+/// Of a task of Parquet: opening one in the middle of a row group passes over all rows before it.
+const TASK_ROWS: (u64, u64) = (1024, 1 << 16);
+/// Of a task of text, which can be opened anywhere.
+const TASK_BYTES: (u64, u64) = (64 << 10, 16 << 20);
 
 /// What readers need to know of a schema.
 #[derive(Debug)]
@@ -40,12 +47,8 @@ pub fn open<S: AsRef<str>>(paths: &[S], schema: &Schema) -> Result<Files> {
         text_columns: schema.text_columns().to_vec(),
         wanted: schema.columns().into_iter().map(String::from).collect(),
     };
-    let files = Files {
-        files: files.into_iter().collect(),
-        layout: Arc::new(layout),
-        task_rows_max: 1 << 16,
-        task_bytes_max: 16 << 20,
-    };
+    let files =
+        Files { files: files.into_iter().collect(), layout: Arc::new(layout), task_max: None };
     files.files.iter().try_for_each(|file| files.format(file).map(drop))?;
     Ok(files)
 }
@@ -57,11 +60,28 @@ impl Files {
         &self.files
     }
 
-    /// Cuts into tasks of at most so many rows (Parquet, 65,536 otherwise) or bytes (text, 16 MiB otherwise).
+    /// Cuts into tasks of at most so many rows (Parquet) or bytes (text). Otherwise there are at least 128 of them, if they do not get smaller than 1,024 rows or 64 KiB,
+    /// and none has more than 65,536 rows or 16 MiB.
     #[must_use]
     pub fn task_size(mut self, rows_max: u64, bytes_max: u64) -> Self {
-        (self.task_rows_max, self.task_bytes_max) = (rows_max.max(1), bytes_max.max(1));
+        self.task_max = Some((rows_max.max(1), bytes_max.max(1)));
         self
+    }
+
+    /// Most rows and bytes of a task.
+    fn task_max(&self) -> Result<(u64, u64)> {
+        if let Some(max) = self.task_max {
+            return Ok(max);
+        }
+        let (mut rows, mut bytes) = (0, 0);
+        for file in &self.files {
+            match self.format(file)? {
+                Format::Parquet => rows += parquet::rows(file)?,
+                _ => bytes += size(file)?,
+            }
+        }
+        let share = |of: u64, (min, max): (u64, u64)| (of / TASKS).clamp(min, max);
+        Ok((share(rows, TASK_ROWS), share(bytes, TASK_BYTES)))
     }
 
     fn format(&self, file: &str) -> Result<Format> {
@@ -79,10 +99,11 @@ impl Files {
 impl Dataset for Files {
     fn tasks(&self) -> Result<Vec<Task>> {
         let mut tasks = Vec::new();
+        let (rows_max, bytes_max) = self.task_max()?;
         for file in &self.files {
             match self.format(file)? {
-                Format::Parquet => tasks.extend(parquet::tasks(file, self.task_rows_max)?),
-                _ => tasks.extend(text_tasks(file, self.task_bytes_max)?),
+                Format::Parquet => tasks.extend(parquet::tasks(file, rows_max)?),
+                _ => tasks.extend(text_tasks(file, bytes_max)?),
             }
         }
         if tasks.is_empty() {
@@ -111,9 +132,13 @@ pub(crate) fn byte_range(task: &Task) -> Result<(u64, u64)> {
     }
 }
 
+fn size(file: &str) -> Result<u64> {
+    Ok(fs::metadata(file).map_err(|error| Error::file(file, error))?.len())
+}
+
 /// Equal byte ranges: a line belongs to the range in which it begins.
 fn text_tasks(file: &str, bytes_max: u64) -> Result<Vec<Task>> {
-    let size = fs::metadata(file).map_err(|error| Error::file(file, error))?.len();
+    let size = size(file)?;
     if size == 0 {
         return Err(Error::file(file, "the file is empty"));
     }

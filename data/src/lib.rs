@@ -7,11 +7,11 @@
 //!
 //! ```no_run
 //! use std::sync::Arc;
-//! use downpour_data::{BatchOptions, Batches, Dataset, Encoder, Schema, open, shuffled};
+//! use downpour_data::{BatchOptions, Batches, Dataset, Encoder, Schema, open};
 //!
 //! let schema = Schema::load("criteo.toml")?;
 //! let data = Arc::new(open(&["train/*.tsv"], &schema)?);
-//! let tasks = shuffled(data.tasks()?, 7);
+//! let tasks = data.tasks()?;
 //! let options = BatchOptions { batch: 1024, shuffle_rows: 16_384, seed: 7 };
 //! for batch in Batches::new(data, Encoder::new(schema), tasks, options) {
 //!     let batch = batch?;
@@ -40,9 +40,9 @@ pub mod schema;
 mod task;
 
 pub use arrow_array::RecordBatch;
-pub use batches::{BatchOptions, Batches, shuffled};
+pub use batches::{BatchOptions, Batches};
 pub use encode::Encoder;
-pub use encoded::{Encoded, Keys, Origin};
+pub use encoded::{Encoded, Finished, Keys, Origin};
 pub use error::{Error, Result};
 pub use files::{Files, open};
 pub use hash::Salt;

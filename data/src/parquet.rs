@@ -13,6 +13,12 @@ use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
 use crate::files::Layout;
 use crate::{BatchReader, CHUNK_ROWS_MAX, Chunk, Error, Part, Result, Task};
 
+/// Rows of a file.
+pub(crate) fn rows(file: &str) -> Result<u64> {
+    let (_, metadata) = load(file)?;
+    Ok(metadata.metadata().file_metadata().num_rows().max(0) as u64)
+}
+
 /// Row groups, cut where they have more than `rows_max` rows.
 pub(crate) fn tasks(file: &str, rows_max: u64) -> Result<Vec<Task>> {
     let (_, metadata) = load(file)?;

@@ -1,5 +1,7 @@
 //! Wire ↔ domain: the only place where bytes from outside become types that the rest trusts.
 
+mod ledger;
+
 use std::collections::BTreeSet;
 
 use downpour_core::cells::{ClosedSessions, Refusal, RefusalReason};

@@ -32,6 +32,12 @@ pub struct Config {
     /// has the last copy of a shard is free only to a process that listens where that one did, on the same boot of the same system: a machine that cannot be reached may go on
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set, value_name = "BOOL")]
     pub exclusive_name: bool,
+    /// End, with status 0, when the job of this name was there and is gone, and nothing of another job is held here; empty: never
+    #[arg(long, value_name = "NAME")]
+    pub for_job: String,
+    /// A job that is gone for less than this is started over
+    #[arg(long, value_name = "MS")]
+    pub for_job_wait_ms: u64,
     /// A backup that acknowledges nothing for this long is removed from its in-sync set
     #[arg(long, value_name = "MS")]
     pub backup_timeout_ms: u64,
@@ -70,6 +76,8 @@ impl Default for Config {
             zone: String::new(),
             uncordon: false,
             exclusive_name: false,
+            for_job: String::new(),
+            for_job_wait_ms: 10_000,
             backup_timeout_ms: 1000,
             check_interval_ms: 10_000,
             log_bytes_max: 512 << 20,
@@ -103,6 +111,11 @@ impl Options for Config {
         let mut problems = self.common.problems();
         if let Err(invalid) = downpour_core::spec::check_name("name", &self.name) {
             problems.push(Problem::new("name", invalid.problem));
+        }
+        if !self.for_job.is_empty()
+            && let Err(invalid) = downpour_core::spec::check_name("for_job", &self.for_job)
+        {
+            problems.push(Problem::new("for_job", invalid.problem));
         }
         if self.coordinators.is_empty() {
             problems.push(Problem::new("coordinators", "must name at least one host:port"));

@@ -28,6 +28,7 @@ mod config;
 mod coordinators;
 pub mod cut;
 mod dense;
+mod for_job;
 mod frames;
 mod hosted;
 #[cfg(test)]

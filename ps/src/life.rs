@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dashmap::{DashMap, Entry};
@@ -61,6 +61,8 @@ pub(crate) struct Life {
     pub(crate) token: CancellationToken,
     shards: DashMap<ShardKey, Arc<Hosted>>,
     jobs: RwLock<HashMap<JobId, Arc<JobView>>>,
+    /// The watch has said everything that there is.
+    pub(crate) heard_all: AtomicBool,
     nodes: RwLock<HashMap<NodeId, NodeView>>,
     links: DashMap<ServerRef, Arc<Link>>,
     /// Connections to other servers, by address.
@@ -84,6 +86,7 @@ impl Life {
             token,
             shards: DashMap::new(),
             jobs: RwLock::default(),
+            heard_all: AtomicBool::new(false),
             nodes: RwLock::default(),
             links: DashMap::new(),
             channels: DashMap::new(),

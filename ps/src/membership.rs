@@ -1,6 +1,7 @@
 //! This server as a member of the cluster: it registers, heartbeats, watches, and starts anew when it was given up.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -13,6 +14,7 @@ use tonic::{Code, Status};
 use tracing::{error, info, warn};
 
 use crate::checkpoint::take;
+use crate::for_job;
 use crate::keeper;
 use crate::lease::{BootTime, Lease};
 use crate::life::{Life, Process};
@@ -50,6 +52,11 @@ pub(crate) async fn run(
     let token = process.shutdown.token();
     // Once: what an operator says of this process outlasts its incarnations.
     let mut uncordon = process.config.uncordon;
+    if !process.config.for_job.is_empty() {
+        let ends = for_job::run(Arc::clone(&process), current.clone());
+        let token = process.shutdown.token();
+        process.shutdown.spawn("for job", async move { token.run_until_cancelled(ends).await });
+    }
     while let Some(registered) = token.run_until_cancelled(register(&process, &registering)).await {
         let Registered { me, heartbeat, lease } = registered?;
         if std::mem::take(&mut uncordon) {
@@ -218,5 +225,6 @@ fn take(life: &Arc<Life>, event: v1::WatchEvent) -> Result<(), Invalid> {
     }
     event.deleted_jobs.into_iter().for_each(|job| life.on_deleted(JobId(job)));
     jobs.into_iter().for_each(|view| life.on_view(view));
+    life.heard_all.fetch_or(event.whole, Ordering::Relaxed);
     Ok(())
 }

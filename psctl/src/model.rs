@@ -156,6 +156,40 @@ pub(crate) struct Job {
     pub(crate) bytes: u64,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) variables: Vec<Variable>,
+    /// How far its data is trained, where workers share it.
+    pub(crate) data: Option<Data>,
+}
+
+/// Tasks of a job's data.
+#[derive(Debug, Serialize)]
+pub(crate) struct Data {
+    /// From 1.
+    pub(crate) pass: u64,
+    pub(crate) passes: u64,
+    pub(crate) tasks: u32,
+    /// Of the pass.
+    pub(crate) done: u32,
+    pub(crate) leased: u32,
+    pub(crate) pending: u32,
+    /// Rows, of all passes.
+    pub(crate) samples: u64,
+    pub(crate) over: bool,
+}
+
+impl Data {
+    fn new(view: &v1::LedgerView) -> Option<Self> {
+        let plan = view.plan.as_ref()?;
+        Some(Self {
+            pass: (view.pass + 1).min(plan.passes),
+            passes: plan.passes,
+            tasks: plan.tasks,
+            done: view.done,
+            leased: view.leased,
+            pending: view.pending,
+            samples: view.samples,
+            over: view.pass >= plan.passes,
+        })
+    }
 }
 
 /// A variable of a job.
@@ -185,6 +219,9 @@ pub(crate) struct Worker {
     pub(crate) loss: Option<f64>,
     /// Acknowledged and lost: shards went on from a checkpoint.
     pub(crate) rolled_back: Vec<RolledBack>,
+    /// Of the job's data.
+    pub(crate) tasks_held: u32,
+    pub(crate) tasks_done: u64,
 }
 
 /// A stretch of a session's pushes to a shard.
@@ -316,6 +353,8 @@ fn workers(status: &v1::JobStatus) -> Vec<Worker> {
             samples_per_s: progress.samples_per_s,
             loss: (progress.clock > 0 && progress.loss.is_finite()).then_some(progress.loss),
             rolled_back: progress.rolled_back.into_iter().map(RolledBack::from).collect(),
+            tasks_held: session.tasks_held,
+            tasks_done: session.tasks_done,
         }
     };
     status.sessions.iter().map(worker).collect()
@@ -374,6 +413,7 @@ impl Job {
             bytes: own.iter().map(|shard| shard.bytes).sum(),
             labels: status.labels.clone().into_iter().collect(),
             variables: view.variables.iter().filter_map(Variable::new).collect(),
+            data: status.ledger.as_ref().and_then(Data::new),
         })
     }
 }
@@ -579,6 +619,8 @@ impl Row for Worker {
         ">SAMPLES/S",
         ">LOSS",
         ">ROLLED BACK",
+        ">TASKS HELD",
+        ">DONE",
     ];
     fn cells(&self) -> Vec<String> {
         vec![
@@ -591,6 +633,8 @@ impl Row for Worker {
             count(self.samples_per_s as u64),
             self.loss.map(|loss| format!("{loss:.5}")).unwrap_or_default(),
             count(self.rolled_back.iter().map(|pushes| pushes.last + 1 - pushes.first).sum()),
+            count(self.tasks_held.into()),
+            count(self.tasks_done),
         ]
     }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use downpour_client::{Coordinators, Error, Refused};
-use downpour_core::id::JobId;
+use downpour_core::id::{JobId, SessionId};
 use downpour_proto::v1;
 use tokio::time::sleep;
 
@@ -34,10 +34,8 @@ pub(crate) fn session_name(worker: usize) -> String {
     format!("worker-{worker}")
 }
 
-/// The label that says where a worker is in its data.
-pub(crate) fn label(worker: usize) -> String {
-    format!("progress/{worker}")
-}
+/// The label with the session of worker 0 that began the job anew: those who are told to do so too join it.
+const STARTED_OVER: &str = "started-over";
 
 /// Everything that the coordinators say of the job of this name.
 pub(crate) async fn status(
@@ -200,7 +198,8 @@ pub(crate) async fn start_over(
                 format!("still at work on it: {}; end them first", others.join(", "))
             }
             (Some(job), _) if workers(job).any(|other| other == session_name(0)) => {
-                if !job.labels.contains_key(&label(worker)) {
+                let began = job.labels.get(STARTED_OVER);
+                if job.sessions.iter().any(|one| Some(&one.session.to_string()) == began) {
                     return Ok(());
                 }
                 "worker 0 works with the job as it was; leave out --fresh to go on with it".into()
@@ -217,6 +216,16 @@ pub(crate) async fn start_over(
         }
         sleep(LOOK).await;
     }
+}
+
+/// Worker 0 has begun the job anew: the others may join it.
+pub(crate) async fn started_over(
+    coordinators: &Coordinators,
+    job: JobId,
+    session: SessionId,
+) -> Result<(), Error> {
+    let session = session.to_string();
+    coordinators.label_job(job, STARTED_OVER, &session, None, None).await.map(drop)
 }
 
 /// Takes a checkpoint of a job and waits until it is whole: its name. What is asked for while another is being taken begins after that.

@@ -30,14 +30,11 @@ pub enum Error {
     /// The loss or a gradient is not a finite number.
     #[error("{0}")]
     NonFinite(Box<NonFinite>),
-    /// Every shard of the job was lost and went on from a checkpoint, and with it what this worker has trained: open the job anew to go on from there.
+    /// Every shard of the job was lost and went on from a checkpoint, and with it what its workers have trained: open the job anew to go on from there.
     #[error(
-        "the job lost every shard and was set back to a checkpoint, where this worker had trained {batches} batches"
+        "the job lost every shard and was set back to a checkpoint, and what was trained since is trained again"
     )]
-    SetBack {
-        /// Of this worker, in the checkpoint.
-        batches: u64,
-    },
+    SetBack,
     /// SIGTERM or Ctrl-C came.
     #[error("stopped by a signal")]
     Stopped,

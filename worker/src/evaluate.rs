@@ -10,9 +10,9 @@ use tch::{Device, Tensor};
 use crate::dense::floats;
 use crate::features::Layout;
 use crate::metrics::{Accuracy, Auc, LogLoss, Rmse, UserAuc};
-use crate::position::Start;
 use crate::recorder::Recorder;
 use crate::step::Context;
+use crate::tasks::Start;
 use crate::{Error, Job, OnNonFinite, Result, Source, Step, Steps, TrainBuilder};
 
 /// An evaluation before it runs.
@@ -126,7 +126,7 @@ impl EvaluateBuilder {
             recorder: Rc::new(RefCell::new(Recorder::silent())),
         };
         let cluster = job.cluster().clone();
-        let mut steps = Steps::start(self.0, context, Start::default())?;
+        let mut steps = Steps::start(self.0, context, Start::default(), None)?;
         while let Some(step) = steps.next()? {
             each(&step)?;
         }

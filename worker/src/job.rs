@@ -20,7 +20,6 @@ use crate::describe;
 use crate::features::Layout;
 use crate::keys::{Bags, unique};
 use crate::optimizer::Optimizers;
-use crate::position;
 use crate::rows::{Gather, Leaf};
 use crate::{
     Cluster, Error, EvaluateBuilder, Features, Report, Result, Schema, Source, Step, Table,
@@ -124,7 +123,7 @@ impl JobBuilder {
         self
     }
 
-    /// Keeps checkpoints of the job while a training that is [resumable](TrainBuilder::resumable) runs, and begins the job from the newest
+    /// Keeps checkpoints of the job while a training that is [shared](TrainBuilder::shared) runs, and begins the job from the newest
     /// whole one where the cluster does not have it, or has lost every shard of it.
     pub fn checkpoints(mut self, checkpoints: Checkpoints) -> Self {
         self.checkpoints = Some(checkpoints);
@@ -164,7 +163,11 @@ impl JobBuilder {
                 Err(error) => return Err(error),
             };
             let wanted = Wanted::Create(self.spec(known));
-            Session::open(coordinators, &wanted, options).await
+            let session = Session::open(coordinators, &wanted, options).await?;
+            if self.start_over && self.worker == 0 {
+                begin::started_over(coordinators, session.job(), session.id()).await?;
+            }
+            Ok::<_, ClientError>(session)
         })??;
         let inner = Inner {
             cluster: self.cluster.clone(),
@@ -463,20 +466,12 @@ impl Job {
         self.cluster().block_on(write)?
     }
 
-    /// Saves the job where its [checkpoints](JobBuilder::checkpoints) go, if so many workers have trained all of their data: a checkpoint of what was learnt
-    /// last. Its name; `None` where others are still at work, or no checkpoints were asked for.
-    pub fn save_when_trained(&self, workers: usize) -> Result<Option<String>> {
+    /// Saves the job where its [checkpoints](JobBuilder::checkpoints) go, and waits until that is done: the name. `None` where no checkpoints were asked for.
+    pub fn save(&self) -> Result<Option<String>> {
         let Some(Checkpoints { to, .. }) = &self.inner.checkpoints else { return Ok(None) };
         let (coordinators, session) = (self.cluster().coordinators(), self.session());
-        self.cluster().block_on(async {
-            let name = session.state().view.spec.name.clone();
-            match begin::status(coordinators, &name).await? {
-                Some(job) if position::all_done(&job.labels, workers) => {
-                    Ok(Some(begin::save(coordinators, session.job(), to).await?))
-                }
-                _ => Ok(None),
-            }
-        })?
+        let saved = self.cluster().block_on(begin::save(coordinators, session.job(), to))??;
+        Ok(Some(saved))
     }
 
     pub(crate) fn open_steps(&self) -> &Arc<AtomicUsize> {

@@ -9,6 +9,7 @@
 //! time, at any depth. The price: one thing at a time is under way.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use downpour_client::{
     DenseCache, DenseTensor, Pulled, PushBatch, PushOutcome, PushTicket, RowGradients, Session,
@@ -18,11 +19,12 @@ use downpour_core::cells::Refusal;
 use downpour_core::id::VariableId;
 use futures::StreamExt as _;
 use futures::stream::{FuturesOrdered, FuturesUnordered};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::keys::UniqueKeys;
-use crate::position::{self, Batch, Told};
 use crate::prepare::Prepared;
+use crate::progress::{Batch, Progress};
+use crate::reader::Read;
 use crate::{Error, Result, TableHandle};
 
 /// A batch with everything that a step needs.
@@ -74,7 +76,7 @@ pub(crate) struct Traffic {
     pub(crate) dense_once: bool,
     pub(crate) depth: usize,
     pub(crate) in_order: bool,
-    pub(crate) prepared: mpsc::Receiver<Result<Prepared>>,
+    pub(crate) prepared: mpsc::Receiver<Result<Read>>,
     /// Gone when there is nothing more to give.
     pub(crate) ready: Option<mpsc::Sender<Loaded>>,
     pub(crate) commands: mpsc::Receiver<Command>,
@@ -83,7 +85,7 @@ pub(crate) struct Traffic {
     /// Clock of the first step.
     pub(crate) clock: u64,
     /// Told of every step that is over.
-    pub(crate) told: watch::Sender<Told>,
+    pub(crate) progress: Progress,
 }
 
 /// A step that the caller has.
@@ -91,6 +93,7 @@ struct Given {
     /// What the shards had when it was pulled.
     pulled: Pulled,
     batch: Batch,
+    since: Instant,
 }
 
 impl Traffic {
@@ -99,11 +102,11 @@ impl Traffic {
         let mut finished = Vec::new();
         // By clock.
         let mut given: BTreeMap<u64, Given> = BTreeMap::new();
-        let mut over = position::Finished::from(self.told.borrow().0);
-        let mut data_ended = false;
         let (mut pulls, mut pushes) = (FuturesOrdered::new(), FuturesUnordered::new());
         let mut lookups = FuturesUnordered::new();
         let (mut more, mut asked) = (true, true);
+        // Nothing comes before steps are over, its own or other workers': nobody may wait for its clock meanwhile, or the pass would never end.
+        let mut paused = false;
         loop {
             if !more && pulls.is_empty() {
                 self.ready = None;
@@ -111,27 +114,31 @@ impl Traffic {
             let calm = pulls.is_empty() && pushes.is_empty() && lookups.is_empty();
             let open = pulls.len() + given.len() + pushes.len();
             let pull = more && open < self.depth && (calm || !self.in_order);
-            let ask = asked && !given.is_empty() && (!self.in_order || (calm && !pull));
+            let ask = asked && !given.is_empty() && (!self.in_order || (calm && (!pull || paused)));
             if calm && !pull && !ask {
-                let (at, _) = *self.told.borrow();
-                self.told.send_replace((at, data_ended && given.is_empty()));
                 return Ok(finished);
             }
             tokio::select! {
-                prepared = self.prepared.recv(), if pull => match prepared {
-                    Some(prepared) => {
+                read = self.prepared.recv(), if pull => match read.transpose()? {
+                    Some(Read::Batch(prepared)) => {
+                        paused = false;
                         let cache = self.cache()?;
-                        pulls.push_back(load(self.session.clone(), prepared?, cache));
+                        pulls.push_back(load(self.session.clone(), prepared, cache));
                     }
-                    None => (more, data_ended) = (false, true),
+                    Some(Read::Pause(tasks)) => {
+                        paused = true;
+                        self.progress.ended_before(self.clock + pulls.len() as u64, tasks);
+                    }
+                    None => more = false,
                 },
                 () = closed(self.ready.as_ref()), if more => more = false,
                 Some(loaded) = pulls.next() => {
                     let (mut loaded, pulled): (Loaded, Pulled) = loaded?;
                     loaded.finished = std::mem::take(&mut finished);
-                    let (samples, epoch) =
-                        (loaded.prepared.encoded.rows() as u64, loaded.prepared.epoch);
-                    given.insert(self.clock, Given { pulled, batch: Batch { samples, epoch } });
+                    let samples = loaded.prepared.encoded.rows() as u64;
+                    let last_rows = std::mem::take(&mut loaded.prepared.last_rows);
+                    let batch = Batch { samples, last_rows };
+                    given.insert(self.clock, Given { pulled, batch, since: Instant::now() });
                     self.clock += 1;
                     // It has room for all open steps; it is closed when no more are wanted.
                     more &= self.ready.as_ref().is_some_and(|ready| ready.try_send(loaded).is_ok());
@@ -139,20 +146,22 @@ impl Traffic {
                 command = self.commands.recv(), if ask => match command {
                     None => asked = false,
                     Some(Command::Skip(clock)) => {
-                        if let Some(Given { batch, .. }) = given.remove(&clock) {
-                            self.told.send_replace((over.add(clock, batch), false));
+                        if let Some(Given { batch, since, .. }) = given.remove(&clock) {
+                            self.progress.over(clock, batch, since.elapsed());
                         }
                     }
                     Some(Command::Push(push)) => {
                         let clock = push.clock;
-                        let Some(Given { pulled, batch }) = given.remove(&clock) else { continue };
+                        let Some(Given { pulled, batch, since }) = given.remove(&clock) else {
+                            continue;
+                        };
                         // Taken over one after the other, so that their order is that of the steps.
                         let ticket = self.push(&push).await?;
                         pushes.push(async move {
                             let outcome = ticket.await?.applied_to_known_keys()?;
                             let refused = outcome.refusals.first().map(|(_, refusal)| *refusal);
                             let staleness = staleness(&pulled, &outcome);
-                            Ok::<_, Error>((Finished { staleness, refused }, clock, batch))
+                            Ok::<_, Error>((Finished { staleness, refused }, clock, batch, since))
                         });
                     }
                     Some(Command::Lookup { table, keys, reply }) => {
@@ -164,8 +173,8 @@ impl Traffic {
                     }
                 },
                 Some(outcome) = pushes.next() => {
-                    let (outcome, clock, batch) = outcome?;
-                    self.told.send_replace((over.add(clock, batch), false));
+                    let (outcome, clock, batch, since) = outcome?;
+                    self.progress.over(clock, batch, since.elapsed());
                     finished.push(outcome);
                 }
                 Some(()) = lookups.next() => {}

@@ -6,14 +6,15 @@ use downpour_data::Encoded;
 
 use crate::features::Layout;
 use crate::keys::{Bags, UniqueKeys, unique};
+use crate::progress::LastRow;
 
 /// A batch whose keys are known and whose rows are not pulled yet.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) layout: Arc<Layout>,
     pub(crate) encoded: Encoded,
-    /// The pass over the data that it is of, from 0.
-    pub(crate) epoch: u64,
+    /// Tasks that have no rows after it.
+    pub(crate) last_rows: Vec<LastRow>,
     /// One for each table of the layout.
     pub(crate) keys: Vec<UniqueKeys>,
     /// One for each feature.
@@ -21,7 +22,7 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    pub(crate) fn new(layout: &Arc<Layout>, encoded: Encoded, epoch: u64) -> Self {
+    pub(crate) fn new(layout: &Arc<Layout>, encoded: Encoded, last_rows: Vec<LastRow>) -> Self {
         let mut positions: Vec<Vec<u32>> = vec![Vec::new(); layout.features.len()];
         let mut keys = Vec::new();
         for table in 0..layout.tables.len() {
@@ -39,6 +40,6 @@ impl Prepared {
                 Bags::new(feature.pool, positions, &keys.offsets, &keys.weights)
             })
             .collect();
-        Self { layout: layout.clone(), encoded, epoch, keys, bags }
+        Self { layout: layout.clone(), encoded, last_rows, keys, bags }
     }
 }

@@ -12,7 +12,6 @@ use crate::every::Every;
 use crate::metrics::Mean;
 use crate::optimizer::Optimizers;
 use crate::pipeline::Finished;
-use crate::position::Position;
 use crate::{Error, NonFinite, Result};
 
 /// Gradients of one kind (tables or dense) as they were pushed.
@@ -101,7 +100,9 @@ pub(crate) struct Recorder {
     clock: u64,
     total_samples: u64,
     /// Trained before this run.
-    start: Position,
+    start_samples: u64,
+    /// Of all workers, as the coordinators noted.
+    job_samples: u64,
     planned_samples: Option<u64>,
     /// Batches saved because of a number that is not finite.
     saved: u64,
@@ -142,15 +143,15 @@ impl Window {
 }
 
 impl Recorder {
-    /// Writes to `metrics.jsonl` in `folder`, or nowhere; what is there stays where training goes on. Learning rates are those of `optimizers`.
+    /// Writes to `metrics.jsonl` in `folder`, or nowhere; what is there stays where training goes on: from this clock, after so many samples. Learning rates are those of `optimizers`.
     pub(crate) fn new(
         folder: Option<&Path>,
         every: Every,
         optimizers: Optimizers,
-        start: Position,
+        (clock, samples): (u64, u64),
         planned_samples: Option<u64>,
     ) -> Result<Self> {
-        let goes_on = start.batches > 0;
+        let goes_on = clock > 0;
         let file = folder.map(|folder| {
             let path = folder.join("metrics.jsonl");
             std::fs::create_dir_all(folder)
@@ -166,10 +167,11 @@ impl Recorder {
             every,
             optimizers,
             planned_samples,
-            window: Window::new(start.batches),
-            clock: start.batches,
-            total_samples: start.samples,
-            start,
+            window: Window::new(clock),
+            clock,
+            total_samples: samples,
+            start_samples: samples,
+            job_samples: samples,
             ..Self::silent()
         })
     }
@@ -184,11 +186,17 @@ impl Recorder {
             window: Window::new(0),
             clock: 0,
             total_samples: 0,
-            start: Position::default(),
+            start_samples: 0,
+            job_samples: 0,
             planned_samples: None,
             saved: 0,
             skipped_in_a_row: 0,
         }
+    }
+
+    /// So many rows all workers of the job have trained.
+    pub(crate) fn job_trained(&mut self, samples: u64) {
+        self.job_samples = samples;
     }
 
     /// A step whose gradients are on their way.
@@ -245,8 +253,8 @@ impl Recorder {
         let line = Line {
             clock: self.clock,
             samples: window.samples,
-            total_samples: self.total_samples,
-            run_samples: self.total_samples - self.start.samples,
+            total_samples: self.total_samples.max(self.job_samples),
+            run_samples: self.total_samples - self.start_samples,
             planned_samples: self.planned_samples,
             loss: window.loss.value(),
             lr_table,
@@ -263,7 +271,7 @@ impl Recorder {
         };
         session.set_progress(Progress {
             clock: self.clock,
-            samples: self.total_samples,
+            samples: self.total_samples - self.start_samples,
             samples_per_s,
             loss: line.loss.unwrap_or(f64::NAN),
         });

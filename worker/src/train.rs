@@ -13,10 +13,11 @@ use tokio::task::JoinHandle;
 use crate::dense::DenseVariable;
 use crate::features::Layout;
 use crate::pipeline::{Command, Finished, Loaded, Traffic};
-use crate::position::{Labels, Position, Reads, Start, Told};
+use crate::progress::{Position, Progress};
 use crate::reader::{self, Reading};
 use crate::recorder::Recorder;
 use crate::step::{Context, Ticket};
+use crate::tasks::{Start, Tasks};
 use crate::{Error, Every, Features, Job, NonFinite, Result, Source, Step};
 
 /// A training loop before it starts.
@@ -31,7 +32,7 @@ pub struct TrainBuilder {
     on_nonfinite: OnNonFinite,
     out: Option<PathBuf>,
     log_every: Every,
-    resumable: bool,
+    shared: bool,
 }
 
 /// What follows a loss or a gradient that is not a finite number. The batch is saved in [`TrainBuilder::out`] either way.
@@ -54,14 +55,7 @@ impl TrainBuilder {
             let dataset = source.open(&layout.schema)?;
             Ok((layout, dataset))
         });
-        let reading = Reading {
-            batch: 1024,
-            epochs: 1,
-            shuffle_rows: 1 << 16,
-            seed: 0,
-            share: (0, 1),
-            skip: (0, 0),
-        };
+        let reading = Reading { batch: 1024, epochs: 1, shuffle_rows: 1 << 16, seed: 0 };
         Self {
             job: job.clone(),
             opened,
@@ -72,7 +66,7 @@ impl TrainBuilder {
             on_nonfinite: OnNonFinite::Stop,
             out: None,
             log_every: Every::Steps(100),
-            resumable: false,
+            shared: false,
         }
     }
 
@@ -114,13 +108,6 @@ impl TrainBuilder {
         self
     }
 
-    /// This is worker `index` (from 0) of `workers`: it trains its share of the tasks, or of the batches where there are few tasks.
-    /// All must have the same seed, batch size and files.
-    pub fn worker(mut self, index: usize, workers: usize) -> Self {
-        self.reading.share = (index, workers);
-        self
-    }
-
     /// Where the rows, and so the gradients of tables, are; the CPU otherwise.
     pub fn device(mut self, device: Device) -> Self {
         self.device = device;
@@ -145,44 +132,41 @@ impl TrainBuilder {
         self
     }
 
-    /// Keeps with the job how far this worker is in its data, and begins there: batches whose pushes were all acknowledged are not read
-    /// again. Without a label of this worker it begins at the start. Checkpoints keep the label, so a job that began from one goes on where it was; then,
-    /// and after the death of a worker alone, what was pushed since the label was written (about a second) and what was on its way is trained again.
+    /// Shares the data with every other worker of the job that says so too, and goes on where the job is in it: the coordinators lease the tasks of a pass to workers, note
+    /// what is trained, and give what a worker held to others when it ends or dies. Workers come and go at any time; a pass ends when all of it is trained, each task once, and again only
+    /// where who trained it was gone before it was done. Checkpoints hold what is done, so a job that began from one goes on from there.
     ///
-    /// It is an error when the worker was in the midst of a training that read other rows. [`Steps::began`] says where it begins.
-    pub fn resumable(mut self) -> Self {
-        self.resumable = true;
+    /// All must have the same files and seed. It is an error when the job is in the midst of other data. [`Steps::began`] says where it is.
+    /// Without this a loop trains all of the data by itself.
+    pub fn shared(mut self) -> Self {
+        self.shared = true;
         self
     }
 
     /// Starts reading and pulling.
-    pub fn start(mut self) -> Result<Steps> {
+    pub fn start(self) -> Result<Steps> {
         if let Ok((layout, _)) = &self.opened {
             self.job.remember(layout);
         }
-        let resumed = match &self.opened {
-            Ok((_, dataset)) if self.resumable => {
-                let reads = Reads::new(&self.reading, dataset.as_ref())?;
+        let shared = match &self.opened {
+            Ok((_, dataset)) if self.shared => {
                 let (cluster, session) = (self.job.cluster(), self.job.session());
-                let begun = Labels::begin(cluster.coordinators(), session, &self.reading, reads);
-                let (labels, start) = cluster.block_on(begun)??;
-                let Position { batches, epoch, epoch_start, .. } = start.at;
-                self.reading.skip = (epoch, batches - epoch_start);
-                if start.done {
-                    self.reading.epochs = 0;
-                }
+                let begun =
+                    Tasks::begin(cluster.coordinators(), session, &self.reading, dataset.as_ref());
+                let begun = cluster.block_on(begun)??;
                 self.job.schedule_checkpoints()?;
-                Some((labels, start))
+                Some(begun)
             }
             _ => None,
         };
-        let began = resumed.as_ref().map_or_else(Start::default, |(_, start)| start.clone());
+        let (tasks, began) =
+            shared.map_or_else(Default::default, |(tasks, start)| (Some(tasks), start));
         let recorder = Recorder::new(
             self.out.as_deref(),
             self.log_every,
             self.job.optimizers(),
-            began.at,
-            self.planned_samples()?,
+            (began.clock, began.samples),
+            self.planned_samples(began.passes)?,
         )?;
         let context = Context {
             device: self.device,
@@ -190,20 +174,14 @@ impl TrainBuilder {
             on_nonfinite: self.on_nonfinite,
             recorder: Rc::new(RefCell::new(recorder)),
         };
-        let mut steps = Steps::start(self, context, began)?;
-        if let Some((labels, _)) = resumed {
-            let told = steps.told.clone();
-            steps.labels = Some(steps.job.cluster().runtime().spawn(labels.follow(told)));
-        }
-        Ok(steps)
+        Steps::start(self, context, began, tasks)
     }
 
-    /// How many rows this worker will have trained in the end, nearly, where the files tell.
-    fn planned_samples(&self) -> Result<Option<u64>> {
+    /// How many rows will have been trained in the end, nearly, where the files tell: by all workers where they share them.
+    fn planned_samples(&self, passes: u64) -> Result<Option<u64>> {
         let Ok((_, dataset)) = &self.opened else { return Ok(None) };
         let rows: Option<u64> = dataset.tasks()?.iter().map(|task| task.rows).sum();
-        let workers = self.reading.share.1.max(1) as u64;
-        Ok(rows.map(|rows| rows * self.reading.epochs / workers))
+        Ok(rows.map(|rows| rows * self.reading.epochs.max(passes)))
     }
 }
 
@@ -243,9 +221,10 @@ pub struct Steps {
     caches: mpsc::UnboundedSender<DenseCache>,
     traffic: Option<JoinHandle<Result<Vec<Finished>>>>,
     /// How far the pipeline is.
-    told: watch::Receiver<Told>,
-    /// Writes that down, for a training that can be resumed.
-    labels: Option<JoinHandle<Result<()>>>,
+    told: watch::Receiver<Position>,
+    /// Of the job, and who keeps them, where they are shared.
+    tasks: Option<(Arc<Tasks>, JoinHandle<Result<()>>)>,
+    finished_by_us: bool,
     began: Start,
     stop: watch::Receiver<bool>,
     dense: Rc<[DenseVariable]>,
@@ -257,25 +236,27 @@ pub struct Steps {
 }
 
 impl Steps {
-    pub(crate) fn start(builder: TrainBuilder, context: Context, began: Start) -> Result<Self> {
+    pub(crate) fn start(
+        builder: TrainBuilder,
+        context: Context,
+        began: Start,
+        shared: Option<Arc<Tasks>>,
+    ) -> Result<Self> {
         let TrainBuilder { job, opened, reading, depth, in_order, .. } = builder;
         let (layout, dataset) = opened?;
-        let (index, workers) = reading.share;
-        if reading.batch == 0 || depth == 0 || index >= workers {
-            return Err(Error::usage(format!(
-                "batch ({}) and depth ({depth}) must be above 0, and the worker's index ({index}) below \
-                 the number of workers ({workers})",
-                reading.batch
-            )));
+        if reading.batch == 0 || depth == 0 {
+            let batch = reading.batch;
+            let problem = format!("batch ({batch}) and depth ({depth}) must be above 0");
+            return Err(Error::usage(problem));
         }
         let stop = job.cluster().stop()?;
         let dense: Rc<[DenseVariable]> = job.dense_variables().into();
-        let prepared = reader::start(dataset, layout, reading, depth + 1)?;
+        let prepared = reader::start(dataset, layout, reading, shared.clone(), depth + 1)?;
         let (ready_send, ready) = mpsc::channel(depth);
         // An end for each open step and one lookup, for whose reply its step waits.
         let (commands, commands_receive) = mpsc::channel(depth + 1);
         let (caches, caches_receive) = mpsc::unbounded_channel();
-        let (tell, told) = watch::channel((began.at, false));
+        let (tell, told) = watch::channel(Position::default());
         let traffic = Traffic {
             session: job.session().clone(),
             dense: dense.iter().map(|variable| variable.id).collect(),
@@ -286,10 +267,15 @@ impl Steps {
             ready: Some(ready_send),
             commands: commands_receive,
             caches: caches_receive,
-            clock: began.at.batches,
-            told: tell,
+            clock: began.clock,
+            progress: Progress::new(began.clock, tell, shared.clone()),
         };
         let traffic = job.cluster().runtime().spawn(traffic.run());
+        let tasks = shared.map(|tasks| {
+            let (coordinators, session) = (job.cluster().coordinators().clone(), job.session());
+            let keep = tasks.clone().keep(coordinators, session.job(), session.id());
+            (tasks, job.cluster().runtime().spawn(keep))
+        });
         let open = if context.trains { job.open_steps().clone() } else { Arc::default() };
         Ok(Self {
             job,
@@ -298,13 +284,14 @@ impl Steps {
             caches,
             traffic: Some(traffic),
             told,
-            labels: None,
+            tasks,
+            finished_by_us: false,
             stop,
             dense,
             context,
             open,
             depth,
-            clock: began.at.batches,
+            clock: began.clock,
             began,
             waited: Duration::ZERO,
         })
@@ -325,8 +312,11 @@ impl Steps {
         if self.commands.is_none() {
             return Ok(None);
         }
-        if self.labels.as_ref().is_some_and(JoinHandle::is_finished) {
-            self.labels_end()?;
+        if self.tasks.as_ref().is_some_and(|(_, keep)| keep.is_finished()) {
+            self.tasks_end()?;
+        }
+        if let Some((tasks, _)) = &self.tasks {
+            self.context.recorder.borrow_mut().job_trained(tasks.samples());
         }
         self.context.recorder.borrow_mut().write_due(self.job.session(), false)?;
         let (ready, stop) = (&mut self.ready, &mut self.stop);
@@ -359,16 +349,22 @@ impl Steps {
         Ok(Some(step))
     }
 
-    /// Where it began: at the start, unless [`TrainBuilder::resumable`] went on.
+    /// Where the job was in its data when this loop began, where it is [shared](TrainBuilder::shared).
     #[must_use]
     pub fn began(&self) -> &Start {
         &self.began
     }
 
-    /// How far it is: batches that are trained, one after the other from the start, their pushes acknowledged.
+    /// How far it is: batches that this loop has trained, one after the other from where it began, their pushes acknowledged.
     #[must_use]
     pub fn position(&self) -> Position {
-        self.told.borrow().0
+        *self.told.borrow()
+    }
+
+    /// Whether every task of the job is done, and this worker did the last one: who has something to do when all is trained.
+    #[must_use]
+    pub fn finished_the_job(&self) -> bool {
+        self.finished_by_us
     }
 
     /// How long [`Steps::next`] has waited for rows, and in the end for acknowledgements: what a higher depth, or a faster cluster, would save.
@@ -377,17 +373,20 @@ impl Steps {
         self.waited
     }
 
-    /// Ends the loop before its data does: what was pushed is acknowledged when this returns, the position then.
-    pub fn finish(mut self) -> Result<Position> {
+    /// Ends the loop, also before its data does: what was pushed is acknowledged when this returns, and tasks that are not done are for other workers.
+    pub fn finish(&mut self) -> Result<Position> {
         self.end()?;
         Ok(self.position())
     }
 
-    /// Waits until the position is written down.
-    fn labels_end(&mut self) -> Result<()> {
-        let Some(labels) = self.labels.take() else { return Ok(()) };
-        let written = self.job.cluster().block_on(labels)?;
-        written.unwrap_or_else(|lost| Err(Error::usage(format!("the label's task broke: {lost}"))))
+    /// What is done is told, and the rest given back.
+    fn tasks_end(&mut self) -> Result<()> {
+        let Some((tasks, keep)) = self.tasks.take() else { return Ok(()) };
+        tasks.close();
+        let kept = self.job.cluster().block_on(keep)?;
+        self.finished_by_us = tasks.finished_by() == self.job.session().id();
+        self.context.recorder.borrow_mut().job_trained(tasks.samples());
+        kept.unwrap_or_else(|lost| Err(Error::usage(format!("the task of tasks broke: {lost}"))))
     }
 
     /// Waits until every push is acknowledged, or, after a signal, for a while.
@@ -406,12 +405,20 @@ impl Steps {
             .job
             .cluster()
             .block_on(async { tokio::time::timeout(patience, &mut traffic).await })?;
-        match ended {
-            Ok(Ok(finished)) => self.context.recorder.borrow_mut().finished(&finished?),
-            Ok(Err(lost)) => return Err(Error::usage(format!("the pipeline broke: {lost}"))),
-            Err(_) => traffic.abort(),
-        }
-        self.labels_end()?;
+        let ended = match ended {
+            Ok(Ok(finished)) => finished.map(|finished| {
+                self.context.recorder.borrow_mut().finished(&finished);
+            }),
+            Ok(Err(lost)) => Err(Error::usage(format!("the pipeline broke: {lost}"))),
+            Err(_) => {
+                traffic.abort();
+                Ok(())
+            }
+        };
+        // Also after an error others may have the tasks; the first error tells more.
+        let told = self.tasks_end();
+        ended?;
+        told?;
         self.context.recorder.borrow_mut().write_due(self.job.session(), true)
     }
 }
@@ -422,6 +429,9 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 impl Drop for Steps {
     /// Left early: what was pushed is acknowledged before the job can be closed.
     fn drop(&mut self) {
+        if let Some((tasks, _)) = &self.tasks {
+            tasks.close();
+        }
         if !std::thread::panicking()
             && let Err(error) = self.end()
         {

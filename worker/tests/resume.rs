@@ -1,4 +1,4 @@
-//! A training that goes on: after everything was killed, from the newest checkpoint; after its worker was killed, from the worker's label.
+//! A training that goes on: after everything was killed, from the newest checkpoint; after its worker was killed, from the tasks that are done.
 
 mod support;
 
@@ -12,12 +12,15 @@ use downpour_checkpoint::write::Scratch;
 use downpour_core::id::ShardId;
 use downpour_psctl::local::Process;
 use serde_json::Value;
-use support::{SCHEMA, TestCluster, clicks};
+use support::{SCHEMA, TestCluster, clicks, write_parts};
 
 const ROWS: u64 = 6_000;
 const BATCH: u64 = 20;
 const EPOCHS: u64 = 6;
-const BATCHES: u64 = ROWS / BATCH * EPOCHS;
+/// Rows of all passes.
+const ALL: u64 = ROWS * EPOCHS;
+/// Files, each a task.
+const PARTS: u64 = 30;
 const DEADLINE: Duration = Duration::from_secs(90);
 
 /// Data and checkpoints, which outlive clusters.
@@ -27,7 +30,7 @@ impl Place {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("schema.toml"), SCHEMA).unwrap();
-        std::fs::write(folder.path().join("train.csv"), clicks(ROWS)).unwrap();
+        write_parts(&folder.path().join("train"), ROWS, PARTS);
         std::fs::write(folder.path().join("test.csv"), clicks(1000)).unwrap();
         Self(folder)
     }
@@ -44,13 +47,16 @@ impl Place {
     fn train(&self, cluster: &TestCluster, name: &str, more: &str) -> Process {
         let text = format!(
             "train --coordinators {} --job clicks --model wide-deep --hidden 16 --schema {} --train {} --test {} --epochs {EPOCHS} \
-             --shards 4 --depth 2 --lr-table 0.1 --lr-dense 0.01 --seed 7 --shuffle-rows 500 {more}",
+             --shards 4 --depth 2 --lr-table 0.1 --lr-dense 0.01 {more}",
             cluster.processes.coordinator_addresses(),
             self.path("schema.toml"),
-            self.path("train.csv"),
+            self.path("train"),
             self.path("test.csv"),
         );
-        let text = if more.contains("--batch") { text } else { format!("{text} --batch {BATCH}") };
+        let own = format!("--batch {BATCH} --seed 7 --shuffle-rows 500");
+        let own: Vec<&str> = own.split_whitespace().collect();
+        let own = own.chunks(2).filter(|flag| !more.contains(flag[0])).flatten();
+        let text = own.fold(text, |text, word| format!("{text} {word}"));
         let arguments = text.split_whitespace().map(str::to_owned).collect();
         cluster.processes.run(name, "downpour-worker", arguments).unwrap()
     }
@@ -91,10 +97,9 @@ fn wait<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-/// How many batches the label of a worker says are trained.
-fn trained(manifest: &Manifest, worker: usize) -> u64 {
-    let label = manifest.labels.get(&format!("progress/{worker}")).map_or("{}", String::as_str);
-    serde_json::from_str::<Value>(label).unwrap()["batches"].as_u64().unwrap_or(0)
+/// Rows of the tasks that are done.
+fn trained(manifest: &Manifest) -> u64 {
+    manifest.ledger.as_ref().map_or(0, |ledger| ledger.totals().samples)
 }
 
 /// Its log and its report.
@@ -137,30 +142,32 @@ fn everything_is_killed_and_the_same_command_goes_on_from_the_newest_checkpoint(
     let saved = {
         let mut cluster = TestCluster::start();
         let mut worker = place.train(&cluster, "worker", &saving);
-        place.checkpoint(|manifest| trained(manifest, 0) > BATCHES / 8);
+        place.checkpoint(|manifest| trained(manifest) > ALL / 8);
         worker.kill().unwrap();
         cluster.processes.processes().for_each(|process| process.kill().unwrap());
         place.checkpoint(|_| true)
     };
-    let at = trained(&saved, 0);
-    assert!((1..BATCHES).contains(&at), "killed in the midst: {at}");
-    let ahead = place.pushes(&saved).checked_sub(at).expect("what is trained is in the rows");
+    let at = trained(&saved);
+    assert!((1..ALL).contains(&at), "killed in the midst: {at}");
+    assert!(place.pushes(&saved) * BATCH >= at, "what is done is in the rows");
 
     let cluster = TestCluster::start();
     let (log, report) = ended(place.train(&cluster, "worker", &saving));
     let line = first_line(&log);
     let says = |word: &str| line.contains(word);
     assert!(says("resuming") && says(&saved.checkpoint.to_string()), "{line}");
-    assert!(says(&format!("after batch {at},")), "{line}");
+    assert!(says(&format!(" {at} samples in all")), "{line}");
     // Steps overlap, so that toy data of this size gives 0.99 to 1.0 either way; the counts below are exact.
     assert!(auc(&report) > undisturbed - 0.02, "{report}, not {undisturbed}");
 
-    // Saved at its end: a pass, and what was pushed beyond the label again.
-    let last = place.checkpoint(|manifest| trained(manifest, 0) == BATCHES);
-    assert_eq!(place.pushes(&last), BATCHES + ahead);
+    // Saved at its end: each task of each pass is done, and what was in flight is pushed again.
+    let last = place.checkpoint(|manifest| trained(manifest) == ALL);
+    assert!(last.ledger.as_ref().unwrap().is_over());
+    let again = place.pushes(&last) - place.pushes(&saved);
+    assert!(again * BATCH >= ALL - at, "{again} steps for {} rows", ALL - at);
     // Once more, with nothing left to do.
     let (log, again) = ended(place.train(&cluster, "again", &saving));
-    assert!(first_line(&log).contains("trained all of its"), "{log}");
+    assert!(first_line(&log).contains("were trained before"), "{log}");
     assert_eq!(again["auc"], report["auc"]);
 }
 
@@ -169,31 +176,28 @@ fn two_workers_go_on_when_the_servers_came_back_empty() {
     let place = Place::new();
     let mut cluster = TestCluster::start();
     let flags = |worker: u64| {
-        let uri = place.uri();
-        format!("--workers 2 --worker-index {worker} --checkpoint-to {uri} --checkpoint-every 1s")
+        format!("--worker-index {worker} --checkpoint-to {} --checkpoint-every 1s", place.uri())
     };
     let start = |cluster: &TestCluster, life: &str| {
         [0, 1].map(|i| place.train(cluster, &format!("{life}-{i}"), &flags(i)))
     };
     let mut workers = start(&cluster, "first");
-    let both = |manifest: &Manifest| (0..2).all(|i| trained(manifest, i) > BATCHES / 40);
-    place.checkpoint(both);
+    place.checkpoint(|manifest| trained(manifest) > ALL / 20);
     workers.iter_mut().for_each(|worker| worker.kill().unwrap());
     cluster.processes.servers.iter_mut().for_each(|server| server.kill().unwrap());
-    let saved = place.checkpoint(both);
-    let at = [0, 1].map(|i| trained(&saved, i));
-    let ahead = place.pushes(&saved).checked_sub(at[0] + at[1]).expect("in the rows");
+    let saved = place.checkpoint(|_| true);
+    let at = trained(&saved);
+    assert!(place.pushes(&saved) * BATCH >= at, "what is done is in the rows");
 
     // The coordinators know the job, and not yet that its servers are gone.
     cluster.processes.servers.iter_mut().for_each(|server| server.start().unwrap());
-    for (worker, at) in start(&cluster, "second").into_iter().zip(at) {
+    for worker in start(&cluster, "second") {
         let (log, report) = ended(worker);
-        let line = first_line(&log);
-        assert!(line.contains("resuming") && line.contains(&format!("after batch {at},")), "{log}");
+        assert!(first_line(&log).contains("resuming"), "{log}");
         assert!(auc(&report) > 0.8, "{report}");
     }
-    let last = place.checkpoint(|manifest| trained(manifest, 0) + trained(manifest, 1) == BATCHES);
-    assert_eq!(place.pushes(&last), BATCHES + ahead);
+    let last = place.checkpoint(|manifest| trained(manifest) == ALL);
+    assert!(place.pushes(&last) * BATCH >= ALL);
 }
 
 #[test]
@@ -202,59 +206,60 @@ fn a_worker_at_work_goes_back_with_a_job_that_lost_its_servers() {
     let mut cluster = TestCluster::start();
     let flags = format!("--checkpoint-to {} --checkpoint-every 1s", place.uri());
     let worker = place.train(&cluster, "worker", &flags);
-    place.checkpoint(|manifest| trained(manifest, 0) > BATCHES / 20);
+    place.checkpoint(|manifest| trained(manifest) > ALL / 20);
     cluster.processes.servers.iter_mut().for_each(|server| server.kill().unwrap());
     let saved = place.checkpoint(|_| true);
-    let at = trained(&saved, 0);
-    let ahead = place.pushes(&saved).checked_sub(at).expect("what is trained is in the rows");
+    let at = trained(&saved);
     cluster.processes.servers.iter_mut().for_each(|server| server.start().unwrap());
     let (log, report) = ended(worker);
     let resumed = log.lines().find(|line| line.starts_with("resuming")).unwrap_or_default();
-    assert!(log.contains("set back") && resumed.contains(&format!("after batch {at},")), "{log}");
+    let says = resumed.contains(&format!(" {at} samples in all"));
+    assert!(log.contains("set back") && says, "{at}: {log}");
     assert!(auc(&report) > 0.8, "{report}");
-    let last = place.checkpoint(|manifest| trained(manifest, 0) == BATCHES);
-    // And what it pushed before it saw that it was set back.
-    assert!((BATCHES + ahead..2 * BATCHES).contains(&place.pushes(&last)), "{log}");
+    let last = place.checkpoint(|manifest| trained(manifest) == ALL);
+    assert!(place.pushes(&last) * BATCH >= ALL);
 }
 
 #[test]
-fn a_worker_killed_alone_goes_on_from_its_label_and_other_rows_are_refused() {
+fn a_worker_killed_alone_goes_on_with_what_is_not_done_and_other_rows_are_refused() {
     let place = Place::new();
-    let cluster = TestCluster::start();
+    let cluster = TestCluster::start_with_coordinator(&["--session-timeout-ms", "3000"]);
     let out = place.path("out");
     let logging = format!("--out {out} --log-every 20steps");
     let mut worker = place.train(&cluster, "worker", &logging);
-    let metrics = Path::new(&out).join("metrics.jsonl");
-    wait_until("no steps", || text(&metrics).lines().count() >= 2);
-    let label = || {
-        let status = psctl(&cluster, "job describe clicks -o json");
-        let label = status["labels"]["progress/0"].as_str().unwrap_or("{}");
-        serde_json::from_str::<Value>(label).unwrap()["batches"].as_u64().unwrap_or(0)
-    };
-    wait_until("no label", || label() > 0);
+    let done = || psctl(&cluster, "job describe clicks -o json")["data"]["samples"].as_u64();
+    wait_until("no task is done", || done() > Some(0));
     worker.kill().unwrap();
-    let at = label();
+    // What it said last may still arrive.
+    wait_until("its session does not end", || {
+        psctl(&cluster, "worker list -o json").as_array().is_some_and(Vec::is_empty)
+    });
+    let at = done().unwrap();
 
-    for (flags, word) in
-        [("--batch 50", "batch size was 20 and is 50"), ("--workers 2", "number of workers")]
+    let one_more = Path::new(&place.path("train")).join("999.csv");
+    for (flags, more, word) in
+        [("--shuffle-rows 0", false, "were shuffled"), ("", true, "other files")]
     {
+        if more {
+            std::fs::write(&one_more, clicks(10)).unwrap();
+        }
         let mut other = place.train(&cluster, "other", flags);
         assert!(other.wait_success(DEADLINE).is_err());
         let log = text(other.log());
         assert!(log.contains(word) && log.contains("--fresh"), "{flags}: {log}");
     }
-    let (log, _) = ended(place.train(&cluster, "again", &logging));
-    assert!(first_line(&log).contains(&format!("after batch {at},")), "{at}: {log}");
-    let lines: Vec<Value> =
-        text(&metrics).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let last = lines.last().unwrap();
-    assert_eq!(last["total_samples"], ROWS * EPOCHS, "nothing twice, nothing left out");
-    assert_eq!(last["run_samples"], ROWS * EPOCHS - at * BATCH);
-    assert_eq!(last["clock"], BATCHES);
+    std::fs::remove_file(&one_more).unwrap();
+    // Another batch size reads the same tasks.
+    let (log, _) = ended(place.train(&cluster, "again", &format!("{logging} --batch 50")));
+    assert!(first_line(&log).contains(&format!(" {at} samples in all")), "{at}: {log}");
+    let metrics = text(&Path::new(&out).join("metrics.jsonl"));
+    let last: Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+    assert_eq!(last["total_samples"], ALL, "nothing twice, nothing left out");
+    assert_eq!(last["run_samples"], ALL - at);
 
     let (log, _) = ended(place.train(&cluster, "fresh", "--fresh"));
     assert!(!first_line(&log).contains("resuming"), "{log}");
-    assert!(log.contains(&format!("samples={}", ROWS * EPOCHS)), "{log}");
+    assert!(log.contains(&format!("samples={ALL}")), "{log}");
 }
 
 fn psctl(cluster: &TestCluster, arguments: &str) -> Value {

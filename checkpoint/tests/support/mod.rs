@@ -220,6 +220,7 @@ pub async fn checkpoint(
         sessions: ClosedSessions { high_water: 4, open: [downpour_core::id::SessionId(3)].into() },
         chain: chain.iter().map(|base| base.checkpoint.clone()).collect(),
         files,
+        ledger: None,
     };
     catalog.create_manifest(&manifest).await.unwrap();
     assert_eq!(catalog.manifest(JOB, &manifest.checkpoint).await.unwrap(), manifest);

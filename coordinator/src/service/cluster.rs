@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use downpour_core::id::ShardId;
+use downpour_core::ledger::Ledger;
 use downpour_proto::v1;
 
 use super::Service;
@@ -30,23 +31,31 @@ impl Service {
             server: Some(node.view.server.into()),
             load: liveness.load(node.view.server),
         };
+        let jobs = cluster.jobs.iter();
         v1::GetClusterReply {
             version: cluster.version,
             members: self.group.now(cluster).list.into_iter().map(member).collect(),
             nodes: cluster.nodes.values().map(|node| (&node.view).into()).collect(),
-            jobs: cluster.jobs.values().map(|job| job_status(job, &liveness)).collect(),
+            jobs: jobs
+                .map(|(id, job)| job_status(job, cluster.ledgers.get(id), &liveness))
+                .collect(),
             loads: cluster.nodes.values().map(load).collect(),
         }
     }
 }
 
-fn job_status(job: &Job, liveness: &Liveness) -> v1::JobStatus {
+fn job_status(job: &Job, ledger: Option<&Arc<Ledger>>, liveness: &Liveness) -> v1::JobStatus {
     let id = job.view.job;
-    let sessions = job.sessions.iter().map(|(&number, session)| v1::SessionView {
-        session: number.0,
-        name: session.name.clone(),
-        kind: session.kind.into(),
-        progress: liveness.progress(number),
+    let sessions = job.sessions.iter().map(|(&number, session)| {
+        let holder = ledger.and_then(|ledger| ledger.holder(number));
+        v1::SessionView {
+            session: number.0,
+            name: session.name.clone(),
+            kind: session.kind.into(),
+            progress: liveness.progress(number),
+            tasks_held: holder.map_or(0, |one| one.started.len() + one.ahead.len()) as u32,
+            tasks_done: holder.map_or(0, |one| one.done),
+        }
     });
     let reports = (0..)
         .map(ShardId)
@@ -60,6 +69,7 @@ fn job_status(job: &Job, liveness: &Liveness) -> v1::JobStatus {
         reports: reports.collect(),
         saved_shards: checkpoints.open.as_ref().map_or(0, |open| open.saved.len() as u32),
         checkpoints: Some(without_files(checkpoints)),
+        ledger: ledger.map(|ledger| ledger.as_ref().into()),
     }
 }
 
@@ -69,6 +79,7 @@ fn without_files(checkpoints: &v1::JobCheckpoints) -> v1::JobCheckpoints {
         saved: Vec::new(),
         initialized: Vec::new(),
         labels: Vec::new(),
+        ledger: None,
         chain: open.chain.clone(),
         created_ms: open.created_ms,
         clock: open.clock,

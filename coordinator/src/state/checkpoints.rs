@@ -7,6 +7,7 @@ use downpour_checkpoint::name::CheckpointName;
 use downpour_core::cells::ClosedSessions;
 use downpour_core::checkpoint::Orders;
 use downpour_core::id::{Epoch, JobId, Lsn, SessionId, ShardId, VariableId};
+use downpour_core::ledger::Ledger;
 use downpour_core::placement;
 use downpour_core::routing::ShardRoute;
 use downpour_core::spec::{Shape, Variable};
@@ -14,7 +15,7 @@ use downpour_core::view::JobView;
 use downpour_proto::v1;
 
 use super::jobs::check_version;
-use super::size::{JOB_BYTES, SHARD_BYTES, VARIABLE_BYTES, label_bytes};
+use super::size::{JOB_BYTES, SHARD_BYTES, VARIABLE_BYTES, label_bytes, ledger_bytes};
 use super::{Cluster, Dense, Job, Outcome, Refused, Reply, State};
 use crate::command::{CheckpointEnd, CheckpointStart, Restoring};
 
@@ -37,7 +38,11 @@ impl State {
             return Err(Refused::FailedPrecondition(problem));
         }
         let labels: usize = job.labels.iter().map(|(key, value)| label_bytes(key, value)).sum();
-        self.check_room(shards * SAVED_BYTES + job.dense.len() * INITIALIZED_BYTES + labels)?;
+        let tasks = self.captured_ledger_bytes(id);
+        self.check_room(
+            shards * SAVED_BYTES + job.dense.len() * INITIALIZED_BYTES + labels + tasks,
+        )?;
+        let ledger = self.captured_ledger(id);
         let version = self.cluster.version;
         let job = self.job_mut(id);
         let initialized = job.dense.iter().filter(|(_, dense)| dense.initialized);
@@ -51,6 +56,7 @@ impl State {
             initialized: initialized.map(|(variable, _)| variable.0).collect(),
             labels: job.labels.iter().map(label).collect(),
             clock,
+            ledger,
         });
         job.view.orders.checkpoint = Some(order);
         job.view.version = version;
@@ -116,6 +122,7 @@ impl State {
             order,
             replace,
             if_version,
+            ledger,
         } = restoring;
         let same = self.cluster.jobs.values().find(|job| job.view.spec.name == spec.name);
         if let Some(job) = same {
@@ -137,10 +144,14 @@ impl State {
         }
         let replaced = same.map(|job| job.view.job);
         let shards = spec.shards as usize;
-        self.check_room(JOB_BYTES + shards * SHARD_BYTES + variables.len() * VARIABLE_BYTES)?;
+        let tasks = ledger.as_ref().map_or(0, |ledger| ledger_bytes(ledger.plan()));
+        self.check_room(
+            JOB_BYTES + shards * SHARD_BYTES + variables.len() * VARIABLE_BYTES + tasks,
+        )?;
         let plan = placement::place(&self.cluster.candidates(), spec.shards, 1)?;
         if let Some(id) = replaced {
             self.cluster.jobs.remove(&id);
+            self.set_ledger(id, None);
         }
         self.last.job += 1;
         self.last.session = self.last.session.max(high_water);
@@ -173,6 +184,7 @@ impl State {
             checkpoints: v1::JobCheckpoints::default(),
         };
         self.cluster.jobs.insert(id, Arc::new(job));
+        self.set_ledger(id, ledger);
         Ok(Reply::Created { job: id, created: true })
     }
 }
@@ -293,6 +305,7 @@ impl Job {
             },
             chain: open.chain.iter().map(name).collect::<Option<_>>()?,
             files: open.saved.iter().map(entry).collect(),
+            ledger: open.ledger.clone().and_then(|ledger| Ledger::try_from(ledger).ok()),
         })
     }
 

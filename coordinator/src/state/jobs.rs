@@ -73,6 +73,7 @@ impl State {
             check_version(known, if_version)?;
         }
         self.cluster.jobs.remove(&job);
+        self.set_ledger(job, None);
         Ok(Reply::Done)
     }
 

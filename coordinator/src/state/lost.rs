@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use downpour_core::checkpoint::SetBack;
 use downpour_core::id::{Epoch, JobId, ServerRef, ShardId, VariableId};
+use downpour_core::ledger::Ledger;
 use downpour_core::placement::replacement;
 use downpour_core::routing::ShardRoute;
 
@@ -62,6 +63,8 @@ pub struct SettingBack {
     pub labels: BTreeMap<String, String>,
     /// Dense variables that had their first values then.
     pub initialized: Vec<VariableId>,
+    /// What the job's tasks were then.
+    pub ledger: Option<Ledger>,
 }
 
 /// What is lost, in order.
@@ -109,10 +112,10 @@ pub fn place(cluster: &Cluster, lost: &[Lost]) -> Vec<Again> {
 impl State {
     /// Shards get a primary that loads them from a checkpoint, alone in its set, in an epoch above all that the shard and the checkpoint have seen. What is not lost (so)
     /// any more is passed over, and so is what is based on a checkpoint that is not the newest any more (it may be deleted), or on a dense variable that has got its
-    /// first values meanwhile. Who was giving a variable its first values is not to say that they are there: some may be gone. A checkpoint that is being taken is given up: it may hold what is rolled back here. Where every shard is at the checkpoint now, so are the labels: workers that
-    /// begin again read there how far they were.
+    /// first values meanwhile. Who was giving a variable its first values is not to say that they are there: some may be gone. A checkpoint that is being taken is given up: it may hold what is rolled back here. Where every shard is at the checkpoint now, so are the labels and the tasks: workers
+    /// go on from what was done then.
     pub(super) fn set_back(&mut self, setting: SettingBack) -> Outcome {
-        let SettingBack { job: id, from, epoch_min, shards, labels, initialized } = setting;
+        let SettingBack { job: id, from, epoch_min, shards, labels, initialized, ledger } = setting;
         let job = self.job(id)?;
         let newest = job.newest_checkpoint() == Some((&*from.uri, &*from.job, &*from.checkpoint));
         if !newest || job.initialized_since(&initialized).is_some() {
@@ -160,6 +163,9 @@ impl State {
         job.view.version = version;
         job.forget_initializers();
         job.give_up_checkpoint("a shard was set back to an older one");
+        if all == job.view.shards.len() {
+            self.set_ledger(id, ledger);
+        }
         Ok(Reply::Done)
     }
 }

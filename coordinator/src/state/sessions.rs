@@ -38,6 +38,7 @@ impl State {
             if !self.cluster.job(id).is_some_and(|job| job.sessions.contains_key(&session)) {
                 continue;
             }
+            self.give_back(id, session);
             let job = self.job_mut(id);
             job.sessions.remove(&session);
             let closed = &mut job.view.sessions;

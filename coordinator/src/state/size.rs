@@ -1,6 +1,7 @@
 //! How large the state may grow: a snapshot of it must fit into one message, with room to spare.
 
 use downpour_core::checkpoint::SetBack;
+use downpour_core::ledger::{OUT_MAX, Plan};
 use prost::Message as _;
 
 use super::checkpoints::SAVED_BYTES;
@@ -21,6 +22,11 @@ pub(super) const SESSION_BYTES: usize = 320;
 const REQUEST_BYTES: usize = 320;
 const LABEL_BYTES: usize = 16;
 const SET_BACK_SHARD_BYTES: usize = 24;
+const LEDGER_BYTES: usize = 512;
+/// A task that is out, a range of its own.
+const TASK_BYTES: usize = 12;
+/// What a worker has beside its tasks.
+const HOLDER_BYTES: usize = 48;
 
 /// What a label takes in a snapshot.
 pub(super) fn label_bytes(key: &str, value: &str) -> usize {
@@ -31,6 +37,10 @@ pub(super) fn label_bytes(key: &str, value: &str) -> usize {
 const EVICTED_BYTES: usize = 11;
 /// Of the group of coordinators, with its address.
 const MEMBER_BYTES: usize = 320;
+/// What the tasks of a job take at most.
+pub(super) fn ledger_bytes(plan: &Plan) -> usize {
+    LEDGER_BYTES + OUT_MAX.min(plan.tasks as usize) * TASK_BYTES
+}
 
 fn set_back_bytes(back: &SetBack) -> usize {
     let SetBack { uri, job, checkpoint, shards } = back;
@@ -45,6 +55,7 @@ impl Job {
             + self.view.shards.iter().filter(|route| route.moving.is_some()).count() * MOVE_BYTES
             + self.view.variables.len() * VARIABLE_BYTES
             + (self.sessions.len() + self.view.sessions.open.len()) * SESSION_BYTES
+            + self.sessions.len() * HOLDER_BYTES
             + self.checkpoints.encoded_len()
             + self.view.orders.checkpoint.as_ref().map_or(0, |open| {
                 self.view.shards.len() * SAVED_BYTES + open.newer_than.len() * size_of::<u64>()
@@ -64,6 +75,7 @@ impl State {
             + self.cluster.nodes.len() * NODE_BYTES
             + self.cluster.jobs.values().map(|job| job.bytes_max()).sum::<usize>()
             + self.requests.len() * REQUEST_BYTES
+            + self.cluster.ledgers.values().map(|one| ledger_bytes(one.plan())).sum::<usize>()
     }
 
     /// Refuses what would make the state too large.

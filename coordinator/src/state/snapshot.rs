@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use downpour_core::id::{ServerRef, SessionId, VariableId};
+use downpour_core::id::{JobId, ServerRef, SessionId, VariableId};
+use downpour_core::ledger::Ledger;
 use downpour_core::view::{JobView, NodeView};
 use downpour_proto::{Invalid, v1};
 use prost::Message;
@@ -36,6 +37,16 @@ struct Snapshot {
     now_ms: u64,
     #[prost(message, optional, tag = "80")]
     members: Option<MembersRecord>,
+    #[prost(message, repeated, tag = "60")]
+    ledgers: Vec<LedgerOfJob>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct LedgerOfJob {
+    #[prost(uint64, tag = "1")]
+    job: u64,
+    #[prost(message, optional, tag = "2")]
+    ledger: Option<v1::LedgerRecord>,
 }
 
 impl From<&Event> for v1::ClusterEvent {
@@ -105,6 +116,10 @@ impl State {
             origin: node.origin.clone(),
             isolation_ms: node.isolation_ms,
         };
+        let ledger = |(job, ledger): (&JobId, &Arc<Ledger>)| LedgerOfJob {
+            job: job.0,
+            ledger: Some(ledger.as_ref().into()),
+        };
         let snapshot = Snapshot {
             version: self.cluster.version,
             last_node: self.last.node,
@@ -122,6 +137,7 @@ impl State {
             now_ms: self.now_ms,
             members: (self.cluster.members.version > 0)
                 .then(|| self.cluster.members.as_ref().into()),
+            ledgers: self.cluster.ledgers.iter().map(ledger).collect(),
         };
         snapshot.encode_to_vec()
     }
@@ -143,6 +159,10 @@ impl State {
         for record in snapshot.jobs {
             let job = Job::try_from(record)?;
             cluster.jobs.insert(job.view.job, Arc::new(job));
+        }
+        for LedgerOfJob { job, ledger } in snapshot.ledgers {
+            let ledger = Ledger::try_from(given("snapshot.ledgers.ledger", ledger)?)?;
+            cluster.ledgers.insert(JobId(job), Arc::new(ledger));
         }
         let mut requests = Requests::default();
         for record in snapshot.requests {
@@ -189,7 +209,7 @@ impl From<&Job> for JobRecord {
             session: id.0,
             name: session.name.clone(),
             kind: session.kind.into(),
-            progress: None,
+            ..v1::SessionView::default()
         };
         let dense = |(variable, dense): (&VariableId, &Dense)| DenseRecord {
             variable: variable.0,

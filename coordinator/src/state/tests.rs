@@ -1,5 +1,6 @@
 mod checkpoints;
 mod invariants;
+mod ledgers;
 mod lost;
 mod moves;
 mod operators;

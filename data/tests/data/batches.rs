@@ -1,8 +1,9 @@
 //! Cutting and shuffling a stream of tasks.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use downpour_data::{BatchOptions, Batches, Dataset, Encoded, Encoder, open, shuffled};
+use downpour_data::{BatchOptions, Batches, Dataset, Encoded, Encoder, open};
 
 use crate::{Folder, batches, options, schema};
 
@@ -49,12 +50,16 @@ fn each_task_is_finished_once_and_not_before_its_last_row() {
     for shuffle_rows in [0, 1, 100, 10_000] {
         for rows in [1, 10, 1000, 3000] {
             let batches = cut(&folder, BatchOptions { batch: rows, shuffle_rows, seed: 3 });
-            let mut finished = Vec::new();
+            let (mut finished, mut rows_of) = (Vec::new(), HashMap::new());
             for batch in &batches {
                 for origin in &batch.origins {
                     assert!(!finished.contains(&origin.task), "a row of a finished task");
+                    *rows_of.entry(origin.task.clone()).or_insert(0) += 1;
                 }
-                finished.extend(batch.finished.iter().cloned());
+                for one in &batch.finished {
+                    assert_eq!(one.rows, rows_of.get(&one.task).copied().unwrap_or(0));
+                    finished.push(one.task.clone());
+                }
             }
             let tasks = open(&[folder.name("")], &schema(SCHEMA)).expect("files");
             let tasks = tasks.task_size(1, 4000).tasks().expect("tasks");
@@ -86,23 +91,11 @@ fn a_row_is_drawn_at_most_a_buffer_and_a_chunk_early() {
 }
 
 #[test]
-fn the_order_of_tasks_follows_the_seed() {
-    let folder = folder();
-    let tasks = open(&[folder.name("")], &schema(SCHEMA)).expect("files").task_size(1, 500);
-    let tasks = tasks.tasks().expect("tasks");
-    let one = shuffled(tasks.clone(), 1);
-    assert_eq!(one, shuffled(tasks.clone(), 1));
-    assert_ne!(one, shuffled(tasks.clone(), 2));
-    let mut sorted = one;
-    sorted.sort();
-    assert_eq!(sorted, tasks);
-}
-
-#[test]
 fn when_tasks_run_out_the_rest_is_flushed_and_later_tasks_go_on() {
     let folder = folder();
     let schema = schema(SCHEMA);
     let files = open(&[folder.name("3.csv"), folder.name("4.csv")], &schema).expect("files");
+    let files = files.task_size(1, 1 << 20);
     let mut tasks = files.tasks().expect("tasks").into_iter();
     let mut pause = false;
     // A lease that has nothing now: one task, nothing, the other task, nothing.
@@ -116,6 +109,17 @@ fn when_tasks_run_out_the_rest_is_flushed_and_later_tasks_go_on() {
     assert_eq!(next(), Some(500));
     assert_eq!(next(), Some(489));
     assert_eq!(next(), None);
+}
+
+#[test]
+fn data_is_cut_into_enough_tasks_for_many_workers_and_not_into_crumbs() {
+    let folder = Folder::new();
+    for (lines, tasks) in [(1, 1), (200_000, 7), (6_000_000, 128)] {
+        let file = folder.file("x.csv", "1\n".repeat(lines));
+        let files = open(&[&file], &schema("[[number]]\ncolumn = \"1\"")).expect("files");
+        let found = files.tasks().expect("tasks").len();
+        assert!((tasks..=tasks + tasks / 2).contains(&found), "{lines} lines: {found} tasks");
+    }
 }
 
 #[test]

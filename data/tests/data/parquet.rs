@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow_array::builder::{Int64Builder, ListBuilder};
 use arrow_array::types::Int32Type;
@@ -10,10 +9,7 @@ use arrow_array::{
     ArrayRef, BooleanArray, DictionaryArray, Float32Array, Float64Array, Int64Array,
     LargeStringArray, ListArray, RecordBatch, StringArray,
 };
-use downpour_data::{
-    BatchOptions, BatchReader, Batches, Chunk, Dataset, Encoded, Encoder, Files, Part, Result,
-    Salt, Task, open, shuffled,
-};
+use downpour_data::{Dataset, Encoder, Part, Salt, Task, open};
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
 
@@ -43,85 +39,6 @@ fn lists(rows: &[Option<&[i64]>]) -> ListArray {
         }
     }
     lists.finish()
-}
-
-/// Counts what is opened, and may hand out other pieces than files do.
-struct Watched {
-    files: Files,
-    opened: AtomicUsize,
-    piece_rows: usize,
-}
-
-impl Dataset for Watched {
-    fn tasks(&self) -> Result<Vec<Task>> {
-        self.files.tasks()
-    }
-
-    fn open(&self, task: &Task) -> Result<BatchReader> {
-        self.opened.fetch_add(1, Ordering::Relaxed);
-        let piece_rows = self.piece_rows;
-        let cut = move |chunk: Chunk| {
-            let rows = chunk.batch.num_rows();
-            let starts = (0..rows).step_by(piece_rows);
-            starts.map(move |start| Chunk {
-                batch: chunk.batch.slice(start, piece_rows.min(rows - start)),
-                first_row: chunk.first_row + start as u64,
-            })
-        };
-        let chunks = self.files.open(task)?.map(|chunk| chunk.expect("a chunk"));
-        Ok(Box::new(chunks.flat_map(cut).map(Ok)))
-    }
-}
-
-#[test]
-fn what_is_skipped_leaves_the_batches_after_it_as_they_are() {
-    let folder = Folder::new();
-    let numbers = Float32Array::from_iter_values((0..9000_u16).map(f32::from));
-    let keys = Int64Array::from_iter_values(0..9000);
-    let columns: Vec<(&str, ArrayRef)> = vec![("x", Arc::new(numbers)), ("k", Arc::new(keys))];
-    let file = write(&folder, columns, 2500);
-    let text: String = (0..900).map(|i| format!("{i},{i}\n")).collect();
-    let text = folder.file("in.csv", format!("x,k\n{text}"));
-    let schema = schema("dim = 1\n[[key]]\ncolumn = \"k\"\n[[number]]\ncolumn = \"x\"");
-    for (path, rows_max, piece_rows) in
-        [(&file, 1 << 16, 1 << 16), (&file, 1500, 1 << 16), (&file, 1500, 100), (&text, 1, 1 << 16)]
-    {
-        let files = open(&[path], &schema).expect("files").task_size(rows_max, 1000);
-        let files = Arc::new(Watched { files, opened: AtomicUsize::new(0), piece_rows });
-        for (batch, shuffle_rows) in
-            [(64, 0), (700, 0), (64, 100), (64, 500), (300, 3000), (100, 20_000)]
-        {
-            let options = BatchOptions { batch, shuffle_rows, seed: 9 };
-            let all = || {
-                let tasks = shuffled(files.tasks().expect("tasks"), 5);
-                Batches::new(files.clone(), Encoder::new(schema.clone()), tasks, options)
-            };
-            let read = |batches: Batches| -> Vec<Encoded> {
-                let batches = batches.map(|batch| batch.expect("a batch"));
-                batches.filter(|batch| batch.rows() > 0).collect()
-            };
-            let whole = read(all());
-            for skip in [1, 2, 7, 30, 89, 1000] {
-                let mut rest = all();
-                files.opened.store(0, Ordering::Relaxed);
-                rest.skip_batches(skip).expect("skipped");
-                if (rows_max, piece_rows, batch, shuffle_rows, skip) == (1500, 1 << 16, 64, 100, 89)
-                {
-                    let opened = files.opened.load(Ordering::Relaxed);
-                    assert!((1..4).contains(&opened), "{opened} of the five tasks before it");
-                }
-                let rest = read(rest);
-                let expected = whole.get(skip as usize..).unwrap_or_default();
-                assert_eq!(rest.len(), expected.len(), "{batch} {shuffle_rows} {skip}");
-                for (rest, expected) in rest.iter().zip(expected) {
-                    let same = rest.numbers == expected.numbers
-                        && rest.features == expected.features
-                        && rest.origins == expected.origins;
-                    assert!(same, "{path} {rows_max} {batch} {shuffle_rows} {skip}");
-                }
-            }
-        }
-    }
 }
 
 #[test]

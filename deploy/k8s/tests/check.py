@@ -61,9 +61,9 @@ def rules(objects):
         yield from (f"{pod.name}: {problem}" for problem in rules_of(pod, objects))
     for job in objects.of("Job"):
         spec = job["spec"]
-        numbers = {spec["completions"], spec["parallelism"], option(spec, "--workers")}
+        numbers = {spec["completions"], spec["parallelism"]}
         if len(numbers) != 1:
-            yield f"{job['metadata']['name']}: completions, parallelism and --workers are {numbers}"
+            yield f"{job['metadata']['name']}: completions and parallelism are {numbers}"
         ignored = [rule["onExitCodes"]["values"] for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
         if ignored != [[option(spec, "--stopped-status")]]:
             yield f"{job['metadata']['name']}: a worker that is stopped is taken for one that failed"

@@ -255,6 +255,20 @@ impl Coordinator for Service {
     ) -> Result<Response<v1::GetClusterReply>, Status> {
         Err(Status::unimplemented("scripted"))
     }
+
+    async fn define_ledger(
+        &self,
+        _: Request<v1::DefineLedgerRequest>,
+    ) -> Result<Response<v1::DefineLedgerReply>, Status> {
+        Err(Status::unimplemented("scripted"))
+    }
+
+    async fn advance_ledger(
+        &self,
+        _: Request<v1::AdvanceLedgerRequest>,
+    ) -> Result<Response<v1::AdvanceLedgerReply>, Status> {
+        Err(Status::unimplemented("scripted"))
+    }
 }
 
 /// A server in this process.

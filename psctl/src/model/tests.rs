@@ -85,6 +85,18 @@ fn cluster() -> Cluster {
         name: "worker-0".into(),
         kind: v1::SessionKind::Worker.into(),
         progress: Some(progress),
+        tasks_held: 3,
+        tasks_done: 40,
+    };
+    let plan = v1::LedgerPlan { tasks: 64, passes: 2, ..Default::default() };
+    let ledger = v1::LedgerView {
+        plan: Some(plan),
+        pass: 1,
+        done: 40,
+        leased: 3,
+        pending: 21,
+        samples: 1040,
+        ..Default::default()
     };
     v1::GetClusterReply {
         version: 20,
@@ -103,6 +115,7 @@ fn cluster() -> Cluster {
             labels: [("owner".to_owned(), "ads".to_owned())].into(),
             sessions: vec![session],
             reports: vec![report(0, 10), report(1, 20)],
+            ledger: Some(ledger),
             ..v1::JobStatus::default()
         }],
         ..v1::GetClusterReply::default()
@@ -143,6 +156,10 @@ fn the_json_of_a_cluster_is_a_promise() {
                     "id": 1, "name": "item", "kind": "table", "shape": [16], "group": "g",
                     "optimizer": "adam(lr 0.001)",
                 }],
+                "data": {
+                    "pass": 2, "passes": 2, "tasks": 64, "done": 40, "leased": 3, "pending": 21,
+                    "samples": 1040, "over": false,
+                },
             }],
         })
     );
@@ -162,6 +179,7 @@ fn the_json_of_a_cluster_is_a_promise() {
             "rolled_back": [{
                 "shard": 1, "epoch": 2, "first": 5, "last": 6, "first_clock": 2, "last_clock": null,
             }],
+            "tasks_held": 3, "tasks_done": 40,
         }])
     );
 }

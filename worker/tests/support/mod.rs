@@ -25,14 +25,19 @@ impl TestCluster {
 
     /// So many servers with further arguments.
     pub(crate) fn start_with(servers: usize, server_args: &[&str]) -> Self {
+        let server_args = server_args.iter().map(|&argument| argument.into()).collect();
+        Self::start_as(Options { servers, server_args, ..Options::default() })
+    }
+
+    /// A coordinator with further arguments.
+    pub(crate) fn start_with_coordinator(coordinator_args: &[&str]) -> Self {
+        let coordinator_args = coordinator_args.iter().map(|&argument| argument.into()).collect();
+        Self::start_as(Options { coordinator_args, ..Options::default() })
+    }
+
+    fn start_as(options: Options) -> Self {
         let binaries = Path::new(env!("CARGO_BIN_EXE_downpour-worker")).parent().unwrap();
-        let options = Options {
-            coordinators: 1,
-            servers,
-            server_args: server_args.iter().map(|&argument| argument.into()).collect(),
-            bin_dir: Some(binaries.to_owned()),
-            ..Options::default()
-        };
+        let options = Options { coordinators: 1, bin_dir: Some(binaries.to_owned()), ..options };
         let processes = LocalCluster::start(options)
             .expect("start a cluster (`cargo build --bins` makes the binaries it needs)");
         let cluster = Cluster::connect(&processes.coordinator_addresses()).unwrap();
@@ -96,6 +101,18 @@ pub(crate) fn clicks(rows: u64) -> String {
         writeln!(text, "{user},{},{},{click}", items.join("|"), (i % 10) as f64 / 10.0).unwrap();
     }
     text
+}
+
+/// [`clicks`] in so many files of a folder, each of which is a task.
+pub(crate) fn write_parts(folder: &Path, rows: u64, parts: u64) {
+    std::fs::create_dir_all(folder).unwrap();
+    let text = clicks(rows);
+    let (header, rest) = text.split_once('\n').unwrap();
+    let lines: Vec<&str> = rest.lines().collect();
+    for (part, lines) in lines.chunks(lines.len().div_ceil(parts as usize)).enumerate() {
+        let text = format!("{header}\n{}\n", lines.join("\n"));
+        std::fs::write(folder.join(format!("{part:03}.csv")), text).unwrap();
+    }
 }
 
 /// The columns of [`clicks`].

@@ -237,4 +237,12 @@ impl Coordinator for Member {
     async fn restore_job(&self, _: Request<RestoreJobRequest>) -> Answer<RestoreJobReply> {
         Err(Status::unimplemented("not played"))
     }
+
+    async fn define_ledger(&self, _: Request<DefineLedgerRequest>) -> Answer<DefineLedgerReply> {
+        Err(Status::unimplemented("not played"))
+    }
+
+    async fn advance_ledger(&self, _: Request<AdvanceLedgerRequest>) -> Answer<AdvanceLedgerReply> {
+        Err(Status::unimplemented("not played"))
+    }
 }

@@ -99,6 +99,7 @@ pub(super) fn restoring(name: &str, replace: bool) -> Command {
         order,
         replace,
         if_version: None,
+        ledger: None,
     })
 }
 

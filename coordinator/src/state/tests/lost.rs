@@ -22,7 +22,8 @@ fn setting(epoch_min: u64, shards: Vec<Again>) -> Command {
     };
     let labels = [("position".to_owned(), "7".to_owned())].into();
     let (epoch_min, initialized) = (Epoch(epoch_min), Vec::new());
-    Command::SetBack(SettingBack { job: JOB, from, epoch_min, shards, labels, initialized })
+    let ledger = None;
+    Command::SetBack(SettingBack { job: JOB, from, epoch_min, shards, labels, initialized, ledger })
 }
 
 impl Machine {

@@ -1,7 +1,7 @@
 //! `psctl job describe`
 
 use crate::cli::Connection;
-use crate::model::{Job, Variable};
+use crate::model::{Data, Job, Variable};
 use crate::output::{self, Format, Row, table};
 
 #[derive(Debug, clap::Args)]
@@ -25,8 +25,12 @@ pub(crate) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
             let variables = table(Variable::TITLES, job.variables.iter().map(Row::cells));
             let labels: Vec<String> =
                 job.labels.iter().map(|(key, value)| format!("\n{key}={value}")).collect();
+            let data = job.data.as_ref().map_or_else(String::new, |data| {
+                let Data { pass, passes, tasks, done, leased, samples, .. } = data;
+                format!("\n\ndata: pass {pass} of {passes}, {done} of {tasks} tasks done, {leased} with workers; {samples} samples trained")
+            });
             output::line(&format!(
-                "{head}\n\n{variables}{}{}",
+                "{head}\n\n{variables}{data}{}{}",
                 if labels.is_empty() { "" } else { "\n" },
                 labels.concat()
             ))

@@ -27,7 +27,7 @@ impl Plan {
             return Err(Exit::Usage("after `--` comes `train` and its arguments".into()));
         };
         let mut train = Given(train.to_vec());
-        for own in ["--coordinators", "--worker-index", "--workers", "--out"] {
+        for own in ["--coordinators", "--worker-index", "--out"] {
             if train.value(own)?.is_some() {
                 return Err(Exit::Usage(format!(
                     "{own} is set by psctl: it cannot stand after `--`"
@@ -58,7 +58,6 @@ impl Plan {
         let mut args = Given(vec!["train".into()]);
         args.push("--coordinators", coordinators);
         args.push("--worker-index", &index.to_string());
-        args.push("--workers", &self.workers.to_string());
         args.push("--out", &out.to_string_lossy());
         args.0.extend(self.train.iter().cloned());
         args.0
@@ -150,7 +149,7 @@ mod tests {
         let args = plan.worker_args("a:1,b:2", 1, Path::new("out")).join(" ");
         assert_eq!(
             args,
-            "train --coordinators a:1,b:2 --worker-index 1 --workers 3 --out out \
+            "train --coordinators a:1,b:2 --worker-index 1 --out out \
              --model lr --train data/census/train.parquet --epochs 2 --job local --replicas 2"
         );
         assert_eq!((plan.dataset.as_str(), plan.model.as_str()), ("census", "lr"));
@@ -162,7 +161,7 @@ mod tests {
         let plan = plan("-- train --schema=s.toml --test t1.csv t2.csv --model lr --job j")
             .expect("valid");
         assert_eq!(
-            plan.worker_args("a:1", 0, Path::new("out"))[9..].join(" "),
+            plan.worker_args("a:1", 0, Path::new("out"))[7..].join(" "),
             "--schema=s.toml --model lr --job j --replicas 2"
         );
         let args = evaluate_args(&plan.evaluation.expect("test files"), "a:1", Path::new("r.json"))
@@ -188,7 +187,7 @@ mod tests {
     fn what_psctl_sets_and_what_it_cannot_run_is_refused() {
         for line in [
             "-- evaluate",
-            "-- train --workers 2",
+            "-- train --worker-index 2",
             "-- train --coordinators=a:1",
             "-- train --test",
         ] {

@@ -18,12 +18,12 @@ const LINE_BYTES_MAX: u64 = 4096;
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 struct Metrics {
     clock: u64,
-    /// Since the training began, perhaps in an earlier run.
+    /// Since the training began, perhaps in an earlier run, of all workers as far as this one knows.
     total_samples: u64,
     /// Of them in this run.
     #[serde(default)]
     run_samples: Option<u64>,
-    /// How many it will have trained at the end, where that is known.
+    /// How many all will have trained at the end, where that is known.
     #[serde(default)]
     planned_samples: Option<u64>,
     #[serde(default)]
@@ -83,12 +83,13 @@ impl Progress {
 
     /// Reads what is new, and shows it.
     pub(super) fn show(&mut self) {
+        let all_per_s = self.samples_per_s();
         for worker in &mut self.workers {
             if let Some(line) = worker.beginning() {
                 worker.bar.suspend(|| eprintln!("{}  {line}", worker.name));
             }
             if worker.read_new() {
-                worker.bar.set_message(worker.message());
+                worker.bar.set_message(worker.message(all_per_s));
             }
             worker.bar.tick();
         }
@@ -99,9 +100,10 @@ impl Progress {
 
     /// Shows what is last, for good.
     pub(super) fn finish(&mut self) {
+        let all_per_s = self.samples_per_s();
         for worker in &mut self.workers {
             worker.read_new();
-            worker.bar.finish_with_message(worker.message());
+            worker.bar.finish_with_message(worker.message(all_per_s));
         }
         if self.bars.is_none() {
             self.print_lines();
@@ -110,9 +112,14 @@ impl Progress {
 
     fn print_lines(&mut self) {
         for worker in &self.workers {
-            eprintln!("{}  {}", worker.name, worker.message());
+            eprintln!("{}  {}", worker.name, worker.message(self.samples_per_s()));
         }
         self.last_lines = Instant::now();
+    }
+
+    /// Of all workers.
+    fn samples_per_s(&self) -> f64 {
+        self.workers.iter().filter_map(|worker| worker.latest).map(|one| one.samples_per_s).sum()
     }
 
     /// Of all workers, in this run.
@@ -162,7 +169,8 @@ impl Worker {
         latest.is_some()
     }
 
-    fn message(&self) -> String {
+    /// They share the data: what is left goes by the speed of all.
+    fn message(&self, all_per_s: f64) -> String {
         let Some(Metrics { clock, total_samples, planned_samples, loss, samples_per_s, .. }) =
             self.latest
         else {
@@ -171,7 +179,6 @@ impl Worker {
         let mut parts = vec![format!("step {}", HumanCount(clock))];
         match planned_samples {
             Some(planned) if planned > 0 => {
-                // How many rows a worker gets is known nearly.
                 let percent = (100.0 * total_samples as f64 / planned as f64).min(100.0).floor();
                 parts.push(format!(
                     "{} of about {} samples ({percent} %)",
@@ -184,8 +191,8 @@ impl Worker {
         parts.push(format!("{}/s", HumanCount(samples_per_s as u64)));
         parts.extend(loss.map(|loss| format!("loss {loss:.4}")));
         let left = planned_samples.map(|planned| planned.saturating_sub(total_samples));
-        if let Some(left) = left.filter(|left| *left > 0 && samples_per_s >= 1.0) {
-            let eta = Duration::from_secs((left as f64 / samples_per_s).round() as u64);
+        if let Some(left) = left.filter(|left| *left > 0 && all_per_s >= 1.0) {
+            let eta = Duration::from_secs((left as f64 / all_per_s).round() as u64);
             parts.push(format!("ETA {}", humantime::format_duration(eta)));
         }
         parts.join("  ")
@@ -214,8 +221,8 @@ mod tests {
             "{\"evaluation\":{\"auc\":0.9}}\nnonsense\n{\"clock\":3",
         ]);
         assert_eq!(
-            worker.message(),
-            "step 2  200 of about 1,000 samples (20 %)  80/s  loss 0.2500  ETA 10s"
+            worker.message(160.0),
+            "step 2  200 of about 1,000 samples (20 %)  80/s  loss 0.2500  ETA 5s"
         );
     }
 
@@ -239,8 +246,8 @@ mod tests {
 
     #[test]
     fn nothing_is_made_up_where_nothing_is_known() {
-        assert_eq!(worker(&["{\"clock\":1"]).message(), "starting");
+        assert_eq!(worker(&["{\"clock\":1"]).message(9.0), "starting");
         let worker = worker(&["{\"clock\":1,\"total_samples\":100,\"loss\":null}\n"]);
-        assert_eq!(worker.message(), "step 1  100 samples  0/s");
+        assert_eq!(worker.message(9.0), "step 1  100 samples  0/s");
     }
 }

@@ -86,12 +86,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let features = features(&job, options.tables)?;
     let fused = options.tables == Tables::Fused;
     let train = Clicks::open(&options.data, "train", fused, BATCH, options.batches)?;
-    let mut train = job
-        .train(train, features.clone())
-        .batch(BATCH)
-        .shuffle_rows(0)
-        .worker(options.worker, options.workers)
-        .depth(options.depth);
+    let train = train.share(options.worker, options.workers);
+    let mut train =
+        job.train(train, features.clone()).batch(BATCH).shuffle_rows(0).depth(options.depth);
     if let Some(out) = &options.out {
         train = train.out(out);
     }

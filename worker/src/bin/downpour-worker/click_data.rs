@@ -1,4 +1,4 @@
-//! The files of workload E as a dataset: one task for each batch, so that worker w of n takes the batches w, w + n, and so on.
+//! The files of workload E as a dataset: one task for each batch, of which worker w of n takes the batches w, w + n, and so on.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -24,6 +24,8 @@ pub(crate) struct Clicks {
     ids_in_a_list: bool,
     batch: u64,
     rows: u64,
+    /// The first batch, and from one to the next.
+    share: (usize, usize),
 }
 
 impl Clicks {
@@ -46,7 +48,12 @@ impl Clicks {
         }
         ensure!(rows > 0, "{}: no rows", folder.display());
         let rows = rows.min((batch as u64).saturating_mul(batches as u64));
-        Ok(Self { paths, files, ids_in_a_list, batch: batch as u64, rows })
+        Ok(Self { paths, files, ids_in_a_list, batch: batch as u64, rows, share: (0, 1) })
+    }
+
+    /// Those of worker w of n.
+    pub(crate) fn share(self, worker: usize, workers: usize) -> Self {
+        Self { share: (worker, workers.max(1)), ..self }
     }
 
     /// Rows `start..end` of the `at`th file.
@@ -102,7 +109,9 @@ impl Dataset for Clicks {
             let part = Part::Rows { group: 0, start, end };
             Task { file: file.clone(), part, rows: Some(end - start) }
         };
-        Ok((0..self.rows).step_by(self.batch as usize).map(task).collect())
+        let starts = (0..self.rows).step_by(self.batch as usize);
+        let (worker, workers) = self.share;
+        Ok(starts.skip(worker).step_by(workers).map(task).collect())
     }
 
     fn open(&self, task: &Task) -> Result<BatchReader> {

@@ -155,12 +155,10 @@ pub(crate) struct Options {
     #[arg(long, help_heading = "Data")]
     pub(crate) seed: Option<u64>,
 
-    /// Number of this worker, from 0 [default: 0]
+    /// Number of this worker, from 0, for its name in lists; worker 0 evaluates beside the training, and starts the job over with --fresh. Workers of a job share its
+    /// data, however many they are [default: 0]
     #[arg(long, value_name = "INDEX", help_heading = "Run")]
     pub(crate) worker_index: Option<usize>,
-    /// Workers of the job [default: 1]
-    #[arg(long, value_name = "COUNT", help_heading = "Run")]
-    pub(crate) workers: Option<usize>,
     /// Steps in the pipeline; 1 reads its own writes, 2 computes while the network works [default: 1]
     #[arg(long, help_heading = "Run")]
     pub(crate) depth: Option<usize>,

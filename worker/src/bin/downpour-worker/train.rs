@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
-use downpour::{Every, Paths, Position, Result, Start, Step};
+use downpour::{Every, Paths, Result, Start, Step};
 use tch::{Kind, Tensor};
 
 use crate::options::{Options, needed, parsed};
@@ -25,7 +25,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 fn is_set_back(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(downpour::Error::SetBack { .. }))
+    matches!(error.downcast_ref(), Some(downpour::Error::SetBack))
 }
 
 fn train(options: &Options) -> anyhow::Result<()> {
@@ -40,7 +40,6 @@ fn train(options: &Options) -> anyhow::Result<()> {
         .epochs(options.epochs.unwrap_or(1))
         .shuffle_rows(options.shuffle_rows.unwrap_or(1 << 16))
         .seed(options.seed())
-        .worker(options.worker_index.unwrap_or(0), options.workers.unwrap_or(1))
         .depth(options.depth.unwrap_or(1))
         .in_order(options.in_order.unwrap_or(false))
         .device(setup.device)
@@ -53,11 +52,11 @@ fn train(options: &Options) -> anyhow::Result<()> {
         ensure!(norm > 0.0 && norm.is_finite(), "--clip-norm is {norm}, but must be above 0");
     }
     let l2 = options.l2.unwrap_or(0.0);
-    let mut steps = builder.resumable().start()?;
+    let mut steps = builder.shared().start()?;
     let began = steps.began().clone();
     let worker = options.worker_index.unwrap_or(0);
     announce(options, &began)?;
-    let mut clock = began.at.batches;
+    let mut clock = began.clock;
     if clock > 0 {
         // Not the masks of dropout that were drawn before.
         tch::manual_seed(options.seed().wrapping_add(clock) as i64);
@@ -79,16 +78,16 @@ fn train(options: &Options) -> anyhow::Result<()> {
     let rolled_back = setup.job.rolled_back();
     tracing::info!(
         worker,
-        batches = end.batches - began.at.batches,
-        samples = end.samples - began.at.samples,
-        batches_in_all = end.batches,
-        samples_in_all = end.samples,
+        batches = end.batches,
+        samples = end.samples,
         rolled_back_pushes = rolled_back.iter().map(|lost| lost.last + 1 - lost.first).sum::<u64>(),
         "trained"
     );
     rolled_back.iter().for_each(|lost| tracing::warn!(worker, "{lost}"));
-    let trained = end != began.at && !setup.job.stopping();
-    if trained && let Some(name) = setup.job.save_when_trained(options.workers.unwrap_or(1))? {
+    if steps.finished_the_job()
+        && !setup.job.stopping()
+        && let Some(name) = setup.job.save()?
+    {
         tracing::info!(checkpoint = name, "saved");
     }
     if let (Some(test), false) = (&options.test, setup.job.stopping()) {
@@ -103,22 +102,21 @@ fn train(options: &Options) -> anyhow::Result<()> {
 /// The first line of what this process says, where it does not simply begin.
 fn announce(options: &Options, began: &Start) -> anyhow::Result<()> {
     let job = needed(&options.job, "--job")?;
-    let (worker, workers) = (options.worker_index.unwrap_or(0), options.workers.unwrap_or(1));
-    let Start { at: Position { batches, samples, .. }, checkpoint, done } = began;
+    let Start { pass, passes, tasks_done, tasks, samples, checkpoint, done, .. } = began;
     let from = match checkpoint {
         Some((name, uri)) => format!("job {job:?}, which began from checkpoint {name} in {uri}"),
         None => format!("job {job:?}"),
     };
-    let worker = format!("worker {worker} of {workers}");
-    let line = match (done, batches, &options.checkpoint_to) {
+    let line = match (done, samples, &options.checkpoint_to) {
         (true, ..) => format!(
-            "{from}: {worker} trained all of its {batches} batches before, {samples} samples; more --epochs go on, --fresh starts over"
+            "{from}: all {passes} passes over {tasks} tasks were trained before, {samples} samples; more --epochs go on, --fresh starts over"
         ),
         (false, 0, None) if checkpoint.is_none() => return Ok(()),
-        (false, 0, _) => format!("{from}: {worker} begins at the start of the data"),
-        (false, ..) => {
-            format!("resuming {from}: {worker} goes on after batch {batches}, {samples} samples")
-        }
+        (false, 0, _) => format!("{from}: begins at the start of the data"),
+        (false, ..) => format!(
+            "resuming {from}: {tasks_done} of {tasks} tasks of pass {} of {passes} are trained, {samples} samples in all",
+            pass + 1
+        ),
     };
     writeln!(std::io::stderr(), "{line}").context("write to stderr")
 }
