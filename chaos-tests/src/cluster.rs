@@ -139,7 +139,7 @@ impl TestCluster {
         ensure!(tally.lost == 0 && tally.duplicated == 0, "{tally:?}");
         ensure!(tally.client_errors == 0, "the client saw errors: {tally:?}");
         ensure!(
-            counters.iter().all(|&count| count == tally.acknowledged as f32),
+            counters.iter().all(|&(_, count)| count == tally.acknowledged as f32),
             "{} acknowledged, counted {counters:?}",
             tally.acknowledged
         );

@@ -59,6 +59,20 @@ pub fn serving() -> Vec<(JobId, ShardId, Epoch, ServerRef)> {
     serving
 }
 
+/// Who could acknowledge what its members have, as far as it knows itself.
+#[must_use]
+pub fn acknowledging() -> Vec<(JobId, ShardId, Epoch, ServerRef)> {
+    let mut found = Vec::new();
+    each(|life, hosted| {
+        let shard = hosted.shard.lock();
+        let epoch = shard.epoch();
+        if shard.read(epoch, life.lease.contact()).is_ok() {
+            found.push((hosted.key.job, hosted.key.shard, epoch, life.me));
+        }
+    });
+    found
+}
+
 /// All replicas of all servers.
 #[must_use]
 pub fn replicas() -> Vec<Replica> {

@@ -1,14 +1,15 @@
 //! A client whose pushes can be counted afterwards.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use downpour_client::{
-    Coordinators, Error, Job, PushBatch, RowGradients, Session, SessionOptions, TableRows,
+    Coordinators, Error, Job, PushBatch, RolledBack, RowGradients, Session, SessionOptions,
+    TableRows,
 };
-use downpour_core::id::VariableId;
+use downpour_core::id::{ShardId, VariableId};
 use downpour_core::init::Init;
 use downpour_core::optimizer::{OptimizerSpec, Sgd};
 use downpour_core::routing::shard_of;
@@ -20,6 +21,8 @@ use crate::acks::Acks;
 const IN_FLIGHT_MAX: usize = 8;
 /// Serial numbers of one client start here times its index, so they never meet.
 const SERIALS_PER_CLIENT: u64 = 1 << 40;
+const SERIALS: &str = "probe/serials";
+const COUNTERS: &str = "probe/counters";
 
 /// The job of a probe: tables that count.
 #[must_use]
@@ -46,6 +49,10 @@ pub struct Tally {
     pub unknown: u64,
     /// Acknowledged pushes whose effect is missing.
     pub lost: u64,
+    /// Those of them that the session said are rolled back, because every copy of their shard was gone.
+    pub named: u64,
+    /// Parts of pushes to each shard that the session said are rolled back.
+    pub rolled_back: BTreeMap<ShardId, u64>,
     /// Pushes whose effect is there more than once.
     pub duplicated: u64,
     /// Longest time between two acknowledgements of one client.
@@ -58,10 +65,16 @@ impl Tally {
     /// Of several clients together.
     #[must_use]
     pub fn merge(self, other: &Tally) -> Tally {
+        let mut rolled_back = self.rolled_back;
+        for (shard, count) in &other.rolled_back {
+            *rolled_back.entry(*shard).or_default() += count;
+        }
         Tally {
             acknowledged: self.acknowledged + other.acknowledged,
             unknown: self.unknown + other.unknown,
             lost: self.lost + other.lost,
+            named: self.named + other.named,
+            rolled_back,
             duplicated: self.duplicated + other.duplicated,
             longest_ack_gap_ms: self.longest_ack_gap_ms.max(other.longest_ack_gap_ms),
             client_errors: self.client_errors + other.client_errors,
@@ -82,6 +95,8 @@ pub struct Probe {
     next_serial: u64,
     first_serial: u64,
     unknown_serials: BTreeSet<u64>,
+    /// What sessions before this one said.
+    rolled_back: Vec<RolledBack>,
     tally: Tally,
     last_ack: Option<Instant>,
 }
@@ -109,7 +124,7 @@ impl Probe {
         let session = Session::open(coordinators, &Job::Create(job.clone()), options)
             .await
             .context("open the probe's session")?;
-        let tables = [counting_table("probe/serials"), counting_table("probe/counters")];
+        let tables = [counting_table(SERIALS), counting_table(COUNTERS)];
         let defined = session.define(&tables).await.context("define the probe's tables")?;
         let first_serial = index * SERIALS_PER_CLIENT;
         Ok(Probe {
@@ -123,6 +138,7 @@ impl Probe {
             next_serial: first_serial,
             first_serial,
             unknown_serials: BTreeSet::new(),
+            rolled_back: Vec::new(),
             tally: Tally::default(),
             last_ack: None,
         })
@@ -199,6 +215,10 @@ impl Probe {
     pub async fn verify(mut self) -> Result<Tally> {
         self.reopen().await?;
         self.tally.unknown = self.unknown_serials.len() as u64;
+        self.rolled_back.extend(self.session.rolled_back());
+        for one in &self.rolled_back {
+            *self.tally.rolled_back.entry(one.shard).or_default() += one.last + 1 - one.first;
+        }
         let serials: Vec<u64> = (self.first_serial..self.next_serial).collect();
         for keys in serials.chunks(65_536) {
             let mut values = vec![0.0; keys.len()];
@@ -206,7 +226,9 @@ impl Probe {
             self.session.pull(&mut [rows], None).await.context("read the serials back")?;
             for (serial, value) in keys.iter().zip(values) {
                 let unknown = self.unknown_serials.contains(serial);
-                self.tally.lost += u64::from(value < 1.0 && !unknown);
+                let lost = value < 1.0 && !unknown;
+                self.tally.lost += u64::from(lost);
+                self.tally.named += u64::from(lost && self.is_rolled_back(*serial));
                 self.tally.duplicated += u64::from(value > 1.0);
             }
         }
@@ -215,26 +237,41 @@ impl Probe {
         Ok(self.tally)
     }
 
+    /// Whether the session said so of this push, on the shard that its own row is on.
+    fn is_rolled_back(&self, serial: u64) -> bool {
+        let (shard, clock) = (self.shard_of_serial(serial), serial - self.first_serial);
+        let within = |(first, last): (u64, u64)| (first..=last).contains(&clock);
+        // Clocks of long ago are not remembered one by one.
+        { self.rolled_back.iter() }.any(|one| one.shard == shard && one.clocks.is_none_or(within))
+    }
+
+    fn shard_of_serial(&self, serial: u64) -> ShardId {
+        shard_of(serial, counting_table(SERIALS).routing_salt(), self.job.shards)
+    }
+
     /// A session that has ended reads no more.
     async fn reopen(&mut self) -> Result<()> {
         if self.session.ended().is_some() {
+            self.rolled_back.extend(self.session.rolled_back());
             let (options, job) = (SessionOptions::worker("verify"), Job::Create(self.job.clone()));
             self.session = Session::open(&self.coordinators, &job, options).await?;
         }
         Ok(())
     }
 
-    /// Value of every counter: each push of every client added 1.
+    /// Value of the counter on every shard: each push of every client added 1.
     ///
     /// # Errors
     /// The rows cannot be read.
-    pub async fn counters(&mut self) -> Result<Vec<f32>> {
+    pub async fn counters(&mut self) -> Result<Vec<(ShardId, f32)>> {
         self.reopen().await?;
         let keys = &self.counter_keys;
         let mut values = vec![0.0; keys.len()];
         let rows = TableRows { variable: self.counters, keys, values: &mut values };
         self.session.pull(&mut [rows], None).await.context("read the counters back")?;
-        Ok(values)
+        let salt = counting_table(COUNTERS).routing_salt();
+        let shards = keys.iter().map(|&key| shard_of(key, salt, self.job.shards));
+        Ok(shards.zip(values).collect())
     }
 }
 
@@ -253,7 +290,7 @@ pub async fn verify_all(mut probes: Vec<Probe>) -> Result<Tally> {
     }
     let (least, most) = (tally.acknowledged, tally.acknowledged + tally.unknown);
     // Whole numbers, exact up to 2^24.
-    for counter in counters.into_iter().map(|counter| counter as u64) {
+    for counter in counters.into_iter().map(|(_, counter)| counter as u64) {
         tally.lost = tally.lost.max(least.saturating_sub(counter));
         tally.duplicated = tally.duplicated.max(counter.saturating_sub(most));
     }

@@ -10,8 +10,13 @@ const FLAGS: &str = "--cfg downpour_sim --cfg tokio_unstable";
 const PROFILE: &str = "sim";
 const SEEDS: &str = "1..21";
 /// Bugs that are found at once, put back one after the other: the simulation itself is tested so.
-const PLANTED: [&str; 4] =
-    ["ack-before-backup", "drop-closed-mark", "slots-of-another-moment", "forget-cells"];
+const PLANTED: [&str; 5] = [
+    "ack-before-backup",
+    "drop-closed-mark",
+    "slots-of-another-moment",
+    "forget-cells",
+    "forget-isolation",
+];
 
 /// The program, up to date.
 pub(crate) fn built(root: &Path) -> Result<Command> {

@@ -1,19 +1,24 @@
 //! Who pushes: the probe of `psctl verify`, and a trainer whose rows have optimizer slots.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use downpour_client::{Job, PushBatch, RowGradients, Session, SessionOptions};
+use downpour_client::{
+    Defined, DenseTensor, Error, Job, PushBatch, RowGradients, Session, SessionOptions,
+};
+use downpour_core::id::VariableId;
 use downpour_core::init::Init;
-use downpour_core::optimizer::{Adagrad, OptimizerSpec};
-use downpour_core::spec::{Shape, TableSpec, VariableSpec};
+use downpour_core::optimizer::{Adagrad, OptimizerSpec, Sgd};
+use downpour_core::routing::shard_of;
+use downpour_core::spec::{DenseSpec, Shape, TableSpec, VariableSpec};
 use downpour_psctl::probe::Probe;
 use tokio::time::sleep;
 
 use crate::cluster;
 use crate::draw::Draw;
-use crate::shared::{Phase, Shared, count};
+use crate::shared::{Dense, Phase, Shared, count};
 
 /// Before another attempt to join.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -22,6 +27,7 @@ const BURST_MAX: u64 = 16;
 /// Rows of the trainer: few, so that pushes meet while a copy of them is made.
 const TRAINED_ROWS: u64 = 64;
 pub(crate) const TRAINED: &str = "sim/trained";
+const COUNTED: &str = "sim/counted";
 pub(crate) const ADAGRAD: Adagrad =
     Adagrad { learning_rate: 0.5, epsilon: 0.0, initial_accumulator: 1.0 };
 
@@ -69,21 +75,66 @@ fn trained_table() -> VariableSpec {
     }
 }
 
+/// Its blocks lie on several shards, and the last one is smaller.
+fn counted_tensor() -> VariableSpec {
+    let dense = DenseSpec { shape: vec![7], block_floats: 2 };
+    VariableSpec {
+        name: COUNTED.into(),
+        optimizer: OptimizerSpec::Sgd(Sgd { learning_rate: 1.0 }),
+        shape: Shape::Dense(dense),
+    }
+}
+
+/// Joins with both variables, the dense one with zeros as its first values.
+async fn join(shared: &Shared) -> Result<(Session, Vec<Defined>), Error> {
+    let job = Job::Create(cluster::job(shared));
+    let options = SessionOptions::worker("trainer");
+    let session = Session::open(&cluster::coordinators(), &job, options).await?;
+    let defined = session.define(&[trained_table(), counted_tensor()]).await?;
+    let dense = defined[1].variable.id;
+    if defined[1].initializer {
+        let values = vec![DenseTensor { variable: dense, floats: &[0.0; 7] }];
+        session.push(&PushBatch { values, ..PushBatch::default() }).await?.await?;
+        session.mark_initialized(&[dense]).await?;
+    }
+    Ok((session, defined))
+}
+
+/// What the tensor should be and is.
+async fn read_back(
+    session: &Session,
+    variable: VariableId,
+    (acknowledged, unknown): (u64, u64),
+) -> Result<Dense, Error> {
+    let spec = counted_tensor();
+    let Shape::Dense(dense) = &spec.shape else { unreachable!("it is dense") };
+    let mut cache = session.dense_cache(&[variable])?;
+    session.pull(&mut [], Some(&mut cache)).await?;
+    let values = cache.values(variable).unwrap_or_default();
+    let (salt, shards) = (spec.routing_salt(), cluster::SHARDS);
+    let blocks = values.chunks(dense.block_floats as usize).zip(0u64..);
+    let blocks = blocks.map(|(values, block)| (shard_of(block, salt, shards), values.to_vec()));
+    let mut rolled_back = BTreeMap::new();
+    for one in session.rolled_back() {
+        // The first values are a push too, and lost they are given again.
+        *rolled_back.entry(one.shard).or_default() += one.last + 1 - one.first;
+    }
+    Ok(Dense { blocks: blocks.collect(), acknowledged, unknown, rolled_back })
+}
+
 /// Pushes gradients of 1, so that the slot of a row tells how often it was updated and so what its weight must be.
 pub(crate) async fn trainer(shared: Rc<Shared>) -> turmoil::Result {
-    let coordinators = cluster::coordinators();
-    let job = Job::Create(cluster::job(&shared));
-    let (session, table) = loop {
-        let options = SessionOptions::worker("trainer");
-        let Ok(session) = Session::open(&coordinators, &job, options).await else {
-            sleep(PAUSE).await;
-            continue;
-        };
-        match session.define(&[trained_table()]).await {
-            Ok(defined) => break (session, defined[0].variable.id),
-            Err(_) => sleep(PAUSE).await,
+    let (session, defined) = loop {
+        match join(&shared).await {
+            Ok(joined) => break joined,
+            Err(error) => {
+                tracing::info!("the trainer does not join yet: {error}");
+                sleep(PAUSE).await;
+            }
         }
     };
+    let (table, tensor) = (defined[0].variable.id, defined[1].variable.id);
+    let (mut acknowledged, mut unknown) = (0, 0);
     count(&shared.joined);
     shared.wait_for(Phase::Faults).await;
     let mut draw = Draw::new(shared.seed, 200);
@@ -95,14 +146,18 @@ pub(crate) async fn trainer(shared: Rc<Shared>) -> turmoil::Result {
         keys.dedup();
         let gradients = vec![1.0; keys.len()];
         let rows = vec![RowGradients { variable: table, keys: &keys, gradients: &gradients }];
-        let pushed = session.push(&PushBatch { clock, rows, ..PushBatch::default() }).await;
-        if let Ok(ticket) = pushed {
-            // What becomes of it shows in the rows.
-            _ = ticket.await;
+        let dense = vec![DenseTensor { variable: tensor, floats: &[-1.0; 7] }];
+        let batch = PushBatch { clock, rows, dense, ..PushBatch::default() };
+        // Nothing was sent of what is refused at once.
+        if let Ok(ticket) = session.push(&batch).await {
+            let told = if ticket.await.is_ok() { &mut acknowledged } else { &mut unknown };
+            *told += 1;
         }
         sleep(draw.millis(1, 40)).await;
     }
     count(&shared.quiet);
     shared.wait_for(Phase::Judgement).await;
+    let read = read_back(&session, tensor, (acknowledged, unknown)).await?;
+    *shared.dense.borrow_mut() = Some(read);
     Ok(())
 }

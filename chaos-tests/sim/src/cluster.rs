@@ -10,7 +10,7 @@ use downpour_proto::net::TcpListener;
 use downpour_psctl::probe;
 use turmoil::Sim;
 
-use crate::shared::Shared;
+use crate::shared::{Setting, Shared};
 
 pub(crate) const COORDINATORS: [&str; 3] = ["c1", "c2", "c3"];
 pub(crate) const SERVERS: [&str; 3] = ["s1", "s2", "s3"];
@@ -24,9 +24,13 @@ const COORDINATOR_PORT: u16 = 7070;
 const SERVER_PORT: u16 = 7170;
 /// Members compare what they have this often: in a minute of simulated time each shall do so several times.
 const CHECK_INTERVAL_MS: u64 = 700;
+/// As short as may be: shards that are set back wait for it.
+const LEASE_MS: u64 = 3000;
+const RESTORE_AFTER_MS: u64 = 2500;
 
 pub(crate) fn job(shared: &Shared) -> JobSpec {
-    probe::job("probe", SHARDS, shared.replicas)
+    let min_in_sync = shared.setting.min_in_sync;
+    JobSpec { min_in_sync, ..probe::job("probe", SHARDS, shared.replicas) }
 }
 
 pub(crate) fn coordinators() -> Coordinators {
@@ -44,9 +48,10 @@ pub(crate) fn start(sim: &mut Sim<'_>, shared: &Rc<Shared>) {
         sim.host(name, move || {
             let down = shared.down.borrow().contains(name);
             let platters = platters.clone();
+            let setting = shared.setting;
             async move {
                 if !down {
-                    coordinator(id, name, platters).await?;
+                    coordinator(id, name, platters, setting).await?;
                 }
                 std::future::pending().await
             }
@@ -68,8 +73,16 @@ pub(crate) fn start(sim: &mut Sim<'_>, shared: &Rc<Shared>) {
     }
 }
 
-async fn coordinator(id: u64, name: &str, platters: Platters) -> anyhow::Result<()> {
-    let mut config = downpour_coordinator::Config { id, ..Default::default() };
+async fn coordinator(
+    id: u64,
+    name: &str,
+    platters: Platters,
+    setting: Setting,
+) -> anyhow::Result<()> {
+    let mut config = downpour_coordinator::Config { id, lease_ms: LEASE_MS, ..Default::default() };
+    if setting.sets_back {
+        config.restore_after_ms = RESTORE_AFTER_MS;
+    }
     config.peers = (1..).zip(addresses()).map(|(id, address)| format!("{id}={address}")).collect();
     config.common.advertise = Some(format!("{name}:{COORDINATOR_PORT}"));
     // Small enough that members take snapshots, and that those which were away get one.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::draw::Draw;
+use crate::shared::Setting;
 
 /// One kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,10 @@ pub(crate) enum Kind {
     ResetClient,
     /// Everything is slow.
     Slow,
+    /// What a server hears and says is late, as of a process that was stopped and goes on.
+    PauseServer,
+    /// No coordinator hears two servers, which hear each other and the clients: where both are all copies of a shard, it is set back to a checkpoint.
+    IsolateServers,
 }
 
 impl Kind {
@@ -52,6 +57,8 @@ impl Kind {
                 | Kind::CutAndKillPrimary
                 | Kind::KillPrimaryAndSuccessor
                 | Kind::CutOffDuringCheckpoint
+                | Kind::PauseServer
+                | Kind::IsolateServers
         )
     }
 
@@ -61,7 +68,7 @@ impl Kind {
     }
 }
 
-const LETHAL: [Kind; 7] = [
+const LETHAL: [Kind; 8] = [
     Kind::KillServer,
     Kind::RestartServer,
     Kind::PowerOffServer,
@@ -69,11 +76,12 @@ const LETHAL: [Kind; 7] = [
     Kind::PartitionServerOneWay,
     Kind::CutAndKillPrimary,
     Kind::CutOffDuringCheckpoint,
+    Kind::PauseServer,
 ];
 const MILD: [Kind; 4] = [Kind::HoldServers, Kind::HoldClient, Kind::ResetClient, Kind::Slow];
 
 /// The faults of a run, the last one first.
-pub(crate) fn schedule(draw: &mut Draw, replicas: u32) -> Vec<Kind> {
+pub(crate) fn schedule(draw: &mut Draw, setting: Setting) -> Vec<Kind> {
     let mut kinds = vec![
         draw.one_of(&[Kind::KillServer, Kind::CutAndKillPrimary, Kind::PowerOffServer]),
         draw.one_of(&LETHAL),
@@ -81,8 +89,11 @@ pub(crate) fn schedule(draw: &mut Draw, replicas: u32) -> Vec<Kind> {
         Kind::KillLeader,
         draw.one_of(&[Kind::KillLeader, Kind::KillCoordinator, Kind::PartitionCoordinator]),
     ];
-    if replicas > 2 {
+    if setting.replicas > 2 {
         kinds.push(Kind::KillPrimaryAndSuccessor);
+    }
+    if setting.sets_back {
+        kinds.push(Kind::IsolateServers);
     }
     for _ in 0..1 + draw.below(3) {
         kinds.push(draw.one_of(&MILD));

@@ -66,7 +66,7 @@ pub(crate) struct Conductor {
 impl Conductor {
     pub(crate) fn new(shared: &Rc<Shared>) -> Self {
         let mut draw = Draw::new(shared.seed, 1);
-        let left = faults::schedule(&mut draw, shared.replicas);
+        let left = faults::schedule(&mut draw, shared.setting);
         Conductor {
             shared: Rc::clone(shared),
             draw,
@@ -99,7 +99,15 @@ impl Conductor {
             self.act(sim, act, now);
         }
         let Some(&kind) = self.left.last() else { return };
-        if now < self.next_at || !self.may(kind, now) {
+        if now < self.next_at {
+            return;
+        }
+        if kind == Kind::IsolateServers && self.lacks_checkpoint() {
+            count(&self.shared.checkpoints_wanted);
+            self.next_at = now + REST;
+            return;
+        }
+        if !self.may(kind, now) {
             return;
         }
         if !std::mem::take(&mut self.moved) && self.draw.below(2) == 0 {
@@ -119,6 +127,13 @@ impl Conductor {
         self.next_at = now + faults::pause(&mut self.draw);
     }
 
+    /// There is nothing that shards could be set back to, and nobody makes it.
+    fn lacks_checkpoint(&self) -> bool {
+        let seen = self.shared.seen.borrow();
+        let asked = self.shared.checkpoints_wanted.get() > 0;
+        seen.checkpoint_whole.is_none() && !seen.checkpointing() && !asked
+    }
+
     fn may(&self, kind: Kind, now: Duration) -> bool {
         let seen = self.shared.seen.borrow();
         let hit = |hosts: &[Host]| {
@@ -133,6 +148,13 @@ impl Conductor {
         match kind {
             // A successor may be told from what is committed only while there is a leader.
             Kind::KillPrimaryAndSuccessor => full && seen.all_alive() && self.agenda.is_empty(),
+            // What is set back needs a leader all the time, and what it is set back to.
+            Kind::IsolateServers => {
+                full && seen.all_alive()
+                    && self.agenda.is_empty()
+                    && seen.checkpoint_whole.is_some()
+                    && !seen.checkpointing()
+            }
             kind if kind.lethal() => full && !hit(&SERVERS) && now > self.disturbed + REST,
             kind if kind.of_a_coordinator() => !hit(&COORDINATORS) && seen.leader.is_some(),
             Kind::HoldServers => !hit(&SERVERS),
@@ -250,6 +272,20 @@ impl Conductor {
             Kind::ResetClient => {
                 for server in SERVERS {
                     self.plan(now, Act::Reset(probe, server));
+                }
+            }
+            Kind::PauseServer => {
+                let end = now + draw.millis(300, 6000);
+                for other in everybody.into_iter().filter(|&other| other != server) {
+                    self.plan(now, Act::Hold(server, other));
+                    self.plan(end, Act::Release(server, other));
+                }
+            }
+            Kind::IsolateServers => {
+                let Some((primary, others)) = members else { return false };
+                let end = now + draw.millis(9000, 13000);
+                for host in others.into_iter().chain([primary]) {
+                    self.cut(now, end, host, &COORDINATORS, false);
                 }
             }
             Kind::Slow => {

@@ -3,4 +3,5 @@
 pub(crate) mod acknowledged;
 pub(crate) mod checkpoints;
 pub(crate) mod epochs;
+pub(crate) mod isolated;
 pub(crate) mod replicas;

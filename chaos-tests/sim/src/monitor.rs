@@ -5,14 +5,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use downpour_client::{Error, Refused};
-use downpour_core::id::{Epoch, JobId, ServerRef};
+use downpour_core::id::{Epoch, JobId, ServerRef, ShardId};
 use downpour_core::view::{JobView, NodeView};
 use downpour_proto::v1;
 use downpour_proto::v1::shard_placement::Placing;
 use tokio::time::sleep;
 use tracing::info;
 
-use crate::cluster::{self, CHECKPOINTS, SERVERS};
+use crate::cluster::{self, CHECKPOINTS, SERVERS, SHARDS};
 use crate::draw::Draw;
 use crate::invariants::{checkpoints, epochs};
 use crate::shared::{Phase, Shared};
@@ -58,6 +58,14 @@ impl Seen {
 
     pub(crate) fn moving(&self) -> bool {
         self.job.as_ref().is_some_and(|job| job.shards.iter().any(|route| route.moving.is_some()))
+    }
+
+    /// Shards that went on from a checkpoint, the last time each.
+    pub(crate) fn set_backs(&self) -> u64 {
+        let shards = (0..SHARDS).map(ShardId);
+        self.job.as_ref().map_or(0, |job| {
+            shards.filter(|&shard| job.orders.set_back_in(shard).is_some()).count() as u64
+        })
     }
 
     pub(crate) fn checkpointing(&self) -> bool {

@@ -13,6 +13,7 @@ pub(crate) struct Outcome {
     pub(crate) leader_changes: u64,
     pub(crate) cuts: u64,
     pub(crate) moves: u64,
+    pub(crate) set_backs: u64,
     pub(crate) pushes_acked: u64,
     pub(crate) simulated_ms: u64,
     /// Another one where anything went another way.
@@ -29,6 +30,7 @@ pub(crate) struct Report {
     pub(crate) leader_changes: u64,
     pub(crate) cuts: u64,
     pub(crate) moves: u64,
+    pub(crate) set_backs: u64,
     pub(crate) pushes_acked: u64,
     pub(crate) faults: u64,
     /// Seeds in which the number is above 0.
@@ -44,6 +46,7 @@ pub(crate) struct SeedsWith {
     pub(crate) in_sync_changes: u64,
     pub(crate) leader_changes: u64,
     pub(crate) cuts: u64,
+    pub(crate) set_backs: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -63,6 +66,7 @@ impl Report {
         self.leader_changes += outcome.leader_changes;
         self.cuts += outcome.cuts;
         self.moves += outcome.moves;
+        self.set_backs += outcome.set_backs;
         self.pushes_acked += outcome.pushes_acked;
         let faults = outcome.faults.len() as u64;
         self.faults += faults;
@@ -70,6 +74,7 @@ impl Report {
         self.seeds_with.in_sync_changes += u64::from(outcome.in_sync_changes > 0);
         self.seeds_with.leader_changes += u64::from(outcome.leader_changes > 0);
         self.seeds_with.cuts += u64::from(outcome.cuts > 0);
+        self.seeds_with.set_backs += u64::from(outcome.set_backs > 0);
         let least = |least: u64, value| if first { value } else { least.min(value) };
         if outcome.failure.is_none() || first {
             self.pushes_acked_min = least(self.pushes_acked_min, outcome.pushes_acked);

@@ -14,9 +14,8 @@ use tracing_subscriber::EnvFilter;
 use turmoil::{Builder, Sim};
 
 use crate::cluster::{self, PROBES, SERVERS};
-use crate::draw::Draw;
 use crate::inject::Conductor;
-use crate::invariants::{acknowledged, epochs, replicas};
+use crate::invariants::{acknowledged, epochs, isolated, replicas};
 use crate::options::Options;
 use crate::report::Outcome;
 use crate::shared::{Phase, Shared};
@@ -80,8 +79,7 @@ fn print(outcome: &Outcome, json: bool, plant: Option<&str>) {
 }
 
 fn simulate(seed: u64) -> Outcome {
-    let replicas = 2 + (Draw::new(seed, 0).next() % 2) as u32;
-    let shared = Rc::new(Shared::new(seed, replicas));
+    let shared = Rc::new(Shared::new(seed));
     let mut builder = Builder::new();
     builder
         .rng_seed(seed)
@@ -119,6 +117,7 @@ fn simulate(seed: u64) -> Outcome {
         leader_changes: seen.terms.len().saturating_sub(1) as u64,
         cuts: seen.cuts,
         moves: seen.moves,
+        set_backs: seen.set_backs(),
         pushes_acked: shared.acknowledged.get(),
         simulated_ms: sim.elapsed().as_millis() as u64,
         fingerprint: fingerprint(&sim, &seen),
@@ -187,6 +186,7 @@ fn conduct(sim: &mut Sim<'_>, shared: &Shared, conductor: &mut Conductor) -> tur
         }
         if tick % LOOK_TICKS == 0 {
             epochs::serving(&mut serving, shared);
+            isolated::check(shared);
         }
         if !shared.broken.borrow().is_empty() || sim.step()? {
             return Ok(());
