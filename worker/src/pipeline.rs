@@ -98,13 +98,21 @@ struct Given {
 
 impl Traffic {
     /// Runs until the batches are used up or the caller has gone, and every push is acknowledged.
-    pub(crate) async fn run(mut self) -> Result<Vec<Finished>> {
+    pub(crate) async fn run(self) -> Result<Vec<Finished>> {
+        let session = self.session.clone();
+        match self.carry().await {
+            Err(Error::Cluster(error)) => Err(session.explain(error).await.into()),
+            ended => ended,
+        }
+    }
+
+    async fn carry(mut self) -> Result<Vec<Finished>> {
         let mut finished = Vec::new();
         // By clock.
         let mut given: BTreeMap<u64, Given> = BTreeMap::new();
         let (mut pulls, mut pushes) = (FuturesOrdered::new(), FuturesUnordered::new());
         let mut lookups = FuturesUnordered::new();
-        let (mut more, mut asked) = (true, true);
+        let (mut more, mut asked, mut held) = (true, true, false);
         // Nothing comes before steps are over, its own or other workers': nobody may wait for its clock meanwhile, or the pass would never end.
         let mut paused = false;
         loop {
@@ -113,9 +121,19 @@ impl Traffic {
             }
             let calm = pulls.is_empty() && pushes.is_empty() && lookups.is_empty();
             let open = pulls.len() + given.len() + pushes.len();
-            let pull = more && open < self.depth && (calm || !self.in_order);
-            let ask = asked && !given.is_empty() && (!self.in_order || (calm && (!pull || paused)));
-            if calm && !pull && !ask {
+            let next = more && open < self.depth && (calm || !self.in_order);
+            let hold = next && self.session.paused();
+            if std::mem::replace(&mut held, hold) != hold {
+                let clock = self.clock;
+                if hold {
+                    tracing::info!(clock, "the job is paused: holding before the next step");
+                } else if more {
+                    tracing::info!(clock, "goes on with the next step");
+                }
+            }
+            let pull = next && !hold;
+            let ask = asked && !given.is_empty() && (!self.in_order || (calm && (!next || paused)));
+            if calm && !next && !ask {
                 return Ok(finished);
             }
             tokio::select! {
@@ -131,6 +149,7 @@ impl Traffic {
                     }
                     None => more = false,
                 },
+                () = self.session.resumed(), if hold => {}
                 () = closed(self.ready.as_ref()), if more => more = false,
                 Some(loaded) = pulls.next() => {
                     let (mut loaded, pulled): (Loaded, Pulled) = loaded?;

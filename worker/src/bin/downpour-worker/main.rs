@@ -35,7 +35,10 @@ enum Command {
     #[command(after_help = "Examples:
   downpour-worker train --coordinators 127.0.0.1:7070 --job ctr --model deepfm --schema ctr.toml \\
       --train 'data/train/*.parquet' --epochs 2 --out runs/ctr
-  downpour-worker train --config ctr.toml --lr-dense 0.0005")]
+  downpour-worker train --config ctr.toml --lr-dense 0.0005
+
+Exit status: 0 done, 1 failed, 2 wrong usage, 76 an operator evicted this worker (psctl worker evict), 143 told to stop twice;
+what --stopped-status says where a signal ended it.")]
     Train {
         #[command(flatten)]
         options: Box<Options>,
@@ -91,9 +94,19 @@ fn main() -> ExitCode {
         Err(error) if was_stopped(&error) => stopped,
         Err(error) => {
             _ = writeln!(std::io::stderr(), "error: {error:#}");
-            ExitCode::FAILURE
+            if was_evicted(&error) { ExitCode::from(EXIT_EVICTED) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// An operator closed this worker's session.
+const EXIT_EVICTED: u8 = 76;
+
+fn was_evicted(error: &anyhow::Error) -> bool {
+    use downpour::Error::Cluster;
+    let evicted =
+        |error: &downpour::Error| matches!(error, Cluster(downpour_client::Error::Evicted(_)));
+    error.downcast_ref().is_some_and(evicted)
 }
 
 fn was_stopped(error: &anyhow::Error) -> bool {
