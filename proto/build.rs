@@ -1,7 +1,7 @@
 //! Compiles the `.proto` files without an installed `protoc`.
 
 /// What definitions and the small state of a shard are made of: checkpoints hold them as JSON.
-const IN_CHECKPOINTS: [&str; 30] = [
+const IN_CHECKPOINTS: [&str; 37] = [
     "JobSpec",
     "Variable",
     "VariableSpec",
@@ -32,12 +32,28 @@ const IN_CHECKPOINTS: [&str; 30] = [
     "LedgerPlan",
     "LedgerHolder",
     "PositionRange",
+    "Board",
+    "Tick",
+    "Round",
+    "Regime",
+    "Consistency",
+    "VariableMode",
+    "ConsistencyMode",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files =
-        ["types", "coordinator", "operator", "raft", "shard", "replica", "checkpoint", "ledger"]
-            .map(|name| format!("downpour/v1/{name}.proto"));
+    let files = [
+        "types",
+        "coordinator",
+        "operator",
+        "raft",
+        "shard",
+        "clock",
+        "replica",
+        "checkpoint",
+        "ledger",
+    ]
+    .map(|name| format!("downpour/v1/{name}.proto"));
     for file in &files {
         println!("cargo:rerun-if-changed={file}");
     }

@@ -5,6 +5,7 @@
 //! - [`workload`]: S (sparse) and D (dense), to the letter; their ids come from [`random`], their unique keys from [`dedup`].
 //! - [`sparse`], [`dense`]: a measurement and its report; they start worker processes ([`child`], [`protocol`]) and a [`System`] to measure.
 //! - [`train`]: a measurement of E, a training by `downpour-worker`; its data comes from [`click`].
+//! - [`consistency`]: workers of different speed under each consistency mode; [`plot`] draws it.
 //! - [`floor`]: blocking sockets and a flat array, the least that can be called a parameter server: a ceiling, not a peer.
 //!
 //! Follow one repeat of S: [`sparse::Run::repeat`] tells every worker to take its steps; `worker::sparse` dedups, pulls, pushes and waits,
@@ -19,10 +20,12 @@
 pub mod child;
 pub mod click;
 pub mod clock;
+pub mod consistency;
 pub mod dedup;
 pub mod dense;
 pub mod floor;
 mod peer;
+pub mod plot;
 pub mod protocol;
 pub mod random;
 pub mod sparse;

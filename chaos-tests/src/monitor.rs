@@ -137,6 +137,7 @@ mod tests {
             shards: epochs.map(route).into(),
             sessions: ClosedSessions::default(),
             orders: downpour_core::checkpoint::Orders::default(),
+            consistency: downpour_core::consistency::Consistency::default(),
         }
     }
 

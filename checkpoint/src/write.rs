@@ -99,6 +99,8 @@ impl ShardWriter {
                 self.stage = Stage::Open(Box::new(Open::new(head, self.scratch.clone())));
             }
             (Piece::Cells(cells), Stage::Open(open)) => open.head.add_cells(cells.cells),
+            // Of a round that is over for whoever goes on from here: all sessions have ended, or the shard has missed its end.
+            (Piece::Contribution(_), Stage::Open(_)) => {}
             (Piece::Rows(rows), Stage::Open(open)) => open.rows(&rows)?,
             (Piece::Blocks(blocks), Stage::Open(open)) => open.blocks(&blocks)?,
             (Piece::End(end), Stage::Open(open)) => {

@@ -312,6 +312,7 @@ mod tests {
                             prop_assert!(floats(&sent.values).eq(wanted));
                             blocks += own.len();
                         }
+                        Body::Contribution(_) => prop_assert!(false, "nobody asked for one"),
                     }
                 }
             }

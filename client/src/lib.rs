@@ -14,6 +14,8 @@
 //! gives them to the pure `outbox`, which numbers them and decides what to send where, and again after a failure; a [`PushTicket`] brings
 //! the [`PushOutcome`]. `docs/protocol.md`, section 2, is the contract.
 //!
+//! A worker that is to keep step with the others asks its [`Clock`] before each step.
+//!
 //! Pulls and pushes travel as [`Transport`] says: frames on plain TCP (`framed`), or gRPC. `servers` hides which.
 //!
 //! Keys must be sorted and unique, and gradients of equal keys summed, before they come here.
@@ -57,6 +59,7 @@ mod backoff;
 pub mod blocking;
 mod buffers;
 mod checkpoint;
+mod clock;
 mod coordinator;
 mod dense;
 mod driver;
@@ -75,6 +78,7 @@ mod session;
 mod state;
 mod watch;
 
+pub use clock::{Begun, Clock, StepRound};
 pub use coordinator::{Coordinators, Member};
 pub use dense::DenseCache;
 pub use downpour_proto::v1::SessionKind;

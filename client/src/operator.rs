@@ -1,6 +1,7 @@
 //! Calls of operators: where shards are.
 
-use downpour_core::id::{JobId, NodeId, SessionId};
+use downpour_core::consistency::{Consistency, Mode};
+use downpour_core::id::{JobId, NodeId, SessionId, VariableId};
 use downpour_core::view::Admission;
 use downpour_proto::transport::MESSAGE_BYTES_MAX;
 use downpour_proto::v1;
@@ -174,5 +175,47 @@ impl Coordinators {
             })
             .await?;
         Ok(reply.evicted)
+    }
+
+    /// Says how far the workers of a job may drift apart. Gives the version of the job's view that has it.
+    ///
+    /// # Errors
+    /// There is no such job or variable.
+    pub async fn set_consistency(
+        &self,
+        job: JobId,
+        consistency: &Consistency,
+    ) -> Result<u64, Error> {
+        let all = v1::set_consistency_request::Change::All(consistency.into());
+        self.change_consistency(job, all).await
+    }
+
+    /// The same for one variable; the others stay as they are.
+    ///
+    /// # Errors
+    /// There is no such job or variable.
+    pub async fn set_mode(
+        &self,
+        job: JobId,
+        variable: VariableId,
+        mode: Mode,
+    ) -> Result<u64, Error> {
+        let of = v1::VariableMode { variable: variable.0, mode: Some(mode.into()) };
+        self.change_consistency(job, v1::set_consistency_request::Change::Variable(of)).await
+    }
+
+    async fn change_consistency(
+        &self,
+        job: JobId,
+        change: v1::set_consistency_request::Change,
+    ) -> Result<u64, Error> {
+        let request = v1::SetConsistencyRequest { job: job.0, change: Some(change) };
+        let reply = self
+            .call_over("set the consistency", |channel| {
+                let request = request.clone();
+                async move { operator(channel).set_consistency(request).await }
+            })
+            .await?;
+        Ok(reply.version)
     }
 }

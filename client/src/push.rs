@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::Error;
+use crate::{Error, StepRound};
 
 /// Pushes that a shard had acknowledged and that are lost all the same: every copy of it died, and it goes on from a checkpoint (docs/protocol.md 8.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +56,8 @@ pub struct PushBatch<'a> {
     pub dense: Vec<DenseTensor<'a>>,
     /// First values of dense variables: a block that has a value keeps it.
     pub values: Vec<DenseTensor<'a>>,
+    /// Given: the gradients of some variables are applied at the end of a round ([`crate::Clock`]).
+    pub round: Option<StepRound>,
 }
 
 /// Gradients of rows of one table.

@@ -232,6 +232,16 @@ impl Session {
         self.0.watched.subscribe()
     }
 
+    /// The state and its upkeep.
+    pub(crate) fn watched(&self) -> &Watched {
+        &self.0.watched
+    }
+
+    /// Tells when the session is over.
+    pub(crate) fn watch_end(&self) -> watch::Receiver<Option<Error>> {
+        self.0.ended.subscribe()
+    }
+
     /// Why the session is over, if it is.
     #[must_use]
     pub fn ended(&self) -> Option<Error> {
@@ -381,7 +391,10 @@ impl Session {
         let (mut left, mut outcomes) = (encoder.shards(), Vec::new());
         // A shard's part is whole in one of them, so the outbox takes each as a push of its own.
         loop {
-            let parts = encoder.parts(&mut left, group_bytes, &mut inner.outgoing.lock());
+            let mut parts = encoder.parts(&mut left, group_bytes, &mut inner.outgoing.lock());
+            if let Some(round) = &batch.round {
+                parts.iter_mut().for_each(|part| round.mark(&mut part.updates));
+            }
             let (outcome, pending) = oneshot::channel();
             let (clock, view_version) = (batch.clock, state.view.version);
             let share = Arc::clone(&share);

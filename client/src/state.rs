@@ -190,6 +190,7 @@ pub(crate) mod tests {
             shards: vec![route(server(1, 1)), route(server(2, 2))],
             sessions: ClosedSessions::default(),
             orders: downpour_core::checkpoint::Orders::default(),
+            consistency: downpour_core::consistency::Consistency::default(),
         }
     }
 

@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use downpour_checkpoint::manifest::CHAIN_MAX;
 use downpour_checkpoint::name::CheckpointName;
 use downpour_core::checkpoint::{CheckpointOrder, RestoreOrder, SetBack};
+use downpour_core::consistency::{Consistency, Mode};
 use downpour_core::id::{Epoch, JobId, Lsn, NodeId, ServerRef, SessionId, ShardId, VariableId};
 use downpour_core::ledger::{Advance, Ledger, Plan};
 use downpour_core::spec::{JobSpec, Variable, VariableSpec, check_name, check_range};
 use downpour_core::view::Admission;
-use downpour_proto::{Invalid, convert, v1};
+use downpour_proto::{Invalid, clock, convert, v1};
 use prost::Message;
 
 use crate::state::joins::Join;
@@ -42,7 +43,7 @@ pub struct Logged {
     /// What is to be done.
     #[prost(
         oneof = "Body",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24, 25, 60, 61, 80, 81, 82"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24, 25, 60, 61, 70, 80, 81, 82"
     )]
     pub body: Option<Body>,
     /// Wall time of who proposed it, in milliseconds since 1970: for people.
@@ -108,6 +109,8 @@ pub enum Body {
     DefineLedger(v1::DefineLedgerRequest),
     #[prost(message, tag = "61")]
     AdvanceLedger(v1::AdvanceLedgerRequest),
+    #[prost(message, tag = "70")]
+    SetConsistency(v1::SetConsistencyRequest),
 }
 
 /// Sessions of any jobs.
@@ -368,6 +371,17 @@ pub enum Command {
     DefineLedger(JobId, SessionId, Plan),
     /// What it did of the ledger of this generation, and wants.
     AdvanceLedger(JobId, SessionId, u64, Advance),
+    /// The workers of a job may drift apart as far as this.
+    SetConsistency(JobId, ConsistencyChange),
+}
+
+/// See [`v1::SetConsistencyRequest`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConsistencyChange {
+    /// Everything.
+    All(Consistency),
+    /// One variable.
+    Variable(VariableId, Mode),
 }
 
 /// See [`BeginCheckpoint`].
@@ -587,6 +601,23 @@ impl TryFrom<Body> for Command {
             Body::AdvanceLedger(request) => {
                 let (id, one) = (job(request.job)?, session(request.session)?);
                 Command::AdvanceLedger(id, one, request.generation, request.try_into()?)
+            }
+            Body::SetConsistency(request) => {
+                use v1::set_consistency_request::Change;
+                let id = job(request.job)?;
+                let missing = || Invalid::new("change", "is not given");
+                let change = match request.change.ok_or_else(missing)? {
+                    Change::All(all) => {
+                        let count = all.variables.len() as u64;
+                        check_range("all.variables", count, 0, VARIABLES_MAX)?;
+                        ConsistencyChange::All(all.try_into()?)
+                    }
+                    Change::Variable(of) => {
+                        let (variable, mode) = clock::variable_mode(of)?;
+                        ConsistencyChange::Variable(variable, mode)
+                    }
+                };
+                Command::SetConsistency(id, change)
             }
         })
     }

@@ -9,6 +9,7 @@
 //! all, and [`size`] keeps that within one message.
 
 pub mod checkpoints;
+mod consistency;
 mod events;
 mod jobs;
 pub mod joins;
@@ -173,6 +174,8 @@ pub enum Reply {
         /// It was not so before.
         changed: bool,
     },
+    /// Version of the job's view that has it.
+    Viewed(u64),
 }
 
 /// A variable that a session defined.
@@ -252,6 +255,7 @@ impl State {
             Command::AdvanceLedger(job, session, generation, advance) => {
                 self.advance_ledger(job, session, generation, &advance)
             }
+            Command::SetConsistency(job, change) => self.set_consistency(job, change),
         }
     }
 

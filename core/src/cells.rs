@@ -29,6 +29,8 @@ pub enum RefusalReason {
     WrongShape,
     /// The server has no memory for keys that it does not know. Everything else of the push was applied.
     MemoryLimit,
+    /// It contributed to a round that was over. Everything else of the push was applied.
+    RoundOver,
 }
 
 impl fmt::Display for RefusalReason {
@@ -40,6 +42,7 @@ impl fmt::Display for RefusalReason {
             Self::MemoryLimit => {
                 "new keys were refused: the server is at its memory limit (known keys were trained)"
             }
+            Self::RoundOver => "the round that it contributed to was over",
         })
     }
 }
@@ -57,7 +60,7 @@ impl Refusal {
     /// Whether the rest of the push was applied.
     #[must_use]
     pub fn partial(&self) -> bool {
-        self.reason == RefusalReason::MemoryLimit
+        matches!(self.reason, RefusalReason::MemoryLimit | RefusalReason::RoundOver)
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Names: [`id`] (who and where in a log), [`spec`] (what users define), [`view`] (what the coordinator tells everybody).
 //! Where things live: [`routing`] (key → shard), [`placement`] (shard → servers), [`rebalance`] (the same by what is measured).
+//! Who waits for whom: [`consistency`] (the modes), [`clocks`] (who has finished how many steps).
 //! Exactly once: [`cells`] (what each session last did to a shard), [`lineage`] (which log positions belong to a shard's history), [`ledger`] (who trains which task).
 //! Arithmetic, bit for bit the same on every machine: [`mix`] (hashing), [`init`] (first values), [`optimizer`] (updates),
 //! [`tensor_bytes`] (raw tensors read in place). Speed alone: [`prefetch`] (asking for memory before it is needed). For the simulation alone: [`planted`].
@@ -12,6 +13,8 @@
 
 pub mod cells;
 pub mod checkpoint;
+pub mod clocks;
+pub mod consistency;
 pub mod id;
 pub mod init;
 mod instruction_set;

@@ -2,6 +2,7 @@
 
 use crate::cells::ClosedSessions;
 use crate::checkpoint::Orders;
+use crate::consistency::Consistency;
 use crate::id::{JobId, ServerRef, ShardId, VariableId};
 use crate::routing::ShardRoute;
 use crate::spec::{JobSpec, Variable};
@@ -23,6 +24,8 @@ pub struct JobView {
     pub sessions: ClosedSessions,
     /// Of checkpoints.
     pub orders: Orders,
+    /// How far its workers may drift apart.
+    pub consistency: Consistency,
 }
 
 impl JobView {

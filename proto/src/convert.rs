@@ -427,6 +427,7 @@ impl From<&JobView> for v1::JobView {
             set_back: view.orders.set_back.iter().map(Into::into).collect(),
             paused: view.orders.paused,
             evicted: view.orders.evicted.iter().map(|session| session.0).collect(),
+            consistency: Some((&view.consistency).into()),
         }
     }
 }
@@ -467,6 +468,7 @@ impl TryFrom<v1::JobView> for JobView {
                     .map(SessionId)
                     .collect(),
             },
+            consistency: view.consistency.unwrap_or_default().try_into()?,
         })
     }
 }
@@ -578,6 +580,7 @@ impl From<Refusal> for v1::Refusal {
             RefusalReason::UnknownVariable => v1::RefusalReason::UnknownVariable,
             RefusalReason::WrongShape => v1::RefusalReason::WrongShape,
             RefusalReason::MemoryLimit => v1::RefusalReason::MemoryLimit,
+            RefusalReason::RoundOver => v1::RefusalReason::RoundOver,
         };
         v1::Refusal { reason: reason.into(), variable: refusal.variable.0 }
     }
@@ -592,6 +595,7 @@ impl TryFrom<v1::Refusal> for Refusal {
             v1::RefusalReason::UnknownVariable => RefusalReason::UnknownVariable,
             v1::RefusalReason::WrongShape => RefusalReason::WrongShape,
             v1::RefusalReason::MemoryLimit => RefusalReason::MemoryLimit,
+            v1::RefusalReason::RoundOver => RefusalReason::RoundOver,
             v1::RefusalReason::Unspecified => {
                 return Err(Invalid::new("refusal.reason", "is not given"));
             }
@@ -606,6 +610,7 @@ mod tests {
     use prost::Message;
 
     use super::*;
+    use downpour_core::consistency::{Consistency, Mode};
 
     fn view() -> JobView {
         let server = |node, incarnation| ServerRef {
@@ -662,6 +667,10 @@ mod tests {
             shards: vec![route, lost],
             sessions: ClosedSessions { high_water: 9, open: [SessionId(4)].into() },
             orders: Orders { paused: true, evicted: vec![SessionId(8)], ..Orders::default() },
+            consistency: Consistency {
+                variables: [(VariableId(1), Mode::Ssp { bound: 3 })].into(),
+                ..Consistency::hybrid(2)
+            },
         }
     }
 

@@ -10,7 +10,7 @@ use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
 use crate::frame::{self, HEADER_BYTES, Kind};
-use crate::v1::{self, pull_part_reply, update};
+use crate::v1::{self, contribution, pull_part_reply, update};
 
 /// A tensor shorter than this is cheaper to copy than to send as a buffer of its own.
 const OWN_BUFFER_BYTES: usize = 2048;
@@ -246,6 +246,18 @@ impl Gather for v1::Update {
             Some(update::Body::Rows(rows)) => out.message(2, rows),
             Some(update::Body::Gradients(blocks)) => out.message(3, blocks),
             Some(update::Body::Values(blocks)) => out.message(4, blocks),
+            Some(update::Body::Contribution(contribution)) => out.message(70, contribution),
+            None => {}
+        }
+    }
+}
+
+impl Gather for v1::Contribution {
+    fn gather(&self, out: &mut Segments) {
+        out.uint(1, self.round);
+        match &self.body {
+            Some(contribution::Body::Rows(rows)) => out.message(2, rows),
+            Some(contribution::Body::Gradients(blocks)) => out.message(3, blocks),
             None => {}
         }
     }

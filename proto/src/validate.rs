@@ -3,6 +3,7 @@
 //! What needs no knowledge of the job is checked here: numbers are given, lists strictly increase, tensors hold whole elements. Whether an
 //! update fits its variable is the shard's to say, since that answer is part of the log.
 
+use downpour_core::clocks::CLOCK_MAX;
 use downpour_core::tensor_bytes::FLOAT_BYTES;
 
 use crate::tensor::Keys;
@@ -38,6 +39,15 @@ pub fn updates(updates: &[v1::Update]) -> Result<(), Invalid> {
     updates.iter().try_for_each(update)
 }
 
+/// Checks the updates of several pushes, one after the other: a variable may come again.
+///
+/// # Errors
+/// Names the first field that is wrong.
+pub fn updates_in_order(updates: &[v1::Update]) -> Result<(), Invalid> {
+    at_most("updates", updates.len(), UPDATES_MAX)?;
+    updates.iter().try_for_each(update)
+}
+
 /// Checks one update.
 ///
 /// # Errors
@@ -45,15 +55,29 @@ pub fn updates(updates: &[v1::Update]) -> Result<(), Invalid> {
 pub fn update(update: &v1::Update) -> Result<(), Invalid> {
     given("updates.variable", update.variable)?;
     match &update.body {
-        Some(v1::update::Body::Rows(rows)) => {
-            let keys = Keys::new("updates.rows.keys", &rows.keys)?;
-            // What a float is only the table's definition tells: at least two bytes.
-            elements("updates.rows.gradients", &rows.gradients, 2, keys.len())
-        }
+        Some(v1::update::Body::Rows(rows)) => row_gradients(rows),
         Some(v1::update::Body::Gradients(dense)) => blocks("updates.gradients", dense),
         Some(v1::update::Body::Values(dense)) => blocks("updates.values", dense),
+        Some(v1::update::Body::Contribution(contribution)) => {
+            if contribution.round == 0 || contribution.round > CLOCK_MAX {
+                return Err(Invalid::new("updates.contribution.round", "is out of range"));
+            }
+            match &contribution.body {
+                Some(v1::contribution::Body::Rows(rows)) => row_gradients(rows),
+                Some(v1::contribution::Body::Gradients(dense)) => {
+                    blocks("updates.gradients", dense)
+                }
+                None => Err(Invalid::new("updates.contribution.body", "is not given")),
+            }
+        }
         None => Err(Invalid::new("updates.body", "is not given")),
     }
+}
+
+fn row_gradients(rows: &v1::RowGradients) -> Result<(), Invalid> {
+    let keys = Keys::new("updates.rows.keys", &rows.keys)?;
+    // What a float is only the table's definition tells: at least two bytes.
+    elements("updates.rows.gradients", &rows.gradients, 2, keys.len())
 }
 
 /// Checks a [`v1::PullRequest`].
@@ -181,6 +205,23 @@ mod tests {
             refused(|push| rows(push).gradients = vec![0; 2].into()),
             "updates.rows.gradients"
         );
+        let contribution = |round, keys: usize| v1::Contribution {
+            round,
+            body: Some(v1::contribution::Body::Rows(v1::RowGradients {
+                keys: vec![0; keys].into(),
+                gradients: vec![0; 8].into(),
+            })),
+        };
+        let refused = |contribution| {
+            refused(|push| {
+                push.parts[0].updates[0].body = Some(v1::update::Body::Contribution(contribution));
+            })
+        };
+        assert_eq!(refused(contribution(0, 8)), "updates.contribution.round");
+        assert_eq!(refused(contribution(u64::MAX, 8)), "updates.contribution.round");
+        assert_eq!(refused(contribution(1, 9)), "updates.rows.keys");
+        let empty = v1::Contribution { round: 1, body: None };
+        assert_eq!(refused(empty), "updates.contribution.body");
     }
 
     proptest! {

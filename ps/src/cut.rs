@@ -13,6 +13,7 @@ mod tests;
 
 use bytes::BytesMut;
 use downpour_core::cells::{Cell, SessionCells};
+use downpour_core::clocks::Board;
 use downpour_core::id::{Epoch, Lsn, SessionId, VariableId};
 use downpour_core::lineage::Lineage;
 use downpour_core::planted::{Bug, planted};
@@ -22,6 +23,7 @@ use downpour_proto::v1::cut_piece::Piece;
 use thiserror::Error;
 
 use crate::arena::{Arena, HEADER_WORDS};
+use crate::rounds::{self, Contributions};
 use crate::table::put_row;
 
 pub use load::Loader;
@@ -205,6 +207,9 @@ struct OpenCut {
     cells: SessionCells,
     cell: SessionId,
     cells_end: bool,
+    /// As they were, and whose was handed out last. Most are empty.
+    contributions: Contributions,
+    contributed: SessionId,
     /// Variables that were defined, and those that were handed out.
     variables: u32,
     read: u32,
@@ -219,6 +224,8 @@ pub(crate) struct SmallState<'a> {
     pub(crate) numbering: Epoch,
     pub(crate) variables: Vec<v1::CutVariable>,
     pub(crate) cells: &'a SessionCells,
+    pub(crate) board: &'a Board,
+    pub(crate) contributions: &'a Contributions,
 }
 
 /// The parameters of a shard, as far as a cut reads them.
@@ -243,7 +250,8 @@ impl Cuts {
 
     pub(crate) fn open(&mut self, newer_than: Lsn, state: SmallState<'_>) -> CutRange {
         self.last_id += 1;
-        let SmallState { lineage, clock, numbering, variables, cells } = state;
+        let SmallState { lineage, clock, numbering, variables, cells, board, contributions } =
+            state;
         let range = CutRange { id: CutId(self.last_id), at: lineage.last(), newer_than };
         let epoch = |&(epoch, previous): &(Epoch, Lsn)| v1::CutEpoch {
             epoch: epoch.0,
@@ -260,10 +268,13 @@ impl Cuts {
                 epochs: lineage.starts().iter().map(epoch).collect(),
                 closed: Some(cells.closed().into()),
                 numbering: numbering.0,
+                board: Some(board.into()),
             }),
             cells: cells.clone(),
             cell: SessionId(0),
             cells_end: false,
+            contributions: contributions.clone(),
+            contributed: SessionId(0),
             read: 0,
             rows: 0,
             blocks: 0,
@@ -288,6 +299,10 @@ impl Cuts {
         }
         if !cut.cells_end {
             return Ok(Piece::Cells(cut.read_cells()));
+        }
+        if let Some((session, kept)) = cut.contributions.after(cut.contributed) {
+            cut.contributed = session;
+            return Ok(Piece::Contribution(rounds::wire(session, kept)));
         }
         // What writers had to save goes first once it is a piece by itself: it occupies memory.
         let variables = (1..=cut.variables).map(VariableId);
@@ -325,7 +340,7 @@ impl OpenCut {
         match &piece {
             Piece::Rows(rows) => self.rows += (rows.keys.len() / KEY_BYTES) as u64,
             Piece::Blocks(blocks) => self.blocks += blocks.blocks.len() as u64,
-            Piece::Small(_) | Piece::Cells(_) | Piece::End(_) => {}
+            Piece::Small(_) | Piece::Cells(_) | Piece::Contribution(_) | Piece::End(_) => {}
         }
         piece
     }

@@ -98,6 +98,11 @@ impl Dense {
         numbers.iter().all(here) && floats * FLOAT_BYTES == values.len()
     }
 
+    /// Bytes of a block's values.
+    pub(crate) fn block_bytes(&self, number: u32) -> usize {
+        self.spec.block_len(number) * FLOAT_BYTES
+    }
+
     /// Whether all of `numbers` have values.
     pub(crate) fn initialized(&self, numbers: &[u32]) -> bool {
         numbers.iter().all(|number| self.blocks.contains_key(number))

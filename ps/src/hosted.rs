@@ -23,6 +23,8 @@ pub(crate) struct Hosted {
     pub(crate) shard: Mutex<Shard>,
     /// Rings when pushes that wait may settle, or a promotion may go on.
     pub(crate) changed: watch::Sender<()>,
+    /// Rings when sessions that wait for others may go on.
+    pub(crate) clocks: watch::Sender<()>,
     /// A task drives its promotion.
     pub(crate) promoting: AtomicBool,
     /// A task is changing its in-sync set.
@@ -55,6 +57,7 @@ impl Hosted {
             key,
             shard: Mutex::new(shard),
             changed: watch::Sender::new(()),
+            clocks: watch::Sender::new(()),
             promoting: AtomicBool::new(false),
             shrinking: AtomicBool::new(false),
             copying: AtomicBool::new(false),

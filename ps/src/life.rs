@@ -313,6 +313,9 @@ impl Life {
         if effects.settle || effects.promote || effects.removed {
             hosted.changed.send_replace(());
         }
+        if effects.clocks {
+            hosted.clocks.send_replace(());
+        }
         if effects.serving {
             info!(job = %hosted.key.job, shard = %hosted.key.shard, %epoch, "serving");
             self.process.metrics.promotions.inc();

@@ -2,12 +2,13 @@
 
 use bytes::Bytes;
 use downpour_core::cells::{ClosedSessions, Refusal};
+use downpour_core::clocks::{Regime, Round, Seat};
 use downpour_core::id::{Lsn, SessionId, VariableId};
 use downpour_core::optimizer::StepScalars;
 use downpour_core::spec::Variable;
 use downpour_proto::tensor::KEY_BYTES;
 use downpour_proto::transport::MESSAGE_BYTES_MAX;
-use downpour_proto::{Invalid, v1, validate};
+use downpour_proto::{Invalid, clock, v1, validate};
 use prost::Message;
 
 /// One entry of a shard's log.
@@ -32,6 +33,34 @@ pub enum Body {
     Close(ClosedSessions),
     /// The shard was set back to a checkpoint: the numbers of its pushes count anew.
     RolledBack,
+    /// Shard 0: what is known of a session from here on.
+    Tick(SessionId, Seat),
+    /// Shard 0: a session begins no step any more.
+    Leave(SessionId),
+    /// Shard 0: other modes hold from a clock on.
+    Regime(Regime),
+    /// A round is over.
+    EndRound(EndRound),
+}
+
+/// The end of a round as the primary resolved it: each variable that a member contributed to takes one step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EndRound {
+    /// As shard 0 decided it.
+    pub round: Round,
+    /// Rising by variable.
+    pub steps: Vec<RoundStep>,
+}
+
+/// One variable's step at the end of a round.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RoundStep {
+    /// Of what.
+    pub variable: VariableId,
+    /// Count of the variable's updates on this shard, this one included.
+    pub step: u64,
+    /// Learning rate and powers.
+    pub scalars: StepScalars,
 }
 
 /// A push as the primary resolved it.
@@ -76,6 +105,13 @@ pub enum Change {
     Gradients(Blocks),
     /// First values of dense blocks.
     Values(Blocks),
+    /// Gradients that are kept until their round is over.
+    Contribution {
+        /// Which.
+        round: u64,
+        /// Of rows or blocks.
+        gradients: Box<Change>,
+    },
 }
 
 /// Numbers of dense blocks with their floats.
@@ -120,6 +156,12 @@ impl Record {
             Body::Define(_) => RECORD_BYTES,
             Body::RolledBack => 0,
             Body::Close(closed) => closed.open.len() * size_of::<SessionId>(),
+            Body::Tick(..) | Body::Leave(_) => 0,
+            Body::Regime(regime) => RECORD_BYTES * (1 + regime.consistency.variables.len()),
+            Body::EndRound(end) => {
+                end.round.members.len() * size_of::<SessionId>()
+                    + end.steps.len() * size_of::<RoundStep>()
+            }
         };
         RECORD_BYTES + body
     }
@@ -128,11 +170,7 @@ impl Record {
     #[must_use]
     pub fn rows(&self) -> u64 {
         let Body::Push(push) = &self.body else { return 0 };
-        let rows = |update: &Update| match &update.change {
-            Change::Rows { keys, .. } => keys.len() / KEY_BYTES,
-            Change::Gradients(blocks) | Change::Values(blocks) => blocks.numbers.len(),
-        };
-        push.updates.iter().map(rows).sum::<usize>() as u64
+        push.updates.iter().map(|update| update.change.items()).sum::<usize>() as u64
     }
 }
 
@@ -144,20 +182,75 @@ impl Update {
     pub fn unresolved(update: v1::Update) -> Result<Self, Invalid> {
         Ok(Update {
             variable: VariableId(update.variable),
-            change: given("updates.body", update.body)?.into(),
+            change: given("updates.body", update.body)?.try_into()?,
             step: 0,
             scalars: StepScalars { learning_rate: 0.0, beta1_power: 0.0, beta2_power: 0.0 },
         })
     }
 
     fn bytes(&self) -> usize {
-        let tensors = match &self.change {
+        size_of::<Update>() + self.change.bytes()
+    }
+}
+
+impl Change {
+    /// Rows or blocks that it names.
+    fn items(&self) -> usize {
+        match self {
+            Change::Rows { keys, .. } => keys.len() / KEY_BYTES,
+            Change::Gradients(blocks) | Change::Values(blocks) => blocks.numbers.len(),
+            Change::Contribution { gradients, .. } => gradients.items(),
+        }
+    }
+
+    /// Bytes of its tensors.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
             Change::Rows { keys, gradients } => keys.len() + gradients.len(),
             Change::Gradients(blocks) | Change::Values(blocks) => {
                 blocks.numbers.len() * size_of::<u32>() + blocks.floats.len()
             }
+            Change::Contribution { gradients, .. } => gradients.bytes(),
+        }
+    }
+
+    /// Keys and gradients of rows, now or at the end of a round.
+    pub(crate) fn rows(&self) -> Option<(&Bytes, &Bytes)> {
+        match self {
+            Change::Rows { keys, gradients } => Some((keys, gradients)),
+            Change::Contribution { gradients, .. } => gradients.rows(),
+            Change::Gradients(_) | Change::Values(_) => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn rows_mut(&mut self) -> Option<(&mut Bytes, &mut Bytes)> {
+        match self {
+            Change::Rows { keys, gradients } => Some((keys, gradients)),
+            Change::Contribution { gradients, .. } => gradients.rows_mut(),
+            Change::Gradients(_) | Change::Values(_) => None,
+        }
+    }
+
+    /// Hands it to `sink`, word by word.
+    pub(crate) fn encode(&self, sink: &mut impl FnMut(u64)) {
+        let mut bytes = |bytes: &[u8]| {
+            sink(bytes.len() as u64);
+            bytes.iter().for_each(|byte| sink((*byte).into()));
         };
-        size_of::<Update>() + tensors
+        match self {
+            Change::Rows { keys, gradients } => {
+                [keys, gradients].into_iter().for_each(|one| bytes(one));
+            }
+            Change::Gradients(blocks) | Change::Values(blocks) => {
+                bytes(&blocks.floats);
+                blocks.numbers.iter().for_each(|number| sink((*number).into()));
+            }
+            Change::Contribution { round, gradients } => {
+                sink(*round);
+                gradients.encode(sink);
+            }
+        }
     }
 }
 
@@ -173,15 +266,28 @@ impl From<&Blocks> for v1::DenseBlocks {
     }
 }
 
-impl From<v1::update::Body> for Change {
-    fn from(body: v1::update::Body) -> Self {
-        match body {
-            v1::update::Body::Rows(rows) => {
-                Change::Rows { keys: rows.keys, gradients: rows.gradients }
-            }
+impl TryFrom<v1::update::Body> for Change {
+    type Error = Invalid;
+
+    fn try_from(body: v1::update::Body) -> Result<Self, Invalid> {
+        Ok(match body {
+            v1::update::Body::Rows(rows) => rows.into(),
             v1::update::Body::Gradients(blocks) => Change::Gradients(blocks.into()),
             v1::update::Body::Values(blocks) => Change::Values(blocks.into()),
-        }
+            v1::update::Body::Contribution(v1::Contribution { round, body }) => {
+                let gradients = match given("updates.contribution.body", body)? {
+                    v1::contribution::Body::Rows(rows) => rows.into(),
+                    v1::contribution::Body::Gradients(blocks) => Change::Gradients(blocks.into()),
+                };
+                Change::Contribution { round, gradients: Box::new(gradients) }
+            }
+        })
+    }
+}
+
+impl From<v1::RowGradients> for Change {
+    fn from(rows: v1::RowGradients) -> Self {
+        Change::Rows { keys: rows.keys, gradients: rows.gradients }
     }
 }
 
@@ -194,7 +300,50 @@ impl From<&Change> for v1::update::Body {
             }),
             Change::Gradients(blocks) => v1::update::Body::Gradients(blocks.into()),
             Change::Values(blocks) => v1::update::Body::Values(blocks.into()),
+            Change::Contribution { round, gradients } => {
+                let body = match v1::update::Body::from(&**gradients) {
+                    v1::update::Body::Rows(rows) => Some(v1::contribution::Body::Rows(rows)),
+                    v1::update::Body::Gradients(blocks) => {
+                        Some(v1::contribution::Body::Gradients(blocks))
+                    }
+                    // Nobody makes one of these: the receiver would name the field.
+                    v1::update::Body::Values(_) | v1::update::Body::Contribution(_) => None,
+                };
+                v1::update::Body::Contribution(v1::Contribution { round: *round, body })
+            }
         }
+    }
+}
+
+impl From<&EndRound> for v1::EndRound {
+    fn from(end: &EndRound) -> Self {
+        let step = |of: &RoundStep| v1::RoundStep {
+            variable: of.variable.0,
+            learning_rate: of.scalars.learning_rate,
+            step: of.step,
+            beta1_power: of.scalars.beta1_power,
+            beta2_power: of.scalars.beta2_power,
+        };
+        v1::EndRound {
+            round: Some((&end.round).into()),
+            steps: end.steps.iter().map(step).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::EndRound> for EndRound {
+    type Error = Invalid;
+
+    fn try_from(end: v1::EndRound) -> Result<Self, Invalid> {
+        let step = |of: v1::RoundStep| {
+            let scalars = scalars(of.learning_rate, of.beta1_power, of.beta2_power)?;
+            Ok(RoundStep { variable: VariableId(of.variable), step: of.step, scalars })
+        };
+        let steps = end.steps.into_iter().map(step).collect::<Result<Vec<_>, Invalid>>()?;
+        if !steps.is_sorted_by(|one, next| one.variable < next.variable) {
+            return Err(Invalid::new("record.end_round.steps", "do not strictly increase"));
+        }
+        Ok(EndRound { round: given("record.end_round.round", end.round)?.try_into()?, steps })
     }
 }
 
@@ -205,6 +354,10 @@ impl From<&Record> for v1::Record {
             Body::Define(variable) => v1::record::Body::Define(variable.into()),
             Body::Close(closed) => v1::record::Body::Close(closed.into()),
             Body::RolledBack => v1::record::Body::RolledBack(v1::RolledBack {}),
+            Body::Tick(session, seat) => v1::record::Body::Tick(clock::tick(*session, *seat)),
+            Body::Leave(session) => v1::record::Body::Leave(session.0),
+            Body::Regime(regime) => v1::record::Body::Regime(regime.into()),
+            Body::EndRound(end) => v1::record::Body::EndRound(end.into()),
         };
         v1::Record { lsn: record.lsn.0, previous_lsn: record.previous.0, body: Some(body) }
     }
@@ -246,6 +399,13 @@ impl TryFrom<v1::Record> for Record {
             v1::record::Body::Define(variable) => Body::Define(variable.try_into()?),
             v1::record::Body::Close(closed) => Body::Close(closed.try_into()?),
             v1::record::Body::RolledBack(_) => Body::RolledBack,
+            v1::record::Body::Tick(tick) => {
+                let (session, seat) = clock::seat(tick)?;
+                Body::Tick(session, seat)
+            }
+            v1::record::Body::Leave(session) => Body::Leave(SessionId(session)),
+            v1::record::Body::Regime(regime) => Body::Regime(regime.try_into()?),
+            v1::record::Body::EndRound(end) => Body::EndRound(end.try_into()?),
         };
         let (lsn, previous) = (Lsn(record.lsn), Lsn(record.previous_lsn));
         let first = lsn.count() == 1 && previous.epoch() < lsn.epoch();
@@ -289,21 +449,22 @@ impl TryFrom<v1::ResolvedUpdate> for Update {
     fn try_from(resolved: v1::ResolvedUpdate) -> Result<Self, Invalid> {
         let update = given("record.update", resolved.update)?;
         validate::update(&update)?;
-        let powers = [resolved.beta1_power, resolved.beta2_power];
-        if !resolved.learning_rate.is_finite() || !powers.iter().all(|power| power.is_finite()) {
-            return Err(Invalid::new("record.learning_rate", "or a power is not finite"));
-        }
         Ok(Update {
             variable: VariableId(update.variable),
-            change: given("record.update.body", update.body)?.into(),
+            change: given("record.update.body", update.body)?.try_into()?,
             step: resolved.step,
-            scalars: StepScalars {
-                learning_rate: resolved.learning_rate,
-                beta1_power: resolved.beta1_power,
-                beta2_power: resolved.beta2_power,
-            },
+            scalars: scalars(resolved.learning_rate, resolved.beta1_power, resolved.beta2_power)?,
         })
     }
+}
+
+fn scalars(learning_rate: f32, beta1_power: f64, beta2_power: f64) -> Result<StepScalars, Invalid> {
+    if !learning_rate.is_finite()
+        || ![beta1_power, beta2_power].iter().all(|power| power.is_finite())
+    {
+        return Err(Invalid::new("record.learning_rate", "or a power is not finite"));
+    }
+    Ok(StepScalars { learning_rate, beta1_power, beta2_power })
 }
 
 fn given<T>(field: &'static str, value: Option<T>) -> Result<T, Invalid> {
@@ -336,7 +497,39 @@ mod tests {
             previous: Lsn::new(Epoch(1), 8),
             body: Body::Push(push),
         };
-        assert_eq!(Record::try_from(v1::Record::from(&record)), Ok(record));
+        let survives = |record: Record| {
+            assert_eq!(Record::try_from(v1::Record::from(&record)), Ok(record));
+        };
+        survives(record.clone());
+        let rows = |round| Change::Contribution {
+            round,
+            gradients: Box::new(Change::Rows {
+                keys: vec![1; 8].into(),
+                gradients: vec![2; 4].into(),
+            }),
+        };
+        let blocks = Blocks { numbers: vec![4], floats: vec![2; 4].into() };
+        let gradients = Box::new(Change::Gradients(blocks));
+        let contributed = [rows(3), Change::Contribution { round: 3, gradients }];
+        let update = |(variable, change)| Update { variable, change, step: 0, scalars };
+        let push = Push {
+            session: SessionId(4),
+            sequence: 6,
+            clock: 2,
+            refusal: None,
+            updates: (1..).map(VariableId).zip(contributed).map(update).collect(),
+        };
+        let round = Round { number: 3, members: [SessionId(4), SessionId(9)].into() };
+        let steps = vec![RoundStep { variable: VariableId(2), step: 5, scalars }];
+        let consistency = downpour_core::consistency::Consistency::hybrid(1);
+        let bodies = [
+            Body::Push(push),
+            Body::Tick(SessionId(4), Seat { clock: 3, contributed: 3, counted: 2 }),
+            Body::Leave(SessionId(4)),
+            Body::Regime(Regime { since: 4, consistency }),
+            Body::EndRound(EndRound { round, steps }),
+        ];
+        bodies.into_iter().for_each(|body| survives(Record { body, ..record.clone() }));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use downpour_node::process::Node;
 use downpour_node::trace;
 use downpour_proto::net::TcpListener;
 use downpour_proto::transport::{MESSAGE_BYTES_MAX, server_builder};
+use downpour_proto::v1::clock_server::ClockServer;
 use downpour_proto::v1::replica_server::ReplicaServer;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,7 +24,7 @@ use crate::memory::Memory;
 use crate::metrics::ServerMetrics;
 use crate::pace::Budget;
 use crate::threads::DataThreads;
-use crate::{origin, replica, service};
+use crate::{clock, origin, replica, service};
 
 /// Open connections get this long to notice that the server stops.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
@@ -31,6 +32,9 @@ const DRAIN_MAX: Duration = Duration::from_secs(2);
 /// Requests of one connection that are read and answered at once; the others wait in its windows. A stream counts only until it is open. A
 /// client has at most 16 pulls on their way.
 const UNARY_REQUESTS_MAX: usize = 32;
+
+/// Largest request about clocks and rounds: the members of a round, and the shards of a job.
+const REQUEST_BYTES_MAX: usize = 2 << 20;
 
 /// Connections of gRPC that were accepted and are not served yet; more are refused.
 const ACCEPTED_MAX: usize = 1024;
@@ -74,6 +78,9 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
         ReplicaServer::new(replica::Service { current: Arc::clone(&current), stop: token.clone() })
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let clocks =
+        ClockServer::new(clock::Service { current: Arc::clone(&current), stop: token.clone() })
+            .max_decoding_message_size(REQUEST_BYTES_MAX);
     let threads = DataThreads::start(process.config.data_threads(), &node.shutdown, DRAIN_MAX)?;
     let (grpc, accepted) = mpsc::channel(ACCEPTED_MAX);
     let takers = Takers {
@@ -88,6 +95,7 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
         .trace_fn(trace::server_span)
         .add_service(BoundedServer(shards))
         .add_service(replicas)
+        .add_service(clocks)
         .serve_with_incoming_shutdown(
             ReceiverStream::new(accepted),
             token.clone().cancelled_owned(),

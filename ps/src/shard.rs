@@ -6,6 +6,7 @@
 //! levels with them ([`Role::Promoting`]); then it serves ([`Role::Primary`]): [`Shard::push`] appends a record, the members
 //! [acknowledge](Shard::acked) it, and the push [settles](Shard::settle). A higher epoch from anywhere ends the tenure at once.
 
+mod clocks;
 mod joining;
 mod member;
 mod promotion;
@@ -24,6 +25,7 @@ use downpour_proto::v1::RetryReason;
 use downpour_proto::v1::cut_piece::Piece;
 
 pub use crate::lease::Contact;
+pub use clocks::{Advanced, CLOCK_SHARD, Standing, Told};
 pub use joining::{Copy, Learner, Proposal};
 pub use member::{Member, WaitSet};
 pub use promotion::{Diverged, Fenced, Promotion};
@@ -113,6 +115,8 @@ pub struct Effects {
     pub copy: bool,
     /// Who is joining is to be added.
     pub propose: bool,
+    /// Sessions that wait for others may go on.
+    pub clocks: bool,
 }
 
 /// Who a request should have gone to.
@@ -423,7 +427,7 @@ impl Shard {
         if self.state.cut_bytes() >= self.log_bytes_max {
             return Pushed::Declined(Declined::Retry(RetryReason::Overloaded));
         }
-        if self.log.bytes() >= self.log_bytes_max {
+        if self.log.bytes() >= self.log_bytes_max || self.state.contributes_too_much(&push) {
             return Pushed::Declined(Declined::Retry(RetryReason::Overloaded));
         }
         let (push, without_room) = self.state.resolve(push, room);
@@ -526,6 +530,7 @@ impl Shard {
             self.state.close_cuts();
             self.role = Role::Backup;
             self.effects.settle = true;
+            self.effects.clocks = true;
         }
     }
 
@@ -541,6 +546,7 @@ impl Shard {
         }
         self.traffic.rows += record.rows();
         self.traffic.bytes += record.bytes() as u64;
+        self.effects.clocks |= !matches!(record.body, Body::Push(_) | Body::Define(_));
         self.log_for_learner(&record);
         self.log.push(record);
         self.effects.send = true;
@@ -598,6 +604,7 @@ impl Shard {
         {
             self.append(Body::Close(view.sessions.clone()));
         }
+        self.decide();
     }
 }
 

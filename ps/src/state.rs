@@ -6,24 +6,32 @@ use bytes::{Bytes, BytesMut};
 use downpour_core::cells::{
     CannotRestore, Cell, ClosedSessions, Refusal, RefusalReason, SessionCells, Verdict,
 };
+use downpour_core::clocks::{Board, Round};
 use downpour_core::id::{Epoch, Lsn, SessionId, ShardId, VariableId};
 use downpour_core::lineage::Lineage;
 use downpour_core::mix::{mix64, salt};
+use downpour_core::optimizer::StepScalars;
 use downpour_core::row_format::{RowFormat, all_finite_bf16};
 use downpour_core::spec::{Shape, Variable};
 use downpour_core::tensor_bytes::{FLOAT_BYTES, all_finite};
 use downpour_proto::tensor::{KEY_BYTES, Keys, put_narrowed, widened};
+use downpour_proto::transport::MESSAGE_BYTES_MAX;
 use downpour_proto::v1::cut_piece::Piece;
 use downpour_proto::{Invalid, v1};
 use thiserror::Error;
 
 use crate::cut::{self, CutGone, CutId, Cuts, SmallState, known, rows_piece};
 use crate::dense::{Dense, Place};
-use crate::record::{Body, Change, Push, Record, Update};
+use crate::record::{Blocks, Body, Change, EndRound, Push, Record, RoundStep, Update};
+use crate::rounds::{Contribution, Contributions, Sum};
 use crate::table::{self, Table, TableRules};
 
 /// Rows of all tables that a sample has, about.
 const SAMPLED_ROWS: u64 = 4096;
+/// Contributions of all sessions to a round: beyond, pushes wait for its end.
+const CONTRIBUTIONS_BYTES_MAX: usize = 1 << 28;
+/// Contributions of one session, which are one piece of a cut.
+const CONTRIBUTION_BYTES_MAX: usize = MESSAGE_BYTES_MAX - (1 << 20);
 /// Floats of a dense variable that a sample has, about.
 const SAMPLED_FLOATS: usize = 1 << 15;
 
@@ -50,6 +58,10 @@ pub struct ShardState {
     clock: u64,
     /// When the shard was last set back to a checkpoint: the sequence numbers that sessions gave before that are void.
     numbering: Epoch,
+    /// Clocks, rounds and modes, on shard 0; on the others the last round.
+    board: Board,
+    /// To the round that is open.
+    contributions: Contributions,
     cuts: Cuts,
 }
 
@@ -139,6 +151,8 @@ impl ShardState {
             lineage: Lineage::default(),
             clock: 0,
             numbering: Epoch(0),
+            board: Board::default(),
+            contributions: Contributions::default(),
             cuts: Cuts::default(),
         }
     }
@@ -165,6 +179,28 @@ impl ShardState {
     #[must_use]
     pub fn cells(&self) -> &SessionCells {
         &self.cells
+    }
+
+    /// Clocks, rounds and modes, on shard 0; on the others the last round.
+    #[must_use]
+    pub fn board(&self) -> &Board {
+        &self.board
+    }
+
+    /// Bytes of the contributions to the round that is open.
+    #[must_use]
+    pub fn contributed_bytes(&self) -> usize {
+        self.contributions.bytes()
+    }
+
+    /// Whether a push has contributions for which there is no room, or so much for its round that a copy could not be sent in one piece.
+    pub(crate) fn contributes_too_much(&self, push: &Push) -> bool {
+        let contributes = |update: &&Update| matches!(update.change, Change::Contribution { .. });
+        let bytes: usize =
+            push.updates.iter().filter(contributes).map(|update| update.change.bytes()).sum();
+        bytes > 0
+            && (self.contributions.bytes() + bytes > CONTRIBUTIONS_BYTES_MAX
+                || self.contributions.of_session(push.session) + bytes > CONTRIBUTION_BYTES_MAX)
     }
 
     /// Variables defined so far: those up to this number.
@@ -215,25 +251,59 @@ impl ShardState {
     pub fn resolve(&self, mut push: Push, room: u64) -> (Push, Option<WithoutRoom>) {
         let clock = self.clock.max(push.clock);
         for update in &mut push.updates {
-            if let Err(reason) = self.check(update, Finite::Required) {
+            if let Err(reason) = self.check(update.variable, &update.change, Finite::Required) {
                 let refusal = Refusal { reason, variable: update.variable };
                 return (Push { refusal: Some(refusal), updates: Vec::new(), ..push }, None);
             }
-            if let Some(variable) = self.variable(update.variable) {
+            // What is contributed takes its step when the round is over.
+            if let Some(variable) = self.variable(update.variable)
+                && !matches!(update.change, Change::Contribution { .. })
+            {
                 update.step = variable.steps + 1;
                 update.scalars = variable.variable.spec.optimizer.scalars(update.step, clock);
             }
         }
+        let late = self.drop_late(&mut push);
         let without_room = self.admit(&mut push, room);
+        push.refusal = late.or(push.refusal);
         (push, without_room)
+    }
+
+    /// Takes contributions to rounds that are over out of a push, and has it say so.
+    fn drop_late(&self, push: &mut Push) -> Option<Refusal> {
+        let (session, last) = (push.session, self.board.last_round().number);
+        let mut late = None;
+        push.updates.retain(|update| {
+            let Change::Contribution { round, .. } = update.change else { return true };
+            let over = round <= last || self.contributions.is_over(session, round);
+            if over && late.is_none() {
+                late = Some(update.variable);
+            }
+            !over
+        });
+        late.map(|variable| Refusal { reason: RefusalReason::RoundOver, variable })
+    }
+
+    /// Decides everything about the end of a round. `None`: it is over here already. Reads only.
+    #[must_use]
+    pub fn resolve_round(&self, round: Round) -> Option<EndRound> {
+        if round.number <= self.board.last_round().number {
+            return None;
+        }
+        let variables = self.contributions.variables(&round);
+        let step = |id: VariableId| {
+            let variable = self.variable(id)?;
+            let step = variable.steps + 1;
+            let scalars = variable.variable.spec.optimizer.scalars(step, self.clock);
+            Some(RoundStep { variable: id, step, scalars })
+        };
+        Some(EndRound { steps: variables.into_iter().filter_map(step).collect(), round })
     }
 
     /// Takes the new keys that do not fit into `room` out of a push, and has it say so.
     fn admit(&self, push: &mut Push, mut room: u64) -> Option<WithoutRoom> {
-        let most = |update: &Update| match (self.table(update.variable), &update.change) {
-            (Some(table), Change::Rows { keys, .. }) => {
-                Keys::trusted(keys).len() as u64 * table.row_cost()
-            }
+        let most = |update: &Update| match (self.table(update.variable), update.change.rows()) {
+            (Some(table), Some((keys, _))) => Keys::trusted(keys).len() as u64 * table.row_cost(),
             _ => 0,
         };
         if push.updates.iter().map(most).sum::<u64>() <= room {
@@ -242,8 +312,8 @@ impl ShardState {
         let mut without_room: Option<WithoutRoom> = None;
         push.updates.retain_mut(|update| {
             let variable = update.variable;
-            let (Some(table), Change::Rows { keys, gradients }) =
-                (self.table(variable), &mut update.change)
+            let (Some(table), Some((keys, gradients))) =
+                (self.table(variable), update.change.rows_mut())
             else {
                 return true;
             };
@@ -282,6 +352,22 @@ impl ShardState {
                 self.numbering = lsn.epoch();
                 Applied::default()
             }
+            Body::Tick(session, seat) => {
+                if !self.board.has_room(*session) || self.cells.closed().contains(*session) {
+                    return Err(CannotApply::Fit(lsn));
+                }
+                self.board.tick(*session, *seat);
+                Applied::default()
+            }
+            Body::Leave(session) => {
+                self.board.leave(*session);
+                Applied::default()
+            }
+            Body::Regime(regime) => {
+                self.board.set(regime.clone());
+                Applied::default()
+            }
+            Body::EndRound(end) => self.end_round(end, lsn)?,
         };
         self.lineage.advance(lsn);
         Ok(applied)
@@ -299,6 +385,8 @@ impl ShardState {
             numbering: self.numbering,
             variables: self.variables.iter().map(variable).collect(),
             cells: &self.cells,
+            board: &self.board,
+            contributions: &self.contributions,
         };
         let range = self.cuts.open(newer_than, small);
         for variable in &mut self.variables {
@@ -357,7 +445,7 @@ impl ShardState {
         variables: Vec<(Variable, u64)>,
         cells: SessionCells,
         lineage: Lineage,
-        (clock, numbering): (u64, Epoch),
+        (clock, numbering, board): (u64, Epoch, Board),
     ) -> bool {
         let known = self.variables.iter().zip(&variables);
         let same = known.into_iter().all(|(here, (variable, _))| here.variable == *variable);
@@ -371,8 +459,29 @@ impl ShardState {
             self.variables[at].steps = steps;
         }
         (self.cells, self.lineage) = (cells, lineage);
-        (self.clock, self.numbering) = (clock, numbering);
+        (self.clock, self.numbering, self.board) = (clock, numbering, board);
+        self.contributions = Contributions::default();
         true
+    }
+
+    /// Puts back what a session contributed to the round that is open.
+    pub(crate) fn restore_contribution(
+        &mut self,
+        session: SessionId,
+        contribution: Contribution,
+    ) -> Result<(), Invalid> {
+        for (variable, change) in &contribution.updates {
+            self.check(*variable, change, Finite::Required).map_err(|reason| {
+                Invalid::new("contribution.updates", format!("of variable {variable}: {reason}"))
+            })?;
+            if !matches!(change, Change::Rows { .. } | Change::Gradients(_)) {
+                return Err(Invalid::new("contribution.updates", "are not gradients"));
+            }
+        }
+        if contribution.round <= self.board.last_round().number {
+            return Err(Invalid::new("contribution.round", "is over"));
+        }
+        self.contributions.restore(session, contribution)
     }
 
     pub(crate) fn restore_cell(
@@ -512,9 +621,10 @@ impl ShardState {
         sink(self.clock);
         sink(self.numbering.0);
         // What sessions did and where epochs began is small; its text names every field in a fixed order.
-        let small = format!("{:?} {:?}", self.cells, self.lineage);
+        let small = format!("{:?} {:?} {:?}", self.cells, self.lineage, self.board);
         sink(small.len() as u64);
         small.bytes().for_each(|byte| sink(byte.into()));
+        self.contributions.encode(sink);
         for VariableState { variable, steps, parameters, .. } in &self.variables {
             sink(variable.id.0.into());
             sink(*steps);
@@ -549,6 +659,12 @@ impl ShardState {
         for (epoch, previous) in self.lineage.starts() {
             [epoch.0, previous.0].into_iter().for_each(&mut sink);
         }
+        for (session, seat) in self.board.seats() {
+            let words = [session.0, seat.clock, seat.contributed, seat.counted];
+            words.into_iter().for_each(&mut sink);
+        }
+        sink(self.board.last_round().number);
+        self.contributions.sample(&mut sink);
         let chance = mix64(self.last().0);
         // As large a part of each table.
         let part = ((1 << 32) / self.rows().div_ceil(SAMPLED_ROWS).max(1)).max(1);
@@ -593,10 +709,14 @@ impl ShardState {
         }
     }
 
-    fn check(&self, update: &Update, finite: Finite) -> Result<(), RefusalReason> {
-        let variable = self.variable(update.variable).ok_or(RefusalReason::UnknownVariable)?;
+    fn check(&self, id: VariableId, change: &Change, finite: Finite) -> Result<(), RefusalReason> {
+        let variable = self.variable(id).ok_or(RefusalReason::UnknownVariable)?;
         let format = variable.row_format();
-        let (fits, floats) = match (&variable.parameters, &update.change) {
+        let change = match change {
+            Change::Contribution { gradients, .. } => gradients,
+            change => change,
+        };
+        let (fits, floats) = match (&variable.parameters, change) {
             (Parameters::Table(table), Change::Rows { keys, gradients }) => {
                 let here = || Keys::trusted(keys).iter().all(|key| variable.place.has(key));
                 let row_bytes = format.row_bytes(table.dim());
@@ -629,10 +749,16 @@ impl ShardState {
             return Err(CannotApply::Sequence(lsn));
         }
         for update in &push.updates {
-            self.check(update, Finite::Known).map_err(|_| CannotApply::Fit(lsn))?;
+            self.check(update.variable, &update.change, Finite::Known)
+                .map_err(|_| CannotApply::Fit(lsn))?;
         }
         let mut applied = Applied::default();
         for update in &push.updates {
+            if let Change::Contribution { round, gradients } = &update.change {
+                let gradients = Change::clone(gradients);
+                self.contributions.keep(push.session, *round, update.variable, gradients);
+                continue;
+            }
             let Some(variable) = self.variable_mut(update.variable) else { continue };
             applied.not_stored += variable.apply(update, lsn);
         }
@@ -656,7 +782,30 @@ impl ShardState {
             return Err(CannotApply::Fit(lsn));
         }
         self.cells.close(closed.clone());
+        self.board.close(closed);
         Ok(Applied::default())
+    }
+
+    /// Applies the mean of the contributions to a round, and drops those that came too late.
+    fn end_round(&mut self, end: &EndRound, lsn: Lsn) -> Result<Applied, CannotApply> {
+        let EndRound { round, steps } = end;
+        let here = |step: &RoundStep| self.variable(step.variable).is_some();
+        if round.number <= self.board.last_round().number || !steps.iter().all(here) {
+            return Err(CannotApply::Fit(lsn));
+        }
+        let mut applied = Applied::default();
+        let contributions = std::mem::take(&mut self.contributions);
+        for RoundStep { variable: id, step, scalars } in steps {
+            let gradients = contributions.gradients(round, *id);
+            let Some(variable) = self.variable_mut(*id) else { continue };
+            let Some(change) = variable.mean(gradients, round.members.len()) else { continue };
+            applied.not_stored += variable.apply_mean(&change, scalars, lsn);
+            variable.steps = *step;
+        }
+        self.contributions = contributions;
+        self.contributions.end_round(round.number, self.cells.closed());
+        self.board.end_round(round.clone());
+        Ok(applied)
     }
 }
 
@@ -758,6 +907,55 @@ impl VariableState {
         }
     }
 
+    /// The mean of gradients that were checked, over so many members.
+    fn mean<'a>(
+        &self,
+        gradients: impl Iterator<Item = &'a Change>,
+        members: usize,
+    ) -> Option<Change> {
+        let format = self.row_format();
+        let mut sum = Sum::default();
+        for change in gradients {
+            match (&self.parameters, change) {
+                (Parameters::Table(_), Change::Rows { keys, gradients }) => {
+                    let keys = Keys::trusted(keys);
+                    match format {
+                        RowFormat::F32 => sum.add_rows(keys, gradients),
+                        RowFormat::Bf16 => sum.add_rows(keys, &widened(gradients)),
+                    }
+                }
+                (Parameters::Dense(dense), Change::Gradients(blocks)) => {
+                    sum.add_blocks(blocks, |number| dense.block_bytes(number));
+                }
+                _ => return None,
+            }
+        }
+        let (items, floats) = sum.mean(members);
+        Some(match self.parameters {
+            Parameters::Table(_) => Change::Rows {
+                keys: items.iter().flat_map(|key| key.to_le_bytes()).collect(),
+                gradients: floats.into(),
+            },
+            Parameters::Dense(_) => Change::Gradients(Blocks {
+                numbers: items.into_iter().map(|number| number as u32).collect(),
+                floats: floats.into(),
+            }),
+        })
+    }
+
+    /// Applies a mean, whose floats are `f32` in any row format.
+    fn apply_mean(&mut self, mean: &Change, scalars: &StepScalars, lsn: Lsn) -> u64 {
+        match (&mut self.parameters, mean) {
+            (Parameters::Table(table), Change::Rows { keys, gradients }) => {
+                table.push(Keys::trusted(keys), gradients, scalars, lsn)
+            }
+            (Parameters::Dense(dense), Change::Gradients(blocks)) => {
+                dense.push(&blocks.numbers, &blocks.floats, scalars, lsn)
+            }
+            _ => 0,
+        }
+    }
+
     /// Applies an update that was checked.
     fn apply(&mut self, update: &Update, lsn: Lsn) -> u64 {
         let scalars = &update.scalars;
@@ -788,7 +986,7 @@ impl VariableState {
 mod tests {
     use downpour_core::id::{Epoch, SessionId};
     use downpour_core::init::Init;
-    use downpour_core::optimizer::{Course, OptimizerSpec, Schedule, Sgd, StepScalars};
+    use downpour_core::optimizer::{Course, OptimizerSpec, Schedule, Sgd};
     use downpour_core::spec::{TableSpec, VariableSpec};
     use downpour_proto::v1;
 

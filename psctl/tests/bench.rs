@@ -209,3 +209,25 @@ fn await_gone(processes: &[String]) {
         std::thread::sleep(Duration::from_millis(10));
     }
 }
+
+#[test]
+fn nobody_is_further_ahead_than_the_mode_allows_and_rounds_take_everybody_along() {
+    let reports = json(
+        "-o json bench consistency --local --servers 2 --shards 4 --replicas 2 --workers 3 --stalls one \
+         --modes async,ssp(1),sync,sync(1) --step 20ms --duration 1500ms",
+    );
+    let of = |at: usize| &reports[at];
+    for (at, most) in [(0, 0.0), (1, 1.0), (2, 0.0), (3, 0.0)] {
+        assert!(number(of(at), "ahead_max") <= most, "{}", of(at));
+        assert!(number(of(at), "steps_s") > 0.0, "{}", of(at));
+    }
+    let steps = |at: usize| -> Vec<u64> {
+        let steps = of(at)["steps"].as_array().expect("a list");
+        steps.iter().map(|steps| steps.as_u64().expect("a number")).collect()
+    };
+    let sync = steps(2);
+    assert!(sync.iter().all(|steps| *steps == sync[0]), "{sync:?}");
+    let dropped = of(3)["dropped"].as_array().expect("a list");
+    assert!(dropped.iter().any(|count| count.as_u64() > Some(0)), "{}", of(3));
+    assert!(steps(0)[0] > steps(2)[0], "who does not wait is faster");
+}

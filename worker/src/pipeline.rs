@@ -229,6 +229,7 @@ impl Traffic {
             rows: rows.collect(),
             dense: dense.collect(),
             values: Vec::new(),
+            round: None,
         };
         Ok(self.session.push(&batch).await?)
     }

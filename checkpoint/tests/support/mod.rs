@@ -69,6 +69,7 @@ pub fn pieces(shard: ShardId, newer_than: Lsn, rows: u64) -> Vec<Piece> {
         epochs: vec![v1::CutEpoch { epoch: 2, previous_lsn: 0 }],
         closed: Some(v1::ClosedSessions { high_water: 4, open: vec![3] }),
         numbering: 0,
+        board: None,
     };
     let cells = (5..305).map(|session| v1::CutCell {
         session,
@@ -164,6 +165,7 @@ pub fn sorted(pieces: &[Piece]) -> (String, Vec<v1::CutCell>, Lines, String) {
         match piece {
             Piece::Small(one) => small = format!("{one:?}"),
             Piece::Cells(some) => cells.extend(some.cells.iter().cloned()),
+            Piece::Contribution(_) => panic!("no file has any"),
             Piece::Rows(rows) => {
                 let words = |bytes: &[u8]| {
                     bytes

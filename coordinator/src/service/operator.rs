@@ -146,6 +146,18 @@ impl Operator for Service {
         Ok(Response::new(v1::GetEventsReply { events }))
     }
 
+    async fn set_consistency(
+        &self,
+        request: Request<v1::SetConsistencyRequest>,
+    ) -> Answer<v1::SetConsistencyReply> {
+        let request = request.into_inner();
+        let job = request.job;
+        let reply = self.propose(Body::SetConsistency(request)).await?;
+        let Reply::Viewed(version) = reply else { return Err(mismatch(&reply)) };
+        info!(job, version, "consistency");
+        Ok(Response::new(v1::SetConsistencyReply { version }))
+    }
+
     async fn add_coordinator(
         &self,
         request: Request<v1::AddCoordinatorRequest>,

@@ -6,6 +6,7 @@ use downpour_checkpoint::manifest::{Manifest, ShardEntry};
 use downpour_checkpoint::name::CheckpointName;
 use downpour_core::cells::ClosedSessions;
 use downpour_core::checkpoint::Orders;
+use downpour_core::consistency::Consistency;
 use downpour_core::id::{Epoch, JobId, Lsn, SessionId, ShardId, VariableId};
 use downpour_core::ledger::Ledger;
 use downpour_core::placement;
@@ -177,6 +178,7 @@ impl State {
                 shards: plan.into_iter().map(route).collect(),
                 sessions: ClosedSessions { high_water, open: [].into() },
                 orders: Orders { restore: Some(order), ..Orders::default() },
+                consistency: Consistency::default(),
             },
             labels,
             labels_set_back: 0,

@@ -51,6 +51,7 @@ impl State {
             shards: plan.into_iter().map(first_route).collect(),
             sessions: ClosedSessions::default(),
             orders: downpour_core::checkpoint::Orders::default(),
+            consistency: downpour_core::consistency::Consistency::default(),
         };
         let job_state = Job {
             view,

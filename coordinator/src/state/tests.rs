@@ -1,4 +1,5 @@
 mod checkpoints;
+mod consistency;
 mod invariants;
 mod ledgers;
 mod lost;

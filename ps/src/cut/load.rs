@@ -1,13 +1,15 @@
 //! A state from the pieces of a cut. They come from a disk or from the network, and are believed only as far as they fit together.
 
 use downpour_core::cells::{Cell, Refusal, SessionCells};
+use downpour_core::clocks::Board;
 use downpour_core::id::{Epoch, Lsn, SessionId, VariableId};
 use downpour_core::lineage::Lineage;
 use downpour_core::spec::Variable;
 use downpour_core::tensor_bytes::all_finite;
 use downpour_proto::v1::cut_piece::Piece;
-use downpour_proto::{Invalid, v1};
+use downpour_proto::{Invalid, v1, validate};
 
+use crate::rounds::Contribution;
 use crate::state::{Identity, ShardState};
 
 /// Builds a state from the pieces of a cut, and then of the increments after it.
@@ -50,6 +52,7 @@ impl Loader {
         match (piece, self.stage) {
             (Piece::Small(small), Stage::Between) => self.begin(small)?,
             (Piece::Cells(cells), Stage::Cells) => self.cells(cells)?,
+            (Piece::Contribution(one), Stage::Cells) => self.contribution(one)?,
             (Piece::Rows(rows), Stage::Cells | Stage::Parameters) => self.rows(&rows)?,
             (Piece::Blocks(blocks), Stage::Cells | Stage::Parameters) => self.blocks(&blocks)?,
             (Piece::End(end), Stage::Cells | Stage::Parameters) => return self.end(end),
@@ -110,7 +113,8 @@ impl Loader {
         if lineage.last().epoch() < Epoch(small.numbering) {
             return Err(Invalid::new("small.numbering", "is of an epoch that is not there yet"));
         }
-        let told = (small.clock, Epoch(small.numbering));
+        let board = small.board.map(Board::try_from).transpose()?.unwrap_or_default();
+        let told = (small.clock, Epoch(small.numbering), board);
         if !self.state.restore_small(variables, cells, lineage, told) {
             return Err(Invalid::new("small.variables", "are not those of the cut before"));
         }
@@ -132,6 +136,19 @@ impl Loader {
                 .map_err(|error| Invalid::new("cells", error.to_string()))?;
         }
         Ok(())
+    }
+
+    fn contribution(&mut self, one: v1::CutContribution) -> Result<(), Invalid> {
+        validate::updates_in_order(&one.updates)?;
+        let update = |update: v1::Update| {
+            let body = update
+                .body
+                .ok_or_else(|| Invalid::new("contribution.updates.body", "is not given"))?;
+            Ok((VariableId(update.variable), body.try_into()?))
+        };
+        let updates = one.updates.into_iter().map(update).collect::<Result<_, Invalid>>()?;
+        let contribution = Contribution { round: one.round, updates };
+        self.state.restore_contribution(SessionId(one.session), contribution)
     }
 
     fn rows(&mut self, rows: &v1::CutRows) -> Result<(), Invalid> {

@@ -1,5 +1,6 @@
 //! Each test is named after the rule of docs/protocol.md that it defends.
 
+mod clocks;
 pub(crate) mod fixture;
 mod identity;
 mod joining;

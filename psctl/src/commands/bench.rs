@@ -3,6 +3,7 @@
 use crate::output::Format;
 
 mod all;
+mod consistency;
 mod dense;
 mod floor;
 mod place;
@@ -20,6 +21,8 @@ pub(crate) enum Command {
     Table(table::Args),
     /// A training of a click model by two workers
     Train(train::Args),
+    /// Workers of different speed under each consistency mode
+    Consistency(consistency::Args),
     /// Bare sockets and a flat array: the ceiling
     Floor(floor::Args),
     /// The standard workloads beside the floor, in turns
@@ -43,6 +46,7 @@ impl Command {
             Self::Dense(args) => dense::run(&args, format),
             Self::Table(args) => table::run(&args, format),
             Self::Train(args) => train::run(&args, format),
+            Self::Consistency(args) => consistency::run(&args, format),
             Self::Floor(args) => floor::run(&args, format),
             Self::All(args) => all::run(&args, format),
             Self::Child => match downpour_bench::child_main() {

@@ -12,6 +12,7 @@ mod describe;
 mod list;
 mod pause;
 mod resume;
+mod set_consistency;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -25,6 +26,8 @@ pub(crate) enum Command {
     Resume(resume::Args),
     /// Delete a job and everything it has learnt
     Delete(delete::Args),
+    /// Say how far the workers of a job may drift apart
+    SetConsistency(set_consistency::Args),
 }
 
 impl Command {
@@ -35,6 +38,7 @@ impl Command {
             Self::Pause(args) => pause::run(args, format).await,
             Self::Resume(args) => resume::run(args, format).await,
             Self::Delete(args) => delete::run(args, format).await,
+            Self::SetConsistency(args) => set_consistency::run(args, format).await,
         }
     }
 }

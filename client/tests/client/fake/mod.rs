@@ -258,6 +258,7 @@ impl State {
                 .collect(),
             sessions: ClosedSessions::default(),
             orders: downpour_core::checkpoint::Orders::default(),
+            consistency: downpour_core::consistency::Consistency::default(),
         })
     }
 

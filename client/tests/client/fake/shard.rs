@@ -178,6 +178,7 @@ fn refusal(state: &State, update: &Update) -> Option<Refusal> {
     let tensor = match update.body.as_ref()? {
         update::Body::Rows(rows) => &rows.gradients,
         update::Body::Gradients(dense) | update::Body::Values(dense) => &dense.values,
+        update::Body::Contribution(_) => return None,
     };
     if all_finite(tensor) { None } else { refuse(RefusalReason::NotFinite) }
 }

@@ -75,6 +75,7 @@ pub(crate) fn view(version: u64, route: ShardRoute) -> Arc<JobView> {
         shards: vec![route],
         sessions: ClosedSessions::default(),
         orders: downpour_core::checkpoint::Orders::default(),
+        consistency: downpour_core::consistency::Consistency::default(),
     })
 }
 

@@ -10,7 +10,7 @@ use crate::cut::Loader;
 use crate::shard::Basis;
 
 /// What a cut of `shard` holds now.
-fn saved(shard: &mut Shard) -> ShardState {
+pub(super) fn saved(shard: &mut Shard) -> ShardState {
     let cut = shard.open_cut(Lsn::ZERO).expect("it serves");
     let mut loader = Loader::new(shard.state().identity());
     loop {
