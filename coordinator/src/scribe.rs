@@ -112,10 +112,14 @@ fn is_due(
 ) -> bool {
     let whole = checkpoints.whole.as_ref();
     let failed_ms = checkpoints.failed.as_ref().map_or(0, |failed| failed.ended_ms);
-    let passed = |now: u64, began: u64, every: u64| every > 0 && now >= began.saturating_add(every);
+    // A clock is as high as some worker says: at the highest number there is, nothing has passed since.
+    let passed = |now: u64, began: u64, every: u64| {
+        every > 0 && now.checked_sub(began).is_some_and(|since| since >= every)
+    };
     let by_time = passed(now_ms, whole.map_or(0, |whole| whole.created_ms), schedule.every_ms);
     let by_steps = passed(clock, whole.map_or(0, |whole| whole.clock), schedule.every_steps);
-    (by_time || by_steps) && now_ms >= failed_ms + FAILED_PAUSE.as_millis() as u64
+    // The leader at which it failed may have had another time.
+    (by_time || by_steps) && now_ms.abs_diff(failed_ms) >= FAILED_PAUSE.as_millis() as u64
 }
 
 /// A checkpoint that is to begin.
@@ -426,6 +430,22 @@ mod tests {
         assert!(!is_due(&none, &schedule, 50_000, 99) && is_due(&none, &schedule, 50_000, 100));
         none.failed = Some(v1::EndedCheckpoint { ended_ms: 45_000, ..Default::default() });
         assert!(!is_due(&none, &schedule, 54_999, 100) && is_due(&none, &schedule, 55_000, 100));
+        assert!(
+            is_due(&none, &schedule, 35_000, 100),
+            "it failed at a leader whose time was ahead"
+        );
+    }
+
+    #[test]
+    fn a_clock_as_high_as_there_is_makes_one_checkpoint_due_and_no_storm() {
+        let schedule = v1::CheckpointSchedule { every_steps: 100, ..Default::default() };
+        let mut checkpoints = v1::JobCheckpoints::default();
+        for (clock, again) in [(u64::MAX - 50, u64::MAX), (u64::MAX, u64::MAX)] {
+            checkpoints.whole = None;
+            assert!(is_due(&checkpoints, &schedule, 50_000, clock));
+            checkpoints.whole = Some(v1::EndedCheckpoint { clock, ..Default::default() });
+            assert!(!is_due(&checkpoints, &schedule, 50_000, again));
+        }
     }
 
     #[tokio::test]

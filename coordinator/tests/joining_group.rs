@@ -95,3 +95,24 @@ async fn a_request_that_makes_no_sense_names_what_is_wrong() {
     let refused = group.operate(async |mut client| client.transfer_leader(transfer).await).await;
     assert_eq!(refused.unwrap_err().code(), Code::NotFound);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_founded_a_group_alone_is_not_believed_with_another_data_directory() {
+    let mut group = Group::start(1).await;
+    for id in [2, 3] {
+        group.leader_among(&[1]).await;
+        let address = group.join(id).await;
+        add(&group, id, &address).await.unwrap();
+        votes(&group, &[1], id).await;
+        group.ready(id).await;
+    }
+    // Without it the others have the log, and none of them may count on its vote any more.
+    group.stop(1).await.unwrap();
+    std::fs::remove_dir_all(group.data_dir(1)).unwrap();
+    group.stop(3).await.unwrap();
+    group.restart(1).await;
+    let refused = format!("{:#}", group.ended(1).await.unwrap_err());
+    assert!(refused.contains("member 2 counts member 1 as one of its group"), "{refused}");
+    group.restart(3).await;
+    group.leader_among(&[2, 3]).await;
+}

@@ -23,7 +23,11 @@ async fn no_stray_message_about_what_a_member_lacks_ends_it() {
     };
     let mut gap = Message { index: 0, ..stray(MessageType::MsgAppend, leader, term) };
     gap.entries = vec![Entry { index: 99_999, term, ..Entry::default() }].into();
+    // A vote that is asked for when leadership is handed over is heard whoever leads, and no election comes after the last term.
+    let mut vote = stray(MessageType::MsgRequestVote, 77, u64::MAX);
+    vote.context = b"CampaignTransfer".to_vec().into();
     let strays = [
+        vote,
         stray(MessageType::MsgHeartbeat, leader, 50),
         stray(MessageType::MsgHeartbeat, other, 50),
         stray(MessageType::MsgHeartbeat, other, term),

@@ -328,7 +328,8 @@ impl Shard {
         self.log_view();
     }
 
-    /// The shard's committed route, from the watch or read back after a change. A stale one is ignored.
+    /// The shard's committed route, from the watch or read back after a change. A stale one is ignored, and so is one that would begin a tenure here before the view says with
+    /// what: the shard may have been set back to a checkpoint.
     pub fn on_route(&mut self, route: &ShardRoute) {
         let known = (self.epoch, self.set_version);
         if matches!(self.role, Role::Removed) || (route.epoch, route.set_version) < known {
@@ -340,6 +341,11 @@ impl Shard {
             // What is dropped is not to come back by a copy from an older epoch.
             (self.epoch, self.leader) = (route.epoch, route.primary);
             return self.remove();
+        }
+        // Whether an epoch begins with what is here is in the view, and a route that was read back may be newer.
+        let seen = self.view.route(self.id).is_some_and(|seen| seen.epoch >= route.epoch);
+        if route.primary == Some(self.me) && route.epoch > self.epoch && !seen {
+            return;
         }
         let tenure_goes_on = route.epoch == self.epoch;
         // What is here is not what the epoch begins with. Only a replica that was just loaded has seen no epoch yet.

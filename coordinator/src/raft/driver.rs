@@ -23,7 +23,7 @@ use super::pending::{Proposals, Reads};
 use super::tracing_drain;
 use crate::command::Command;
 use crate::metrics::RaftMetrics;
-use crate::state::{Cluster, State};
+use crate::state::{Cluster, Refused, State};
 
 /// Inputs that wait for the driver. When it is full, callers wait and peers' streams are not read.
 const INPUTS_MAX: usize = 4096;
@@ -35,6 +35,8 @@ const UNCOMMITTED_BYTES_MAX: u64 = 32 << 20;
 const COMMITTED_BYTES_MAX: u64 = 8 << 20;
 /// A member that lost its lead waits this long for the fate of what it proposed.
 const ELECTIONS_UNTIL_UNKNOWN: usize = 4;
+/// A member that was away missed fewer elections than that.
+const TERMS_MAX: u64 = 1 << 40;
 /// Longest wait for another member to take over when this one leaves.
 const LEAVE_TICKS_MAX: u32 = 20;
 
@@ -271,8 +273,14 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
     fn take(&mut self, input: Input) -> Result<(), Fatal> {
         match input {
             Input::Peer(message, birth) => {
+                if let Some(problem) = self.forgot(message.from) {
+                    return Err(Fatal::Expelled(problem));
+                }
                 if self.known_birth(message.from).is_none_or(|known| known == birth) {
-                    self.heard.insert(message.from, self.ticks);
+                    // Whoever is not known (yet) is listened to, and not remembered: there may be any number of such.
+                    if self.node.raft.prs().get(message.from).is_some() {
+                        self.heard.insert(message.from, self.ticks);
+                    }
                     self.step(*message)?;
                 }
             }
@@ -311,6 +319,12 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
     fn meet(&mut self, member: u64, birth: u64, reply: oneshot::Sender<Result<Told, Error>>) {
         if let Some(problem) = self.no_way_back(member, birth) {
             let _ = reply.send(Err(problem));
+            return;
+        }
+        if self.node.raft.prs().get(member).is_none() {
+            let problem =
+                format!("member {member} is not in the group of member {}", self.options.id);
+            let _ = reply.send(Err(Error::Refused(Refused::FailedPrecondition(problem))));
             return;
         }
         if self.births.insert(member, birth) != Some(birth)
@@ -354,6 +368,11 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
 
     fn step(&mut self, mut message: Message) -> Result<(), Fatal> {
         let raft = &self.node.raft;
+        // Raft counts on from there.
+        if message.term.saturating_sub(raft.term) > TERMS_MAX {
+            warn!(source = message.from, message.term, "ignored a term that no election comes to");
+            return Ok(());
+        }
         let has = raft.raft_log.last_index();
         if self.joining.is_some() {
             match message.get_msg_type() {

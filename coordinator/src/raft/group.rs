@@ -4,12 +4,10 @@
 //! term is committed (two leaders could otherwise count majorities that do not meet). A new member is a learner first: it takes the log, by a snapshot
 //! where the leader has no more of it, and counts in no majority before it has caught up.
 
-use std::collections::BTreeMap;
-
 use prost::Message as _;
 use protobuf::Message as _;
 use raft::StateRole;
-use raft::eraftpb::{ConfChange, ConfChangeType, Entry};
+use raft::eraftpb::{ConfChange, ConfChangeType, Entry, EntryType};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
@@ -42,6 +40,26 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
                 "the data directory of member {member} is new, and the group was changed since it was founded: remove member {member} and add another in its place"
             );
             Error::Refused(Refused::FailedPrecondition(problem))
+        })
+    }
+
+    /// Why this member cannot go on, where it founded its group alone and knows of nobody that came later, and yet `other` counts it as its own: only it could have let the
+    /// other in, so its data directory is not the one with which it did.
+    pub(super) fn forgot(&self, other: u64) -> Option<String> {
+        let (me, image) = (self.options.id, self.node.store().image());
+        let alone = image.identity.as_ref().is_some_and(|identity| identity.voters == [me]);
+        let changed = self.state.cluster().members.version > 0;
+        if !alone || changed || other == me {
+            return None;
+        }
+        // What was let in is in the log before it hears of that, and may not be applied (again) yet.
+        let mut entries = image.entries.iter();
+        let known = entries.any(|entry| entry.get_entry_type() != EntryType::EntryNormal);
+        (!known).then(|| {
+            format!(
+                "member {other} counts member {me} as one of its group, and this data directory knows of nobody but member {me}: it is new, or another one's. \
+                 Give member {me} its own directory back, or remove member {me} and add another in its place"
+            )
         })
     }
 
@@ -134,7 +152,8 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
         let mut raft_change = ConfChange::default();
         raft_change.set_change_type(kind);
         raft_change.node_id = change.member();
-        raft_change.context = ChangeRecord { address, founders }.encode_to_vec().into();
+        let births = [(self.options.id, self.node.store().image().admission.birth)].into();
+        raft_change.context = ChangeRecord { address, founders, births }.encode_to_vec().into();
         let full = self.proposals.full();
         if full || self.node.propose_conf_change(Vec::new(), raft_change).is_err() {
             return Err(Error::Overloaded);
@@ -192,30 +211,30 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
 
     /// The group is as the entry says from now on. The inner error says why the entry cannot be read.
     pub(super) fn apply_change(&mut self, entry: &Entry) -> Result<Result<Outcome, String>, Fatal> {
-        let (raft_change, change, founders) = match read(entry) {
+        let (raft_change, change, record) = match read(entry) {
             Ok(read) => read,
             Err(problem) => return Ok(Err(problem)),
         };
         let members = self.node.apply_conf_change(&raft_change)?;
         info!(?change, ?members, "the group changed");
         self.node.mut_store().set_members(members);
-        self.state.change_members(entry.index, &change, &founders);
+        self.state.change_members(entry.index, &change, &record.founders, &record.births);
         self.snapshot_due = true;
         self.removed |= change == MemberChange::Remove(self.options.id);
         Ok(Ok(Ok(Reply::Member { id: change.member(), changed: true })))
     }
 }
 
-fn read(entry: &Entry) -> Result<(ConfChange, MemberChange, BTreeMap<u64, String>), String> {
+fn read(entry: &Entry) -> Result<(ConfChange, MemberChange, ChangeRecord), String> {
     let raft_change =
         ConfChange::parse_from_bytes(&entry.data).map_err(|error| error.to_string())?;
     let record =
         ChangeRecord::decode(&raft_change.context[..]).map_err(|error| error.to_string())?;
     let id = raft_change.node_id;
     let change = match raft_change.get_change_type() {
-        ConfChangeType::AddLearnerNode => MemberChange::Add(id, record.address),
+        ConfChangeType::AddLearnerNode => MemberChange::Add(id, record.address.clone()),
         ConfChangeType::AddNode => MemberChange::Promote(id),
         ConfChangeType::RemoveNode => MemberChange::Remove(id),
     };
-    Ok((raft_change, change, record.founders))
+    Ok((raft_change, change, record))
 }

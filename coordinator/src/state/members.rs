@@ -34,7 +34,7 @@ pub struct Member {
     pub voter: bool,
     /// It was there when the group was founded.
     pub founder: bool,
-    /// Of its data directory; 0: of a founder, or it has not begun.
+    /// Of its data directory; 0: of a founder that did not lead when the group was first changed, or it has not begun.
     pub birth: u64,
 }
 
@@ -68,6 +68,10 @@ pub(crate) struct ChangeRecord {
     /// Where the founders are, as the leader knows it: used at the first change.
     #[prost(btree_map = "uint64, string", tag = "2")]
     pub(crate) founders: BTreeMap<u64, String>,
+    /// Of their data directories, as far as the leader vouches for them: used at the first change. One that founded its group alone asks nobody when its
+    /// directory is lost, so the others must know its next one from this one.
+    #[prost(btree_map = "uint64, uint64", tag = "3")]
+    pub(crate) births: BTreeMap<u64, u64>,
 }
 
 /// How the group stands, as the leader sees it now.
@@ -207,10 +211,16 @@ impl State {
         index: u64,
         change: &MemberChange,
         founders: &BTreeMap<u64, String>,
+        births: &BTreeMap<u64, u64>,
     ) {
         debug_assert!(index > self.cluster.version);
         self.cluster.version = index;
         let mut members = self.cluster.members.or_founded(founders);
+        if members.version == 0 {
+            for (id, member) in &mut members.list {
+                member.birth = births.get(id).copied().unwrap_or(0);
+            }
+        }
         members.version = index;
         let text = match change {
             MemberChange::Add(id, address) => {
@@ -343,7 +353,7 @@ mod tests {
     fn changed(changes: &[MemberChange]) -> State {
         let mut state = State::default();
         for (index, change) in (1..).zip(changes) {
-            state.change_members(index, change, &founders());
+            state.change_members(index, change, &founders(), &[(1, 40 + index)].into());
         }
         state
     }
@@ -362,6 +372,9 @@ mod tests {
         assert_eq!(members.list.keys().copied().collect::<Vec<_>>(), [2, 3, 4]);
         assert!(members.was_removed(1) && !members.was_removed(4) && !members.was_removed(5));
         assert!(members.list[&4].voter && !members.list[&4].founder && members.list[&2].founder);
+        let state_then = changed(&[add(4), MemberChange::Promote(4)]);
+        let births = |id| state_then.cluster().members.list[&id].birth;
+        assert_eq!((births(1), births(2), births(4)), (41, 0, 0), "as at the first change");
         // What its options say does not count any more.
         assert_eq!(members.or_founded(&founders()), **members);
         assert_eq!(State::restore(&state.snapshot()).unwrap(), state);
@@ -440,7 +453,7 @@ mod tests {
         assert_eq!(state.begin_member("c4:1", 7), begun(false), "a repeat");
         assert!(state.begin_member("c4:1", 8).is_err(), "it lost the first one");
         let version = state.cluster().version;
-        state.change_members(version + 1, &MemberChange::Promote(4), &founders());
+        state.change_members(version + 1, &MemberChange::Promote(4), &founders(), &[].into());
         assert_eq!(state.cluster().members.list[&4].birth, 7);
     }
 }

@@ -64,6 +64,10 @@ fn numbers_given_before_a_shard_was_set_back_are_void_also_where_they_fit() {
         view.shards[0].primary = Some(server(1));
         view.shards[0].in_sync = vec![server(1)];
     });
+    // It had asked for a change when it was cut off, and reads the route before the view.
+    let read_back = named_again.shards[0].clone();
+    old.on_route(&read_back);
+    assert_eq!(old.epoch(), Epoch(1), "it serves the new epoch with nothing but the checkpoint");
     old.on_view(named_again);
     assert!(matches!(old.role(), Role::Removed));
 }
