@@ -179,6 +179,8 @@ impl Clock {
             return Ok(Begun::default());
         }
         let begun = Instant::now();
+        // Also if this is dropped before the answer: the servers may have heard of it, so it has to leave.
+        self.seat.get_or_insert_default();
         let seated = loop {
             let seated = self.told(false).await?;
             if seated.may_begin {

@@ -64,7 +64,7 @@ impl Seen {
 }
 
 /// How the rows of a bag become one vector: row `i` is the sum of `coefficients × rows[positions]` over `offsets[i]..offsets[i+1]`.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Bags {
     pub(crate) positions: Vec<u32>,
     /// One more than there are bags.

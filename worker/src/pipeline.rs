@@ -7,25 +7,33 @@
 //! *In order* one thing is done after the other: `depth` pulls, then for each step its push, the wait until that is acknowledged, and the next
 //! pull. Then step t sees **exactly** the pushes up to t − depth, whatever the network does, and one worker alone ends byte-identical every
 //! time, at any depth. The price: one thing at a time is under way.
+//!
+//! Where the job has clocks (docs/consistency.md), a batch also waits for the other workers before its pull begins; meanwhile earlier steps go on.
+//! Steps that contribute to rounds are one after the other, whatever the depth; one whose contribution came too late is not over: its batch is trained again.
+//! Others wait for this worker only while it has something to train: without a task, or held by the operator, it gives its seat back.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use downpour_client::{
-    DenseCache, DenseTensor, Pulled, PushBatch, PushOutcome, PushTicket, RowGradients, Session,
-    TableRows,
+    Begun, Clock, DenseCache, DenseTensor, Pulled, PushBatch, PushOutcome, PushTicket,
+    RowGradients, Session, StepRound, TableRows,
 };
-use downpour_core::cells::Refusal;
+use downpour_core::cells::{Refusal, RefusalReason};
 use downpour_core::id::VariableId;
 use futures::StreamExt as _;
 use futures::stream::{FuturesOrdered, FuturesUnordered};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use crate::keys::UniqueKeys;
 use crate::prepare::Prepared;
 use crate::progress::{Batch, Progress};
 use crate::reader::Read;
 use crate::{Error, Result, TableHandle};
+
+/// For a loop that failed to tell that nobody needs to wait for it.
+const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 
 /// A batch with everything that a step needs.
 #[derive(Debug)]
@@ -88,99 +96,184 @@ pub(crate) struct Traffic {
     pub(crate) progress: Progress,
 }
 
+/// A batch that is to be trained.
+struct Work {
+    /// Which of the loop's batches it is; one that is trained again keeps its number.
+    number: u64,
+    prepared: Prepared,
+}
+
 /// A step that the caller has.
 struct Given {
     /// What the shards had when it was pulled.
     pulled: Pulled,
+    number: u64,
     batch: Batch,
     since: Instant,
+    /// It contributes to a round.
+    round: Option<InRound>,
+}
+
+/// What a step contributes to, and what is trained again if that came too late.
+struct InRound {
+    round: StepRound,
+    prepared: Prepared,
+}
+
+/// A step whose push is acknowledged.
+struct Pushed {
+    number: u64,
+    batch: Batch,
+    took: Duration,
+    finished: Finished,
+    round: Option<InRound>,
 }
 
 impl Traffic {
     /// Runs until the batches are used up or the caller has gone, and every push is acknowledged.
     pub(crate) async fn run(self) -> Result<Vec<Finished>> {
         let session = self.session.clone();
-        match self.carry().await {
+        let mut clocks = Clock::new(&session);
+        let ended = self.carry(&mut clocks).await;
+        if ended.is_err() {
+            // The session may stay open, and others would wait for it. The first error tells more.
+            _ = timeout(LEAVE_WITHIN, clocks.leave()).await;
+        }
+        match ended {
             Err(Error::Cluster(error)) => Err(session.explain(error).await.into()),
             ended => ended,
         }
     }
 
-    async fn carry(mut self) -> Result<Vec<Finished>> {
+    async fn carry(mut self, clocks: &mut Clock) -> Result<Vec<Finished>> {
         let mut finished = Vec::new();
         // By clock.
         let mut given: BTreeMap<u64, Given> = BTreeMap::new();
         let (mut pulls, mut pushes) = (FuturesOrdered::new(), FuturesUnordered::new());
         let mut lookups = FuturesUnordered::new();
         let (mut more, mut asked, mut held) = (true, true, false);
-        // Nothing comes before steps are over, its own or other workers': nobody may wait for its clock meanwhile, or the pass would never end.
+        // Nothing comes before steps are over, its own or other workers'.
         let mut paused = false;
+        // The next batch, until it may begin: new, or dropped by its round.
+        let mut waiting: Option<Work> = None;
+        let mut number = self.clock;
+        // What the clock granted to it; nothing if the clock is to be asked.
+        let mut begun: Option<Begun> = None;
+        let mut rounds = false;
+        // The last step, until its round is over.
+        let mut in_round: Option<Pushed> = None;
         loop {
-            if !more && pulls.is_empty() {
+            // An evaluation trains nothing.
+            let free = self.dense_once || clocks.is_idle();
+            rounds &= !free;
+            let open = pulls.len() + given.len() + pushes.len();
+            let wanted = more || waiting.is_some();
+            // In rounds, the last step's batch may have to be given once more.
+            let all_given = if rounds { open == 0 && in_round.is_none() } else { pulls.is_empty() };
+            if !wanted && all_given {
                 self.ready = None;
             }
             let calm = pulls.is_empty() && pushes.is_empty() && lookups.is_empty();
-            let open = pulls.len() + given.len() + pushes.len();
-            let next = more && open < self.depth && (calm || !self.in_order);
+            let depth = if rounds { 1 } else { self.depth };
+            let next = wanted && open < depth && (calm || !self.in_order);
             let hold = next && self.session.paused();
             if std::mem::replace(&mut held, hold) != hold {
                 let clock = self.clock;
                 if hold {
                     tracing::info!(clock, "the job is paused: holding before the next step");
-                } else if more {
+                } else if wanted {
                     tracing::info!(clock, "goes on with the next step");
                 }
             }
             let pull = next && !hold;
             let ask = asked && !given.is_empty() && (!self.in_order || (calm && (!next || paused)));
-            if calm && !next && !ask {
+            if calm && !next && !ask && in_round.is_none() {
+                clocks.leave().await?;
                 return Ok(finished);
             }
+            let rests = hold || (paused && waiting.is_none());
+            if rests && open == 0 && in_round.is_none() && !free {
+                // Who waits for others, or for the operator, is waited for by nobody: the pass, or the job, would never end.
+                clocks.leave().await?;
+                begun = None;
+            }
+            if pull
+                && in_round.is_none()
+                && (free || begun.is_some())
+                && let Some(work) = waiting.take()
+            {
+                let round = begun.take().and_then(|begun| begun.round(&self.session.state().view));
+                let cache = self.cache()?;
+                pulls.push_back(load(self.session.clone(), work, round, cache));
+                continue;
+            }
+            let tell = in_round.is_some() || (pull && waiting.is_some());
             tokio::select! {
-                read = self.prepared.recv(), if pull => match read.transpose()? {
+                answer = clocks.begin(), if tell => {
+                    let answer = answer?;
+                    rounds = answer.consistency.backup_workers().is_some();
+                    if let Some(step) = in_round.take() {
+                        match step.round {
+                            Some(InRound { prepared, .. }) if answer.counted == Some(false) => {
+                                // Whoever wants no more leaves it to others.
+                                let again = self.ready.as_ref().is_some_and(|ready| !ready.is_closed());
+                                waiting = again.then_some(Work { number: step.number, prepared });
+                            }
+                            _ => {
+                                self.progress.over(step.number, step.batch, step.took);
+                                finished.push(step.finished);
+                            }
+                        }
+                    }
+                    // Steps that began before there were rounds end first: then the clock is asked again.
+                    begun = (!rounds || open == 0).then_some(answer);
+                }
+                read = self.prepared.recv(), if pull && waiting.is_none() && in_round.is_none() => match read.transpose()? {
                     Some(Read::Batch(prepared)) => {
                         paused = false;
-                        let cache = self.cache()?;
-                        pulls.push_back(load(self.session.clone(), prepared, cache));
+                        waiting = Some(Work { number, prepared });
+                        number += 1;
                     }
                     Some(Read::Pause(tasks)) => {
                         paused = true;
-                        self.progress.ended_before(self.clock + pulls.len() as u64, tasks);
+                        self.progress.ended_before(number, tasks);
                     }
                     None => more = false,
                 },
                 () = self.session.resumed(), if hold => {}
-                () = closed(self.ready.as_ref()), if more => more = false,
+                () = closed(self.ready.as_ref()), if wanted => (more, waiting) = (false, None),
                 Some(loaded) = pulls.next() => {
-                    let (mut loaded, pulled): (Loaded, Pulled) = loaded?;
+                    let (mut loaded, step): (Loaded, Given) = loaded?;
                     loaded.finished = std::mem::take(&mut finished);
-                    let samples = loaded.prepared.encoded.rows() as u64;
-                    let last_rows = std::mem::take(&mut loaded.prepared.last_rows);
-                    let batch = Batch { samples, last_rows };
-                    given.insert(self.clock, Given { pulled, batch, since: Instant::now() });
+                    given.insert(self.clock, step);
                     self.clock += 1;
                     // It has room for all open steps; it is closed when no more are wanted.
-                    more &= self.ready.as_ref().is_some_and(|ready| ready.try_send(loaded).is_ok());
+                    if self.ready.as_ref().is_none_or(|ready| ready.try_send(loaded).is_err()) {
+                        (more, waiting) = (false, None);
+                    }
                 }
                 command = self.commands.recv(), if ask => match command {
                     None => asked = false,
                     Some(Command::Skip(clock)) => {
-                        if let Some(Given { batch, since, .. }) = given.remove(&clock) {
-                            self.progress.over(clock, batch, since.elapsed());
+                        if let Some(Given { number, batch, since, .. }) = given.remove(&clock) {
+                            clocks.finished(None);
+                            self.progress.over(number, batch, since.elapsed());
                         }
                     }
                     Some(Command::Push(push)) => {
-                        let clock = push.clock;
-                        let Some(Given { pulled, batch, since }) = given.remove(&clock) else {
-                            continue;
-                        };
+                        let Some(step) = given.remove(&push.clock) else { continue };
                         // Taken over one after the other, so that their order is that of the steps.
-                        let ticket = self.push(&push).await?;
+                        let round = step.round.as_ref().map(|contribution| contribution.round.clone());
+                        let ticket = self.push(&push, round).await?;
                         pushes.push(async move {
                             let outcome = ticket.await?.applied_to_known_keys()?;
-                            let refused = outcome.refusals.first().map(|(_, refusal)| *refusal);
+                            let full = |refusal: &Refusal| refusal.reason == RefusalReason::MemoryLimit;
+                            let mut refusals = outcome.refusals.iter().map(|(_, refusal)| *refusal);
+                            let refused = refusals.find(full);
+                            let Given { pulled, number, batch, since, round } = step;
                             let staleness = staleness(&pulled, &outcome);
-                            Ok::<_, Error>((Finished { staleness, refused }, clock, batch, since))
+                            let finished = Finished { staleness, refused };
+                            Ok::<_, Error>(Pushed { number, batch, took: since.elapsed(), finished, round })
                         });
                     }
                     Some(Command::Lookup { table, keys, reply }) => {
@@ -191,10 +284,15 @@ impl Traffic {
                         });
                     }
                 },
-                Some(outcome) = pushes.next() => {
-                    let (outcome, clock, batch, since) = outcome?;
-                    self.progress.over(clock, batch, since.elapsed());
-                    finished.push(outcome);
+                Some(pushed) = pushes.next() => {
+                    let step: Pushed = pushed?;
+                    clocks.finished(step.round.as_ref().map(|contribution| contribution.round.number));
+                    if clocks.awaits_round() {
+                        in_round = Some(step);
+                    } else {
+                        self.progress.over(step.number, step.batch, step.took);
+                        finished.push(step.finished);
+                    }
                 }
                 Some(()) = lookups.next() => {}
             }
@@ -216,7 +314,7 @@ impl Traffic {
         Ok(Some(cache))
     }
 
-    async fn push(&self, push: &Push) -> Result<PushTicket> {
+    async fn push(&self, push: &Push, round: Option<StepRound>) -> Result<PushTicket> {
         let rows = push.rows.iter().map(|(variable, keys, gradients)| RowGradients {
             variable: *variable,
             keys,
@@ -229,7 +327,7 @@ impl Traffic {
             rows: rows.collect(),
             dense: dense.collect(),
             values: Vec::new(),
-            round: None,
+            round,
         };
         Ok(self.session.push(&batch).await?)
     }
@@ -245,9 +343,13 @@ async fn closed(ready: Option<&mpsc::Sender<Loaded>>) {
 /// Pulls what a batch needs.
 async fn load(
     session: Session,
-    prepared: Prepared,
+    Work { number, mut prepared }: Work,
+    round: Option<StepRound>,
     mut dense: Option<DenseCache>,
-) -> Result<(Loaded, Pulled)> {
+) -> Result<(Loaded, Given)> {
+    let round = round.map(|round| InRound { round, prepared: prepared.clone() });
+    let samples = prepared.encoded.rows() as u64;
+    let batch = Batch { samples, last_rows: std::mem::take(&mut prepared.last_rows) };
     let tables = prepared.layout.tables.iter().zip(&prepared.keys);
     let mut rows: Vec<Vec<f32>> =
         tables.map(|(table, keys)| vec![0.0; keys.len() * table.dim() as usize]).collect();
@@ -257,7 +359,8 @@ async fn load(
         .map(|((table, keys), values)| TableRows { variable: table.id(), keys, values })
         .collect();
     let pulled = session.pull(&mut wanted, dense.as_mut()).await?;
-    Ok((Loaded { prepared, rows, dense, finished: Vec::new() }, pulled))
+    let given = Given { pulled, number, batch, since: Instant::now(), round };
+    Ok((Loaded { prepared, rows, dense, finished: Vec::new() }, given))
 }
 
 /// Rows of one table, now.

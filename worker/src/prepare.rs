@@ -9,7 +9,7 @@ use crate::keys::{Bags, UniqueKeys, unique};
 use crate::progress::LastRow;
 
 /// A batch whose keys are known and whose rows are not pulled yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Prepared {
     pub(crate) layout: Arc<Layout>,
     pub(crate) encoded: Encoded,

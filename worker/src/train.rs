@@ -83,7 +83,7 @@ impl TrainBuilder {
     }
 
     /// How many steps are in the pipeline; 1 otherwise. A step sees at least this worker's pushes up to `depth` steps before it: with 1 it
-    /// reads its own writes, with 2 the network works while the caller computes.
+    /// reads its own writes, with 2 the network works while the caller computes. In rounds (`sync` and `hybrid` jobs) steps are one after the other all the same: only one may be open.
     pub fn depth(mut self, depth: usize) -> Self {
         self.depth = depth;
         self
@@ -312,6 +312,10 @@ impl Steps {
         if self.commands.is_none() {
             return Ok(None);
         }
+        if self.open.load(Ordering::Relaxed) > 0 && self.is_in_rounds() {
+            let problem = "a step is open and the job trains in rounds: push or drop it before asking for the next";
+            return Err(Error::usage(problem));
+        }
         if self.tasks.as_ref().is_some_and(|(_, keep)| keep.is_finished()) {
             self.tasks_end()?;
         }
@@ -347,6 +351,12 @@ impl Steps {
         let step = Step::new(loaded, self.clock, dense, context, ticket)?;
         self.clock += 1;
         Ok(Some(step))
+    }
+
+    /// The next step comes when the round of this one is over.
+    fn is_in_rounds(&self) -> bool {
+        let state = self.job.session().state();
+        self.context.trains && state.view.consistency.backup_workers().is_some()
     }
 
     /// Where the job was in its data when this loop began, where it is [shared](TrainBuilder::shared).
