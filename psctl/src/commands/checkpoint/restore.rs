@@ -64,7 +64,7 @@ pub(crate) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
         job: args.which.job.clone(),
         checkpoint,
         name: args.name.clone().unwrap_or_default(),
-        replace: args.replace,
+        replace: args.replace && replaced.is_some(),
         replicas: args.replicas.unwrap_or(0),
         // What is replaced is what was there when this began.
         if_version: replaced.map_or(0, |view| view.version),
