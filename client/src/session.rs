@@ -30,6 +30,8 @@ const RENEWALS: u32 = 4;
 const TOLD_MAX: usize = 64;
 /// A view that is known to be newer should have arrived by then.
 const VIEW_PATIENCE: Duration = Duration::from_millis(500);
+/// Why a session is over, or nothing does.
+const EXPLAINED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Which job a session joins.
 #[derive(Clone, Debug)]
@@ -264,18 +266,31 @@ impl Session {
         }
     }
 
-    /// The same error, or what lies behind it: a server may say that a session is closed before the coordinators have said why.
+    /// The same error, or what lies behind it: a server may say that a session is closed, and a coordinator that it knows none of this number, before the job's view has said why.
     pub async fn explain(&self, error: Error) -> Error {
-        if !matches!(error, Error::SessionClosed(_) | Error::Unknown { .. })
-            || self.ended().is_none()
-        {
-            return error;
-        }
+        let unknown = match &error {
+            Error::NotFound { .. } => true,
+            Error::SessionClosed(_) | Error::Unknown { .. } if self.ended().is_some() => false,
+            _ => return error,
+        };
         let id = self.0.id;
         let mut state = self.watch();
         let known = state.wait_for(|state| over(state, id).is_some());
-        match timeout(VIEW_PATIENCE, known).await {
-            Ok(Ok(state)) if state.view.orders.evicted.contains(&id) => Error::Evicted(id),
+        // The member that is watched may be cut off from the one that answered.
+        let impatient = async {
+            loop {
+                sleep(VIEW_PATIENCE).await;
+                self.0.watched.nudge();
+            }
+        };
+        let looked = async {
+            tokio::select! {
+                state = known => state.ok().and_then(|state| over(&state, id)),
+                () = impatient => None,
+            }
+        };
+        match timeout(EXPLAINED_WITHIN, looked).await {
+            Ok(Some(why)) if unknown || matches!(why, Error::Evicted(_)) => why,
             _ => error,
         }
     }

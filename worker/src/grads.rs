@@ -10,7 +10,7 @@ use crate::rows::add;
 use crate::step::{Context, Ticket};
 use crate::{NonFinite, Result, TableHandle};
 
-/// Gradients of one step: to look at, to clip, to scale, and to push. Dropping them skips the step.
+/// Gradients of one step: to look at, to clip, to scale, and to push. Dropping them skips the step, if the loop goes on.
 #[derive(Debug)]
 pub struct Grads {
     ticket: Ticket,

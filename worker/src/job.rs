@@ -1,4 +1,4 @@
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -175,6 +175,7 @@ impl JobBuilder {
             checkpoints: self.checkpoints,
             bound: Mutex::default(),
             open_steps: Arc::default(),
+            turns: Arc::default(),
         };
         Ok(Job { inner: Arc::new(inner) })
     }
@@ -211,6 +212,8 @@ struct Inner {
     bound: Mutex<Bound>,
     /// Steps of training that were given out and are not finished.
     open_steps: Arc<AtomicUsize>,
+    /// Requests for tasks, of all loops.
+    turns: Arc<AtomicU64>,
 }
 
 /// What this process has told the SDK of the job.
@@ -476,6 +479,10 @@ impl Job {
 
     pub(crate) fn open_steps(&self) -> &Arc<AtomicUsize> {
         &self.inner.open_steps
+    }
+
+    pub(crate) fn turns(&self) -> &Arc<AtomicU64> {
+        &self.inner.turns
     }
 
     /// By number, as a pull brings them.

@@ -139,10 +139,7 @@ impl Traffic {
             // The session may stay open, and others would wait for it. The first error tells more.
             _ = timeout(LEAVE_WITHIN, clocks.leave()).await;
         }
-        match ended {
-            Err(Error::Cluster(error)) => Err(session.explain(error).await.into()),
-            ended => ended,
-        }
+        explained(&session, ended).await
     }
 
     async fn carry(mut self, clocks: &mut Clock) -> Result<Vec<Finished>> {
@@ -280,7 +277,8 @@ impl Traffic {
                         let session = self.session.clone();
                         lookups.push(async move {
                             // Nobody waits for the reply any more when the step was dropped meanwhile.
-                            _ = reply.send(lookup(&session, &table, &keys).await);
+                            let rows = lookup(&session, &table, &keys).await;
+                            _ = reply.send(explained(&session, rows).await);
                         });
                     }
                 },
@@ -330,6 +328,14 @@ impl Traffic {
             round,
         };
         Ok(self.session.push(&batch).await?)
+    }
+}
+
+/// An error says why the session is over, where that is what lies behind it.
+pub(crate) async fn explained<T>(session: &Session, outcome: Result<T>) -> Result<T> {
+    match outcome {
+        Err(Error::Cluster(error)) => Err(session.explain(error).await.into()),
+        outcome => outcome,
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{Error, NonFinite, OnNonFinite, Result, TableHandle};
 
 /// A batch with its rows pulled: a value that [`Step::backward`] consumes, so that nothing of one step leaks into the next.
 ///
-/// It belongs to the thread that took it from [`Steps::next`](crate::Steps::next), where autograd records. Dropping it skips it.
+/// It belongs to the thread that took it from [`Steps::next`](crate::Steps::next), where autograd records. Dropping it skips it, if the loop goes on.
 #[derive(Debug)]
 pub struct Step {
     batch: Prepared,
@@ -49,6 +49,8 @@ pub(crate) struct Ticket {
     commands: mpsc::Sender<Command>,
     /// How many steps are open.
     open: Arc<AtomicUsize>,
+    /// Steps that were dropped. Only who goes on means it: after an error, or a panic, their rows are not trained.
+    skipped: Rc<RefCell<Vec<u64>>>,
     clock: u64,
     over: bool,
 }
@@ -267,29 +269,31 @@ impl Step {
 }
 
 impl Ticket {
-    pub(crate) fn new(commands: mpsc::Sender<Command>, open: Arc<AtomicUsize>, clock: u64) -> Self {
+    pub(crate) fn new(
+        commands: mpsc::Sender<Command>,
+        open: Arc<AtomicUsize>,
+        skipped: Rc<RefCell<Vec<u64>>>,
+        clock: u64,
+    ) -> Self {
         open.fetch_add(1, Ordering::Relaxed);
-        Self { commands, open, clock, over: false }
+        Self { commands, open, skipped, clock, over: false }
     }
 
     /// Ends the step with this push.
     pub(crate) fn push(mut self, push: crate::pipeline::Push) {
-        self.end(Command::Push(push));
-    }
-
-    fn end(&mut self, command: Command) {
         self.over = true;
         self.open.fetch_sub(1, Ordering::Relaxed);
         // The channel holds an end for every open step, so it is never full; closed means that the pipeline has failed, and
         // `next` says why.
-        _ = self.commands.try_send(command);
+        _ = self.commands.try_send(Command::Push(push));
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         if !self.over {
-            self.end(Command::Skip(self.clock));
+            self.open.fetch_sub(1, Ordering::Relaxed);
+            self.skipped.borrow_mut().push(self.clock);
         }
     }
 }

@@ -6,6 +6,7 @@
 mod holding;
 
 use std::collections::VecDeque;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use downpour_proto::v1;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::pipeline::explained;
 use crate::reader::Reading;
 use crate::{Error, Result, begin};
 use holding::{Grant, Holding};
@@ -85,24 +87,26 @@ pub(crate) struct Next {
 }
 
 impl Tasks {
-    /// Says what this worker is to train, and where its job is in it.
+    /// Says what this worker is to train, and where its job is in it. `turns` counts the session's requests.
     pub(crate) async fn begin(
         coordinators: &Coordinators,
         session: &Session,
         reading: &Reading,
         dataset: &dyn Dataset,
+        turns: &Arc<AtomicU64>,
     ) -> Result<(Arc<Self>, Start)> {
         let plan = plan(reading, dataset)?;
         let name = session.state().view.spec.name.clone();
         let status = begin::status(coordinators, &name).await?;
-        let view = coordinators.define_ledger(session.job(), session.id(), &plan).await;
-        let view = view.map_err(|error| match error {
+        let defined = coordinators.define_ledger(session.job(), session.id(), &plan).await;
+        let defined = defined.map_err(|error| match error {
             ClientError::Refused { code: Refused::AlreadyExists, message, .. } => Error::usage(format!(
                 "job {name:?} cannot go on: {message}. Give what it was begun with, or --fresh to start the job over"
             )),
             error => error.into(),
-        })?;
-        let holding = Holding::new(&view);
+        });
+        let view = explained(session, defined).await?;
+        let holding = Holding::new(&view, turns);
         let start = Start {
             pass: view.pass,
             passes: view.plan.as_ref().map_or(0, |plan| plan.passes),
@@ -208,10 +212,10 @@ impl Tasks {
     pub(crate) async fn keep(
         self: Arc<Self>,
         coordinators: Coordinators,
-        job: JobId,
-        session: SessionId,
+        session: Session,
     ) -> Result<()> {
-        let kept = self.keep_on(&coordinators, job, session).await;
+        let kept = self.keep_on(&coordinators, session.job(), session.id()).await;
+        let kept = explained(&session, kept).await;
         self.close();
         kept
     }
@@ -259,7 +263,9 @@ impl Tasks {
         let coordinators = coordinators.clone().with_deadline(LEAVE_WITHIN);
         match coordinators.advance_ledger(&request).await {
             Ok(reply) => self.answered(&reply),
-            Err(ClientError::NotFound { .. }) => Ok(()),
+            // What was trained last is for others, if anything is.
+            Err(ClientError::NotFound { .. }) if self.state().holding.is_over() => Ok(()),
+            Err(error @ ClientError::NotFound { .. }) => Err(error.into()),
             Err(error) => {
                 tracing::warn!(%error, "what was trained last is not noted, and will be trained again");
                 Ok(())

@@ -151,8 +151,9 @@ impl TrainBuilder {
         let shared = match &self.opened {
             Ok((_, dataset)) if self.shared => {
                 let (cluster, session) = (self.job.cluster(), self.job.session());
+                let (coordinators, turns) = (cluster.coordinators(), self.job.turns());
                 let begun =
-                    Tasks::begin(cluster.coordinators(), session, &self.reading, dataset.as_ref());
+                    Tasks::begin(coordinators, session, &self.reading, dataset.as_ref(), turns);
                 let begun = cluster.block_on(begun)??;
                 self.job.schedule_checkpoints()?;
                 Some(begun)
@@ -230,6 +231,8 @@ pub struct Steps {
     dense: Rc<[DenseVariable]>,
     context: Context,
     open: Arc<std::sync::atomic::AtomicUsize>,
+    /// Steps that were dropped, and of which the pipeline has not heard.
+    skipped: Rc<RefCell<Vec<u64>>>,
     depth: usize,
     clock: u64,
     waited: Duration,
@@ -272,8 +275,8 @@ impl Steps {
         };
         let traffic = job.cluster().runtime().spawn(traffic.run());
         let tasks = shared.map(|tasks| {
-            let (coordinators, session) = (job.cluster().coordinators().clone(), job.session());
-            let keep = tasks.clone().keep(coordinators, session.job(), session.id());
+            let coordinators = job.cluster().coordinators().clone();
+            let keep = tasks.clone().keep(coordinators, job.session().clone());
             (tasks, job.cluster().runtime().spawn(keep))
         });
         let open = if context.trains { job.open_steps().clone() } else { Arc::default() };
@@ -290,6 +293,7 @@ impl Steps {
             dense,
             context,
             open,
+            skipped: Rc::default(),
             depth,
             clock: began.clock,
             began,
@@ -316,6 +320,7 @@ impl Steps {
             let problem = "a step is open and the job trains in rounds: push or drop it before asking for the next";
             return Err(Error::usage(problem));
         }
+        self.skip();
         if self.tasks.as_ref().is_some_and(|(_, keep)| keep.is_finished()) {
             self.tasks_end()?;
         }
@@ -346,7 +351,7 @@ impl Steps {
             // A pipeline that has ended needs it no more.
             _ = self.caches.send(cache);
         }
-        let ticket = Ticket::new(commands, self.open.clone(), self.clock);
+        let ticket = Ticket::new(commands, self.open.clone(), self.skipped.clone(), self.clock);
         let (dense, context) = (self.dense.clone(), self.context.clone());
         let step = Step::new(loaded, self.clock, dense, context, ticket)?;
         self.clock += 1;
@@ -385,8 +390,18 @@ impl Steps {
 
     /// Ends the loop, also before its data does: what was pushed is acknowledged when this returns, and tasks that are not done are for other workers.
     pub fn finish(&mut self) -> Result<Position> {
+        self.skip();
         self.end()?;
         Ok(self.position())
+    }
+
+    /// Whoever goes on meant to drop the steps that it dropped.
+    fn skip(&self) {
+        let Some(commands) = &self.commands else { return };
+        for clock in self.skipped.borrow_mut().drain(..) {
+            // As in `Ticket::push`.
+            _ = commands.try_send(Command::Skip(clock));
+        }
     }
 
     /// What is done is told, and the rest given back.

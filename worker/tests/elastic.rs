@@ -318,3 +318,35 @@ fn a_server_that_was_started_for_a_job_ends_with_it() {
         }
     }
 }
+
+#[test]
+fn who_fails_leaves_its_tasks_as_they_were_and_may_begin_again_in_the_same_session() {
+    let cluster = TestCluster::start();
+    let data = Data { files: 6, rows_of_a_file: BATCH as u32 };
+    let files = data.write(&cluster);
+    let (job, table) = join(&cluster.cluster, JOB);
+    let start = || {
+        let features = Features::new().one("row", &table).raw().label("y");
+        let steps = job.train(Paths::new([&files]), features).batch(BATCH).shuffle_rows(0);
+        steps.shared().start().unwrap()
+    };
+    // As after an error between `next` and `push`: the only step of a whole task.
+    let mut steps = start();
+    let step = steps.next().unwrap();
+    assert!(step.is_some());
+    drop(step);
+    drop(steps);
+    assert_eq!(cluster.tasks_done(), 0, "nothing was trained");
+
+    // Which goes on where that loop was, also in what it asks for.
+    let mut steps = start();
+    while let Some(step) = steps.next().unwrap() {
+        let loss = step.rows("row").sum(Kind::Float);
+        step.backward(&loss).unwrap().push().unwrap();
+    }
+    steps.finish().unwrap();
+    for (task, counts) in data.counts(&job, &table).into_iter().enumerate() {
+        assert!(counts.iter().all(|&count| count == 1), "task {task}: {counts:?}");
+    }
+    job.finish().unwrap();
+}

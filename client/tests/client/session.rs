@@ -219,6 +219,18 @@ async fn a_closed_session_leaves_its_open_pushes_unknown() {
 }
 
 #[tokio::test]
+async fn who_is_not_known_any_more_learns_from_the_view_that_it_was_evicted() {
+    let cluster = Cluster::start(1, 1).await;
+    let session = open(&cluster).await;
+    wait_for_state(&session, "the watch has begun", |state| state.version > 0).await;
+    let unknown = Error::NotFound { what: "ask for tasks", message: "no open session".into() };
+    let id = session.id();
+    let evicted = async { cluster.change_view(|view| view.orders.evicted.push(id)) };
+    let (why, ()) = tokio::join!(session.explain(unknown), evicted);
+    assert!(matches!(why, Error::Evicted(session) if session == id), "{why}");
+}
+
+#[tokio::test]
 async fn a_deleted_job_ends_its_sessions() {
     let cluster = Cluster::start(1, 1).await;
     let session = open(&cluster).await;

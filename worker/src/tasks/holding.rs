@@ -1,6 +1,8 @@
 //! What this worker knows of the tasks that it holds: what to ask for next, and what its reader may read.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use downpour_core::ledger::HELD_MAX;
 use downpour_proto::v1;
@@ -16,6 +18,8 @@ pub(super) struct Holding {
     generation: u64,
     pass: u64,
     passes: u64,
+    /// Of the newest request of the session, in whatever loop.
+    turns: Arc<AtomicU64>,
     /// Of the newest request, and of the newest one that was answered.
     turn: u64,
     answered: u64,
@@ -53,13 +57,16 @@ pub(super) enum Grant {
 pub(super) struct AnotherLedger;
 
 impl Holding {
-    pub(super) fn new(view: &v1::LedgerView) -> Self {
+    /// The coordinators heed no request of a session with a number that is not above those before: `turns` goes on from loop to loop.
+    pub(super) fn new(view: &v1::LedgerView, turns: &Arc<AtomicU64>) -> Self {
+        let turn = turns.load(Ordering::Relaxed);
         Self {
+            turns: turns.clone(),
             generation: view.generation,
             pass: view.pass,
             passes: view.plan.as_ref().map_or(0, |plan| plan.passes),
-            turn: 0,
-            answered: 0,
+            turn,
+            answered: turn,
             queue: BTreeSet::new(),
             open: BTreeSet::new(),
             done: Vec::new(),
@@ -128,7 +135,7 @@ impl Holding {
 
     /// What it did, and what it wants.
     pub(super) fn request(&mut self, step_us: u64, leave: bool) -> v1::AdvanceLedgerRequest {
-        self.turn += 1;
+        self.turn = self.turns.fetch_add(1, Ordering::Relaxed) + 1;
         self.told = self.done.len().min(HELD_MAX as usize);
         let beyond = match (self.slow, self.hungry_since) {
             (false, _) => STARTED_AHEAD,
@@ -196,7 +203,7 @@ mod tests {
 
     #[test]
     fn only_what_an_answer_says_is_started_is_read_and_once() {
-        let mut holding = Holding::new(&view(0, 9));
+        let mut holding = Holding::new(&view(0, 9), &Arc::default());
         assert_eq!(holding.take(), Grant::Wait);
         let request = holding.request(0, false);
         assert_eq!((request.turn, request.started, request.ahead), (1, 2, 2));
@@ -220,7 +227,7 @@ mod tests {
 
     #[test]
     fn who_waits_is_told_that_there_is_nothing_by_an_answer_that_was_asked_for_later() {
-        let mut holding = Holding::new(&view(0, 9));
+        let mut holding = Holding::new(&view(0, 9), &Arc::default());
         holding.request(0, false);
         holding.answered(&reply(0, 0, &[], &[])).unwrap();
         assert_eq!(holding.take(), Grant::Wait, "that was before");
@@ -238,7 +245,7 @@ mod tests {
 
     #[test]
     fn a_lost_answer_loses_no_task_and_tells_nothing_twice_as_new() {
-        let mut holding = Holding::new(&view(0, 9));
+        let mut holding = Holding::new(&view(0, 9), &Arc::default());
         holding.request(0, false);
         holding.answered(&reply(0, 5, &[0, 1], &[])).unwrap();
         holding.take();
@@ -255,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_straggler_starts_a_task_when_it_has_none() {
-        let mut holding = Holding::new(&view(0, 9));
+        let mut holding = Holding::new(&view(0, 9), &Arc::default());
         holding.request(0, false);
         let slow = v1::AdvanceLedgerReply { slow: true, ..reply(0, 5, &[0], &[]) };
         holding.answered(&slow).unwrap();
@@ -269,8 +276,20 @@ mod tests {
     }
 
     #[test]
+    fn a_second_loop_of_a_session_asks_with_numbers_above_the_first_ones() {
+        let turns = Arc::default();
+        let mut first = Holding::new(&view(0, 9), &turns);
+        assert_eq!((first.request(0, false).turn, first.request(0, true).turn), (1, 2));
+        let mut second = Holding::new(&view(0, 9), &turns);
+        assert_eq!(second.take(), Grant::Wait);
+        assert_eq!(second.request(0, false).turn, 3);
+        second.answered(&reply(0, 0, &[], &[])).unwrap();
+        assert_eq!(second.take(), Grant::NothingNow);
+    }
+
+    #[test]
     fn another_ledger_ends_it() {
-        let mut holding = Holding::new(&view(0, 9));
+        let mut holding = Holding::new(&view(0, 9), &Arc::default());
         holding.request(0, false);
         let mut other = reply(0, 9, &[0], &[]);
         other.ledger.as_mut().unwrap().generation = 8;
