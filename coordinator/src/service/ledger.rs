@@ -39,10 +39,12 @@ impl Service {
                 self.wait_for_news(&asked, wait).await;
             }
         }
+        if asked.news(&self.handle.cluster()) != News::ToCommit {
+            self.read().await?;
+        }
+        // Also where only a member that is behind saw nothing to note: the worker takes what it told as noted.
         if asked.news(&self.handle.cluster()) == News::ToCommit {
             self.propose(Body::AdvanceLedger(request)).await?;
-        } else {
-            self.read().await?;
         }
         Ok(asked.answer(&self.handle.cluster()))
     }
