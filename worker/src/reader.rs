@@ -4,6 +4,7 @@
 //! now, at the end of a pass or because other workers have what is left, the rows that wait are put out as they are: a shorter batch then, so that nobody waits for rows that lie in a buffer.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use downpour_core::ledger::Order;
@@ -54,10 +55,14 @@ pub(crate) fn start(
     let (send, receive) = mpsc::channel(ahead);
     let reader = Reader { dataset, layout, reading, send };
     let read = move || {
-        let ended = match shared {
+        let read = || match shared {
             Some(tasks) => reader.read_shared(&tasks),
             None => reader.read_all(),
         };
+        // Datasets are others' code, and a thread that is gone would pass for one that came to the end.
+        let ended = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+            Err(Ended::Failed(Error::usage("the reader of the data panicked: see its message")))
+        });
         if let Err(Ended::Failed(error)) = ended {
             // A receiver that has gone wants no error either.
             _ = reader.send.blocking_send(Err(error));

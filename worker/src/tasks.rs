@@ -5,7 +5,7 @@
 
 mod holding;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -327,6 +327,10 @@ enum Pause {
 /// What must be the same for all workers of a job.
 fn plan(reading: &Reading, dataset: &dyn Dataset) -> Result<Plan> {
     let tasks = dataset.tasks()?;
+    let mut seen = HashSet::new();
+    if let Some(twice) = tasks.iter().find(|task| !seen.insert(*task)) {
+        return Err(Error::usage(format!("the training data lists {twice:?} twice")));
+    }
     let sum = tasks.iter().fold(0, |sum, task| {
         // The folder may be another one on another machine.
         let file = task.file.rsplit('/').next().unwrap_or_default();

@@ -6,6 +6,7 @@ mod support;
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use downpour::{Cluster, Features, Init, Job, Paths, Sgd, Table, TableHandle};
@@ -14,6 +15,7 @@ use downpour_checkpoint::manifest::Manifest;
 use downpour_checkpoint::store::{Access, Store};
 use downpour_client::Coordinators;
 use downpour_core::mix::mix64;
+use downpour_data::{BatchReader, Dataset, Part, Task};
 use downpour_proto::v1;
 use serde_json::Value;
 use support::{TestCluster, floats};
@@ -348,5 +350,38 @@ fn who_fails_leaves_its_tasks_as_they_were_and_may_begin_again_in_the_same_sessi
     for (task, counts) in data.counts(&job, &table).into_iter().enumerate() {
         assert!(counts.iter().all(|&count| count == 1), "task {task}: {counts:?}");
     }
+    job.finish().unwrap();
+}
+
+/// A list of tasks of which none can be read.
+struct Listed(Vec<Task>);
+
+impl Dataset for Listed {
+    fn tasks(&self) -> downpour_data::Result<Vec<Task>> {
+        Ok(self.0.clone())
+    }
+
+    fn open(&self, task: &Task) -> downpour_data::Result<BatchReader> {
+        panic!("{task:?} is broken")
+    }
+}
+
+#[test]
+fn a_dataset_that_breaks_is_not_taken_for_one_that_ends() {
+    let cluster = TestCluster::start();
+    let (job, table) = join(&cluster.cluster, JOB);
+    let start = |names: [&str; 2]| {
+        let task = |file: &str| Task { file: file.into(), part: Part::Whole, rows: None };
+        let dataset: Arc<dyn Dataset> = Arc::new(Listed(names.map(task).into()));
+        let features = Features::new().one("row", &table).raw().label("y");
+        job.train(dataset, features).shared().start()
+    };
+    let error = start(["a", "a"]).err().expect("nobody could tell when it is done").to_string();
+    assert!(error.contains("twice"), "{error}");
+    let mut steps = start(["a", "b"]).unwrap();
+    let error = steps.next().unwrap_err().to_string();
+    assert!(error.contains("panicked"), "{error}");
+    drop(steps);
+    assert_eq!(cluster.tasks_done(), 0);
     job.finish().unwrap();
 }
