@@ -246,8 +246,7 @@ impl Tasks {
             }
             let reply = tokio::select! {
                 reply = coordinators.advance_ledger(&request) => reply,
-                // What has come meanwhile may be what everybody waits for.
-                () = self.news_to_tell(), if idle => continue,
+                () = self.interrupted(idle) => continue,
             };
             match reply {
                 Ok(reply) => self.answered(&reply)?,
@@ -307,8 +306,13 @@ impl Tasks {
         known.map_err(|_| Error::SetBack)
     }
 
-    async fn news_to_tell(&self) {
-        while !self.state().holding.has_news() && !self.state().closed {
+    /// Who ends waits for no answer, also where nobody leads. While it is idle, what has come meanwhile may be what everybody waits for.
+    async fn interrupted(&self, idle: bool) {
+        let goes_on = || {
+            let state = self.state();
+            !(state.closed || idle && state.holding.has_news())
+        };
+        while goes_on() {
             self.news.notified().await;
         }
     }
