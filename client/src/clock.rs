@@ -35,7 +35,8 @@ const BACKOFF: Backoff =
 /// Failed attempts in a row after which the routing looks old.
 const ATTEMPTS_UNTIL_NUDGE: u32 = 4;
 
-/// A worker's clock. Make one for each session that trains; drop it or [leave](Clock::leave) when no step begins any more.
+/// A worker's clock. Make one for each session that trains, and [leave](Clock::leave) when no step begins any more, or before waiting for what others must do first
+/// (the last tasks of a pass, say): they would wait for this worker. One that is only dropped is waited for until its session ends.
 pub struct Clock {
     session: Session,
     servers: HashMap<ServerRef, ClockClient<Channel>>,
@@ -271,10 +272,11 @@ impl Clock {
         }
     }
 
-    /// Brings the end of a round to every shard of the job.
+    /// Brings the end of a round to every shard of the job but the one that told of it. Should that one be set back meanwhile, it cannot end the round again before it was
+    /// told clocks again, which nobody does who waits for it here.
     async fn bring(&mut self, round: &Round) -> Result<(), Error> {
-        let mut left: BTreeSet<ShardId> =
-            (0..self.session.state().view.spec.shards).map(ShardId).collect();
+        let shards = (0..self.session.state().view.spec.shards).map(ShardId);
+        let mut left: BTreeSet<ShardId> = shards.filter(|shard| *shard != CLOCK_SHARD).collect();
         let mut patience = Patience::new(&self.session, "bring the end of a round");
         while !left.is_empty() {
             let state = self.session.state();

@@ -192,15 +192,24 @@ impl Board {
         })
     }
 
-    /// The round that is to be closed now: all but the backup workers have finished its step.
+    /// The round that is to be closed now: all but the backup workers have finished its step. Rounds that nobody contributed to are closed together with the next
+    /// one that is due: after a shard was set back, or told a clock that cannot be, there may be more of them than anybody can count.
     #[must_use]
     pub fn due(&self) -> Option<Round> {
-        let number = self.open_round()?;
-        let backup_workers = self.at(number - 1).backup_workers()? as usize;
-        let there = self.seats.values().filter(|seat| seat.clock >= number).count();
+        let open = self.open_round()?;
+        let backup_workers = self.at(open - 1).backup_workers()? as usize;
+        let there = self.seats.values().filter(|seat| seat.clock >= open).count();
         if there == 0 || there + backup_workers < self.seats.len() {
             return None;
         }
+        let mut clocks: Vec<u64> = self.seats.values().map(|seat| seat.clock).collect();
+        clocks.sort_unstable();
+        let slowest = clocks[backup_workers.min(clocks.len() - 1)];
+        let until = self.regimes.iter().map(|regime| regime.since).find(|since| *since >= open);
+        let reach = slowest.min(until.unwrap_or(u64::MAX));
+        let contributed = self.seats.values().map(|seat| seat.contributed);
+        let number = contributed.filter(|round| (open..=reach).contains(round)).min();
+        let number = number.unwrap_or(reach);
         let counts =
             |(session, seat): (&SessionId, &Seat)| (seat.contributed == number).then_some(*session);
         Some(Round { number, members: self.seats.iter().filter_map(counts).collect() })
@@ -213,6 +222,7 @@ impl Board {
         furthest
             .map_or(self.floor, |clock| clock + 1)
             .max(self.regimes[self.regimes.len() - 1].since)
+            .min(CLOCK_MAX)
     }
 
     /// Applies what [`Board::ticked`] said.
@@ -256,6 +266,11 @@ impl Board {
         }
         self.last = round;
         self.settle();
+    }
+
+    /// Nobody is left who knows of the last round. Not for the board that decides rounds.
+    pub fn forget_round(&mut self) {
+        self.last = Round::default();
     }
 
     /// Restores what follows from the seats.
@@ -364,6 +379,40 @@ mod tests {
         let round = board.due().expect("another two of three");
         board.end_round(round);
         assert_eq!(board.seats()[&session(3)].counted, 2);
+    }
+
+    #[test]
+    fn a_clock_that_nobody_can_have_costs_one_round_and_the_board_can_still_be_copied() {
+        let mut board = board(Consistency::all(Mode::Sync { backup_workers: 0 }));
+        tick(&mut board, 2, 7, true);
+        tick(&mut board, 1, CLOCK_MAX, true);
+        let mut rounds = Vec::new();
+        while let Some(round) = board.due() {
+            rounds.push((round.number, round.members.len()));
+            board.end_round(round);
+        }
+        assert_eq!(rounds, [(7, 1)], "2 was never at 8");
+        board.leave(session(2));
+        let last = board.due().expect("1 is alone");
+        assert_eq!((last.number, last.members), (CLOCK_MAX, [session(1)].into()));
+        board.end_round(board.due().expect("the same"));
+        assert_eq!((board.due(), board.boundary()), (None, CLOCK_MAX));
+        board.set(Regime { since: board.boundary(), consistency: Consistency::default() });
+        let Board { seats, floor, last, regimes } = board.clone();
+        assert!(regimes.iter().all(|regime| regime.since <= CLOCK_MAX));
+        assert_eq!(Board::restore(seats, floor, last, regimes), Ok(board));
+    }
+
+    #[test]
+    fn rounds_that_are_closed_together_end_where_other_modes_begin() {
+        let mut board = board(Consistency::all(Mode::Sync { backup_workers: 1 }));
+        board.set(Regime { since: 5, consistency: Consistency::default() });
+        tick(&mut board, 2, 0, false);
+        tick(&mut board, 1, 9, false);
+        let due = board.due().expect("2 is not waited for");
+        assert_eq!(due, Round { number: 5, members: BTreeSet::new() });
+        board.end_round(due);
+        assert_eq!((board.due(), clock(&board, 1), clock(&board, 2)), (None, 9, 5));
     }
 
     #[derive(Clone, Debug)]

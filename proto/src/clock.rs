@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use downpour_core::cells::CELLS_MAX;
 use downpour_core::clocks::{Board, CLOCK_MAX, Regime, Round, Seat};
 use downpour_core::consistency::{Consistency, Mode};
 use downpour_core::id::{SessionId, VariableId};
-use downpour_core::spec::check_range;
+use downpour_core::spec::{SHARDS_MAX, check_range};
 
 use crate::{Invalid, v1};
 
@@ -94,6 +95,7 @@ impl TryFrom<v1::Round> for Round {
 
     fn try_from(round: v1::Round) -> Result<Self, Invalid> {
         check_range("round.number", round.number, 0, CLOCK_MAX)?;
+        check_range("round.members", round.members.len() as u64, 0, CELLS_MAX as u64)?;
         if !round.members.is_sorted_by(|one, next| one < next) || round.members.first() == Some(&0)
         {
             return Err(Invalid::new("round.members", "are not numbers that strictly increase"));
@@ -190,6 +192,7 @@ pub fn advance_request(request: &v1::AdvanceRequest) -> Result<(), Invalid> {
 pub fn end_round_request(request: &v1::EndRoundRequest) -> Result<Round, Invalid> {
     check_range("job", request.job, 1, u64::MAX)?;
     check_range("incarnation", request.incarnation, 1, u64::MAX)?;
+    check_range("parts", request.parts.len() as u64, 0, SHARDS_MAX.into())?;
     if !request.parts.is_sorted_by(|one, next| one.shard < next.shard) {
         return Err(Invalid::new("parts.shard", "must strictly increase"));
     }
@@ -250,6 +253,11 @@ mod tests {
             board.last_round = Some(v1::Round { number: 1, members: vec![3, 3] });
         };
         assert_eq!(refused(&members), "round.members");
+        let many = |board: &mut v1::Board| {
+            let members = (1..=CELLS_MAX as u64 + 1).collect();
+            board.last_round = Some(v1::Round { number: 1, members });
+        };
+        assert_eq!(refused(&many), "round.members", "more than a copy of the shard could have");
     }
 
     #[test]

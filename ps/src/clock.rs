@@ -125,13 +125,16 @@ async fn advance(
     let until = Instant::now() + Duration::from_millis(request.wait_ms.into());
     let session = SessionId(request.session);
     let v1::AdvanceRequest { epoch, view_version, clock, contributes, leaves, .. } = *request;
-    let told = Told { clock, contributes, leaves };
+    let mut told = Some(Told { clock, contributes, leaves });
     let mut others = hosted.clocks.subscribe();
     loop {
         others.mark_unchanged();
         let contact = life.lease.contact();
         let basis = (Epoch(epoch), view_version);
-        let advanced = life.with(hosted, |shard| shard.advance(basis, session, told, contact));
+        let advanced = life.with(hosted, |shard| match told.take() {
+            Some(told) => shard.advance(basis, session, told, contact),
+            None => shard.look(basis.0, session, contact),
+        });
         let (ticket, standing) = match advanced {
             Advanced::Seated(ticket, standing) => (ticket, standing),
             Advanced::Declined(declined) => return advance_declined(declined),

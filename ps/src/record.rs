@@ -203,6 +203,27 @@ impl Change {
         }
     }
 
+    /// It names no row and no block.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.items() == 0
+    }
+
+    /// The same in memory of its own: its bytes are parts of the message that brought them, and hold all of that.
+    pub(crate) fn detached(&self) -> Change {
+        let copy = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
+        let blocks = |of: &Blocks| Blocks { numbers: of.numbers.clone(), floats: copy(&of.floats) };
+        match self {
+            Change::Rows { keys, gradients } => {
+                Change::Rows { keys: copy(keys), gradients: copy(gradients) }
+            }
+            Change::Gradients(of) => Change::Gradients(blocks(of)),
+            Change::Values(of) => Change::Values(blocks(of)),
+            Change::Contribution { round, gradients } => {
+                Change::Contribution { round: *round, gradients: Box::new(gradients.detached()) }
+            }
+        }
+    }
+
     /// Bytes of its tensors.
     pub(crate) fn bytes(&self) -> usize {
         match self {

@@ -13,6 +13,14 @@ use downpour_proto::{Invalid, v1};
 
 use crate::record::{Blocks, Change};
 
+/// Bytes that keeping an update costs beside its tensors, about. It bounds how many there are.
+const UPDATE_BYTES: usize = 128;
+
+/// Bytes that keeping a contribution costs.
+pub(crate) fn cost(change: &Change) -> usize {
+    UPDATE_BYTES + change.bytes()
+}
+
 /// The contributions of one shard.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Contributions {
@@ -30,19 +38,31 @@ pub(crate) struct Contribution {
 
 impl Contribution {
     fn bytes(&self) -> usize {
-        self.updates.iter().map(|(_, change)| change.bytes()).sum()
+        self.updates.iter().map(|(_, change)| cost(change)).sum()
     }
 }
 
 impl Contributions {
-    /// Bytes of all gradients.
+    /// What keeping all gradients costs.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Bytes of one session's gradients.
-    pub(crate) fn of_session(&self, session: SessionId) -> usize {
-        self.sessions.get(&session).map_or(0, Contribution::bytes)
+    /// What keeping one session's gradients costs, and how many updates there are.
+    pub(crate) fn of_session(&self, session: SessionId) -> (usize, usize) {
+        self.sessions.get(&session).map_or((0, 0), |kept| (kept.bytes(), kept.updates.len()))
+    }
+
+    /// What keeping the gradients of sessions that have ended costs.
+    pub(crate) fn of_closed(&self, closed: &ClosedSessions) -> usize {
+        let of_closed = self.sessions.iter().filter(|(session, _)| closed.contains(**session));
+        of_closed.map(|(_, kept)| kept.bytes()).sum()
+    }
+
+    /// Drops what sessions left that have ended: it may be of a round that never comes, and then nothing else would.
+    pub(crate) fn drop_closed(&mut self, closed: &ClosedSessions) {
+        self.sessions.retain(|session, _| !closed.contains(*session));
+        self.bytes = self.sessions.values().map(Contribution::bytes).sum();
     }
 
     /// Whether the session has contributed to a later round: this one is over for it.
@@ -50,7 +70,7 @@ impl Contributions {
         self.sessions.get(&session).is_some_and(|known| known.round > round)
     }
 
-    /// Keeps gradients until their round is over.
+    /// Keeps gradients until their round is over. A push may come again and again for one round: what it does not name is not kept.
     pub(crate) fn keep(
         &mut self,
         session: SessionId,
@@ -64,8 +84,8 @@ impl Contributions {
             self.bytes -= kept.bytes();
             *kept = Contribution { round, updates: Vec::new() };
         }
-        if kept.round == round {
-            self.bytes += change.bytes();
+        if kept.round == round && !change.is_empty() {
+            self.bytes += cost(&change);
             kept.updates.push((variable, change));
         }
     }
@@ -244,13 +264,30 @@ mod tests {
         let mut kept = Contributions::default();
         kept.keep(session, 1, variable, change(4));
         kept.keep(session, 1, variable, change(8));
-        assert_eq!(kept.bytes(), 8 + 4 + 8 + 8);
+        assert_eq!(kept.bytes(), 2 * UPDATE_BYTES + 8 + 4 + 8 + 8);
         kept.keep(session, 2, variable, change(4));
-        assert_eq!(kept.bytes(), 8 + 4);
+        assert_eq!(kept.bytes(), UPDATE_BYTES + 8 + 4);
+        let empty = Change::Rows { keys: Vec::new().into(), gradients: Vec::new().into() };
+        kept.keep(session, 2, variable, empty);
+        assert_eq!(kept.of_session(session), (UPDATE_BYTES + 8 + 4, 1));
         assert!(kept.is_over(session, 1) && !kept.is_over(session, 2));
         kept.end_round(1, &ClosedSessions::default());
-        assert_eq!(kept.bytes(), 12, "it is of the next round");
+        assert_eq!(kept.bytes(), UPDATE_BYTES + 12, "it is of the next round");
         kept.end_round(1, &ClosedSessions { high_water: 7, open: [].into() });
         assert_eq!((kept.bytes(), kept.after(SessionId(0))), (0, None));
+    }
+
+    #[test]
+    fn what_sessions_left_that_ended_makes_room_for_others() {
+        let change = || Change::Rows { keys: keys(&[1]).into(), gradients: vec![0; 4].into() };
+        let mut kept = Contributions::default();
+        for session in [7, 8] {
+            kept.keep(SessionId(session), u64::MAX, VariableId(1), change());
+        }
+        let closed = ClosedSessions { high_water: 7, open: [].into() };
+        assert_eq!((kept.bytes(), kept.of_closed(&closed)), (2 * cost(&change()), cost(&change())));
+        kept.drop_closed(&closed);
+        assert_eq!((kept.bytes(), kept.of_closed(&closed)), (cost(&change()), 0));
+        assert_eq!(kept.of_session(SessionId(8)).1, 1);
     }
 }

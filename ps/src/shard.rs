@@ -544,6 +544,7 @@ impl Shard {
     fn append(&mut self, body: Body) -> Lsn {
         let previous = self.last();
         let record = Arc::new(Record { lsn: previous.next_in(self.epoch), previous, body });
+        let floor = self.state.board().floor();
         let applied = self.state.apply(&record).expect("a primary applies what it resolved");
         self.effects.not_stored += applied.not_stored;
         let lsn = record.lsn;
@@ -552,7 +553,12 @@ impl Shard {
         }
         self.traffic.rows += record.rows();
         self.traffic.bytes += record.bytes() as u64;
-        self.effects.clocks |= !matches!(record.body, Body::Push(_) | Body::Define(_));
+        self.effects.clocks |= match record.body {
+            Body::Push(_) | Body::Define(_) => false,
+            // Nobody goes on only because another one has finished a step, unless it was the slowest.
+            Body::Tick(..) => self.state.board().floor() > floor,
+            _ => true,
+        };
         self.log_for_learner(&record);
         self.log.push(record);
         self.effects.send = true;

@@ -2,6 +2,10 @@
 //!
 //! A primary [resolves](ShardState::resolve) a push into a closed record; primary and backups alike [apply](ShardState::apply) it.
 
+mod rounds;
+#[cfg(test)]
+mod tests;
+
 use bytes::{Bytes, BytesMut};
 use downpour_core::cells::{
     CannotRestore, Cell, ClosedSessions, Refusal, RefusalReason, SessionCells, Verdict,
@@ -10,28 +14,23 @@ use downpour_core::clocks::{Board, Round};
 use downpour_core::id::{Epoch, Lsn, SessionId, ShardId, VariableId};
 use downpour_core::lineage::Lineage;
 use downpour_core::mix::{mix64, salt};
-use downpour_core::optimizer::StepScalars;
 use downpour_core::row_format::{RowFormat, all_finite_bf16};
 use downpour_core::spec::{Shape, Variable};
 use downpour_core::tensor_bytes::{FLOAT_BYTES, all_finite};
 use downpour_proto::tensor::{KEY_BYTES, Keys, put_narrowed, widened};
-use downpour_proto::transport::MESSAGE_BYTES_MAX;
 use downpour_proto::v1::cut_piece::Piece;
 use downpour_proto::{Invalid, v1};
 use thiserror::Error;
 
 use crate::cut::{self, CutGone, CutId, Cuts, SmallState, known, rows_piece};
 use crate::dense::{Dense, Place};
-use crate::record::{Blocks, Body, Change, EndRound, Push, Record, RoundStep, Update};
-use crate::rounds::{Contribution, Contributions, Sum};
+use crate::record::{Body, Change, Push, Record, Update};
+use crate::rounds::Contributions;
+use crate::shard::CLOCK_SHARD;
 use crate::table::{self, Table, TableRules};
 
 /// Rows of all tables that a sample has, about.
 const SAMPLED_ROWS: u64 = 4096;
-/// Contributions of all sessions to a round: beyond, pushes wait for its end.
-const CONTRIBUTIONS_BYTES_MAX: usize = 1 << 28;
-/// Contributions of one session, which are one piece of a cut.
-const CONTRIBUTION_BYTES_MAX: usize = MESSAGE_BYTES_MAX - (1 << 20);
 /// Floats of a dense variable that a sample has, about.
 const SAMPLED_FLOATS: usize = 1 << 15;
 
@@ -187,22 +186,6 @@ impl ShardState {
         &self.board
     }
 
-    /// Bytes of the contributions to the round that is open.
-    #[must_use]
-    pub fn contributed_bytes(&self) -> usize {
-        self.contributions.bytes()
-    }
-
-    /// Whether a push has contributions for which there is no room, or so much for its round that a copy could not be sent in one piece.
-    pub(crate) fn contributes_too_much(&self, push: &Push) -> bool {
-        let contributes = |update: &&Update| matches!(update.change, Change::Contribution { .. });
-        let bytes: usize =
-            push.updates.iter().filter(contributes).map(|update| update.change.bytes()).sum();
-        bytes > 0
-            && (self.contributions.bytes() + bytes > CONTRIBUTIONS_BYTES_MAX
-                || self.contributions.of_session(push.session) + bytes > CONTRIBUTION_BYTES_MAX)
-    }
-
     /// Variables defined so far: those up to this number.
     #[must_use]
     pub fn defined(&self) -> u32 {
@@ -267,37 +250,6 @@ impl ShardState {
         let without_room = self.admit(&mut push, room);
         push.refusal = late.or(push.refusal);
         (push, without_room)
-    }
-
-    /// Takes contributions to rounds that are over out of a push, and has it say so.
-    fn drop_late(&self, push: &mut Push) -> Option<Refusal> {
-        let (session, last) = (push.session, self.board.last_round().number);
-        let mut late = None;
-        push.updates.retain(|update| {
-            let Change::Contribution { round, .. } = update.change else { return true };
-            let over = round <= last || self.contributions.is_over(session, round);
-            if over && late.is_none() {
-                late = Some(update.variable);
-            }
-            !over
-        });
-        late.map(|variable| Refusal { reason: RefusalReason::RoundOver, variable })
-    }
-
-    /// Decides everything about the end of a round. `None`: it is over here already. Reads only.
-    #[must_use]
-    pub fn resolve_round(&self, round: Round) -> Option<EndRound> {
-        if round.number <= self.board.last_round().number {
-            return None;
-        }
-        let variables = self.contributions.variables(&round);
-        let step = |id: VariableId| {
-            let variable = self.variable(id)?;
-            let step = variable.steps + 1;
-            let scalars = variable.variable.spec.optimizer.scalars(step, self.clock);
-            Some(RoundStep { variable: id, step, scalars })
-        };
-        Some(EndRound { steps: variables.into_iter().filter_map(step).collect(), round })
     }
 
     /// Takes the new keys that do not fit into `room` out of a push, and has it say so.
@@ -462,26 +414,6 @@ impl ShardState {
         (self.clock, self.numbering, self.board) = (clock, numbering, board);
         self.contributions = Contributions::default();
         true
-    }
-
-    /// Puts back what a session contributed to the round that is open.
-    pub(crate) fn restore_contribution(
-        &mut self,
-        session: SessionId,
-        contribution: Contribution,
-    ) -> Result<(), Invalid> {
-        for (variable, change) in &contribution.updates {
-            self.check(*variable, change, Finite::Required).map_err(|reason| {
-                Invalid::new("contribution.updates", format!("of variable {variable}: {reason}"))
-            })?;
-            if !matches!(change, Change::Rows { .. } | Change::Gradients(_)) {
-                return Err(Invalid::new("contribution.updates", "are not gradients"));
-            }
-        }
-        if contribution.round <= self.board.last_round().number {
-            return Err(Invalid::new("contribution.round", "is over"));
-        }
-        self.contributions.restore(session, contribution)
     }
 
     pub(crate) fn restore_cell(
@@ -663,7 +595,10 @@ impl ShardState {
             let words = [session.0, seat.clock, seat.contributed, seat.counted];
             words.into_iter().for_each(&mut sink);
         }
-        sink(self.board.last_round().number);
+        let Round { number, members } = self.board.last_round();
+        [self.board.floor(), *number].into_iter().for_each(&mut sink);
+        members.iter().for_each(|member| sink(member.0));
+        self.board.regimes().iter().for_each(|regime| sink(regime.since));
         self.contributions.sample(&mut sink);
         let chance = mix64(self.last().0);
         // As large a part of each table.
@@ -710,6 +645,16 @@ impl ShardState {
     }
 
     fn check(&self, id: VariableId, change: &Change, finite: Finite) -> Result<(), RefusalReason> {
+        self.check_shape(id, change, finite, Blank::Refused)
+    }
+
+    fn check_shape(
+        &self,
+        id: VariableId,
+        change: &Change,
+        finite: Finite,
+        blank: Blank,
+    ) -> Result<(), RefusalReason> {
         let variable = self.variable(id).ok_or(RefusalReason::UnknownVariable)?;
         let format = variable.row_format();
         let change = match change {
@@ -724,7 +669,8 @@ impl ShardState {
             }
             (Parameters::Dense(dense), Change::Gradients(blocks)) => {
                 let fits = dense.fits(&blocks.numbers, &blocks.floats);
-                (fits && dense.initialized(&blocks.numbers), &blocks.floats)
+                let there = blank == Blank::Allowed || dense.initialized(&blocks.numbers);
+                (fits && there, &blocks.floats)
             }
             (Parameters::Dense(dense), Change::Values(blocks)) => {
                 (dense.fits(&blocks.numbers, &blocks.floats), &blocks.floats)
@@ -755,8 +701,7 @@ impl ShardState {
         let mut applied = Applied::default();
         for update in &push.updates {
             if let Change::Contribution { round, gradients } = &update.change {
-                let gradients = Change::clone(gradients);
-                self.contributions.keep(push.session, *round, update.variable, gradients);
+                self.contribute(push.session, *round, update.variable, gradients.detached());
                 continue;
             }
             let Some(variable) = self.variable_mut(update.variable) else { continue };
@@ -783,29 +728,11 @@ impl ShardState {
         }
         self.cells.close(closed.clone());
         self.board.close(closed);
+        // Rounds of a job that was restored, or whose shard 0 was set back while nobody was there, are counted from before the last one here.
+        if self.identity.shard != CLOCK_SHARD && self.cells.after(SessionId(0)).next().is_none() {
+            self.board.forget_round();
+        }
         Ok(Applied::default())
-    }
-
-    /// Applies the mean of the contributions to a round, and drops those that came too late.
-    fn end_round(&mut self, end: &EndRound, lsn: Lsn) -> Result<Applied, CannotApply> {
-        let EndRound { round, steps } = end;
-        let here = |step: &RoundStep| self.variable(step.variable).is_some();
-        if round.number <= self.board.last_round().number || !steps.iter().all(here) {
-            return Err(CannotApply::Fit(lsn));
-        }
-        let mut applied = Applied::default();
-        let contributions = std::mem::take(&mut self.contributions);
-        for RoundStep { variable: id, step, scalars } in steps {
-            let gradients = contributions.gradients(round, *id);
-            let Some(variable) = self.variable_mut(*id) else { continue };
-            let Some(change) = variable.mean(gradients, round.members.len()) else { continue };
-            applied.not_stored += variable.apply_mean(&change, scalars, lsn);
-            variable.steps = *step;
-        }
-        self.contributions = contributions;
-        self.contributions.end_round(round.number, self.cells.closed());
-        self.board.end_round(round.clone());
-        Ok(applied)
     }
 }
 
@@ -871,6 +798,15 @@ enum Finite {
     Known,
 }
 
+/// Whether gradients may be of blocks without values.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Blank {
+    /// The values of a copy come after its contributions.
+    Allowed,
+    /// A push comes after them.
+    Refused,
+}
+
 impl VariableState {
     fn new(variable: &Variable, identity: Identity) -> Self {
         let Identity { shard, shards, seed } = identity;
@@ -907,55 +843,6 @@ impl VariableState {
         }
     }
 
-    /// The mean of gradients that were checked, over so many members.
-    fn mean<'a>(
-        &self,
-        gradients: impl Iterator<Item = &'a Change>,
-        members: usize,
-    ) -> Option<Change> {
-        let format = self.row_format();
-        let mut sum = Sum::default();
-        for change in gradients {
-            match (&self.parameters, change) {
-                (Parameters::Table(_), Change::Rows { keys, gradients }) => {
-                    let keys = Keys::trusted(keys);
-                    match format {
-                        RowFormat::F32 => sum.add_rows(keys, gradients),
-                        RowFormat::Bf16 => sum.add_rows(keys, &widened(gradients)),
-                    }
-                }
-                (Parameters::Dense(dense), Change::Gradients(blocks)) => {
-                    sum.add_blocks(blocks, |number| dense.block_bytes(number));
-                }
-                _ => return None,
-            }
-        }
-        let (items, floats) = sum.mean(members);
-        Some(match self.parameters {
-            Parameters::Table(_) => Change::Rows {
-                keys: items.iter().flat_map(|key| key.to_le_bytes()).collect(),
-                gradients: floats.into(),
-            },
-            Parameters::Dense(_) => Change::Gradients(Blocks {
-                numbers: items.into_iter().map(|number| number as u32).collect(),
-                floats: floats.into(),
-            }),
-        })
-    }
-
-    /// Applies a mean, whose floats are `f32` in any row format.
-    fn apply_mean(&mut self, mean: &Change, scalars: &StepScalars, lsn: Lsn) -> u64 {
-        match (&mut self.parameters, mean) {
-            (Parameters::Table(table), Change::Rows { keys, gradients }) => {
-                table.push(Keys::trusted(keys), gradients, scalars, lsn)
-            }
-            (Parameters::Dense(dense), Change::Gradients(blocks)) => {
-                dense.push(&blocks.numbers, &blocks.floats, scalars, lsn)
-            }
-            _ => 0,
-        }
-    }
-
     /// Applies an update that was checked.
     fn apply(&mut self, update: &Update, lsn: Lsn) -> u64 {
         let scalars = &update.scalars;
@@ -979,107 +866,5 @@ impl VariableState {
         };
         self.steps = update.step;
         skipped
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use downpour_core::id::{Epoch, SessionId};
-    use downpour_core::init::Init;
-    use downpour_core::optimizer::{Course, OptimizerSpec, Schedule, Sgd};
-    use downpour_core::spec::{TableSpec, VariableSpec};
-    use downpour_proto::v1;
-
-    use super::*;
-
-    /// A shard with a table whose learning rate is 1, and half of it after every 10 steps.
-    fn halving() -> ShardState {
-        let schedule = Schedule { warm_up_steps: 0, then: Course::Step { every: 10, factor: 0.5 } };
-        let optimizer = OptimizerSpec { schedule, ..Sgd { learning_rate: 1.0 }.into() };
-        let table = TableSpec::new(1, Init::Zeros, "t");
-        let spec = VariableSpec { name: "t".into(), optimizer, shape: Shape::Table(table) };
-        let mut state = ShardState::new(Identity { shard: ShardId(0), shards: 1, seed: 1 });
-        log(&mut state, Body::Define(Variable { id: VariableId(1), spec }));
-        state
-    }
-
-    fn log(state: &mut ShardState, body: Body) {
-        let previous = state.last();
-        let record = Record { lsn: previous.next_in(Epoch(1)), previous, body };
-        state.apply(&record).expect("the next record");
-    }
-
-    /// A push of one gradient, resolved: the learning rate that it gets, if it is not refused.
-    fn push(state: &mut ShardState, session: u64, clock: u64, gradient: f32) -> Option<f32> {
-        let session = SessionId(session);
-        let sequence = (1..).find(|&next| state.cells.check(session, next) == Verdict::Apply)?;
-        let keys = 5u64.to_le_bytes().to_vec().into();
-        let gradients = gradient.to_le_bytes().to_vec().into();
-        let update = v1::RowGradients { keys, gradients };
-        let body = Some(v1::update::Body::Rows(update));
-        let update = Update::unresolved(v1::Update { variable: 1, body }).expect("a body");
-        let push = Push { session, sequence, clock, refusal: None, updates: vec![update] };
-        let (push, _) = state.resolve(push, u64::MAX);
-        let learning_rate = push.updates.first().map(|update| update.scalars.learning_rate);
-        log(state, Body::Push(push));
-        learning_rate
-    }
-
-    #[test]
-    fn a_learning_rate_goes_by_the_furthest_clock_and_never_back() {
-        let mut state = halving();
-        assert_eq!(push(&mut state, 1, 9, 1.0), Some(1.0));
-        assert_eq!(push(&mut state, 1, 10, 1.0), Some(0.5), "its own clock counts");
-        assert_eq!(push(&mut state, 2, 0, 1.0), Some(0.5), "one that joins late");
-        assert_eq!(push(&mut state, 2, 1_000, f32::NAN), None);
-        assert_eq!(push(&mut state, 2, 20, 1.0), Some(0.25), "what was refused moved nothing");
-    }
-
-    #[test]
-    fn the_clock_is_part_of_what_members_compare() {
-        let [mut near, mut far] = [halving(), halving()];
-        // Both learning rates are 1, so only the clocks differ.
-        push(&mut near, 1, 0, 1.0);
-        push(&mut far, 1, 5, 1.0);
-        assert_ne!(near.digest(), far.digest());
-    }
-
-    #[test]
-    fn rows_of_a_bf16_table_travel_in_two_bytes_a_float_and_are_kept_in_four() {
-        let table =
-            TableSpec { row_format: RowFormat::Bf16, ..TableSpec::new(2, Init::Zeros, "t") };
-        let optimizer = Sgd { learning_rate: -1.0 }.into();
-        let spec = VariableSpec { name: "t".into(), optimizer, shape: Shape::Table(table) };
-        let mut state = ShardState::new(Identity { shard: ShardId(0), shards: 1, seed: 1 });
-        let id = VariableId(1);
-        log(&mut state, Body::Define(Variable { id, spec }));
-        let push = |sequence, gradients: Vec<u8>| {
-            let keys = 5u64.to_le_bytes().to_vec().into();
-            let change = Change::Rows { keys, gradients: gradients.into() };
-            let scalars = StepScalars { learning_rate: 0.0, beta1_power: 0.0, beta2_power: 0.0 };
-            let update = Update { variable: id, change, step: 0, scalars };
-            let session = SessionId(1);
-            Push { session, sequence, clock: 0, refusal: None, updates: vec![update] }
-        };
-        // 1 and 2⁻⁹: their sum has more digits than a bfloat16.
-        for (sequence, bits) in [(1, 0x3F80u16), (2, 0x3B00)] {
-            let gradients = [bits, bits].into_iter().flat_map(u16::to_le_bytes).collect();
-            let (resolved, _) = state.resolve(push(sequence, gradients), u64::MAX);
-            assert_eq!(resolved.refusal, None);
-            log(&mut state, Body::Push(resolved));
-        }
-        let mut words = Vec::new();
-        state.encode(&mut |word| words.push(word));
-        assert_eq!(words.last(), Some(&u64::from((1.0f32 + 1.0 / 512.0).to_bits())));
-        let mut rows = BytesMut::new();
-        state.pull_rows(id, Keys::trusted(&5u64.to_le_bytes()), &mut rows).expect("a table");
-        assert_eq!((&rows[..], state.row_bytes(id)), (&[0x80, 0x3F, 0x80, 0x3F][..], Ok(4)));
-
-        let refused = |gradients| {
-            let (resolved, _) = state.resolve(push(3, gradients), u64::MAX);
-            resolved.refusal.map(|why| why.reason)
-        };
-        assert_eq!(refused(vec![0; 8]), Some(RefusalReason::WrongShape), "rows of f32");
-        assert_eq!(refused(vec![0, 0, 0x80, 0x7F]), Some(RefusalReason::NotFinite));
     }
 }

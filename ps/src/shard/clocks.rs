@@ -61,15 +61,15 @@ impl Shard {
         told: Told,
         contact: Contact,
     ) -> Advanced {
-        if let Err(declined) = self.may_log(epoch, contact) {
+        // A mode that the client knows must hold before it takes its seat.
+        let ready = view_version <= self.view.version && self.id == CLOCK_SHARD;
+        let may_log = self
+            .may_log(epoch, contact)
+            .and_then(|()| ready.then_some(()).ok_or(Declined::Retry(RetryReason::NotReady)));
+        if let Err(declined) = may_log {
             return Advanced::Declined(declined);
         }
-        // A mode that the client knows must hold before it takes its seat.
-        if view_version > self.view.version || self.id != CLOCK_SHARD {
-            return Advanced::Declined(Declined::Retry(RetryReason::NotReady));
-        }
-        let closed = |sessions: &downpour_core::cells::ClosedSessions| sessions.contains(session);
-        if closed(self.state.cells().closed()) || closed(&self.view.sessions) {
+        if self.ended(session) {
             return Advanced::SessionClosed;
         }
         let board = self.state.board();
@@ -84,8 +84,26 @@ impl Shard {
             self.append(Body::Tick(session, seat));
         }
         self.decide();
+        self.seated(epoch, session)
+    }
+
+    /// How a session stands that told its clock and waits. Nothing is told again: who has left meanwhile gets no seat by a request that nobody waits for any more.
+    #[must_use]
+    pub fn look(&self, epoch: Epoch, session: SessionId, contact: Contact) -> Advanced {
+        match self.serving(epoch, contact) {
+            Err(declined) => Advanced::Declined(declined),
+            Ok(_) if self.ended(session) => Advanced::SessionClosed,
+            Ok(_) => self.seated(epoch, session),
+        }
+    }
+
+    fn seated(&self, epoch: Epoch, session: SessionId) -> Advanced {
         let ticket = Ticket { epoch, lsn: self.last(), repeated: false, refusal: None };
         Advanced::Seated(ticket, self.standing(session))
+    }
+
+    fn ended(&self, session: SessionId) -> bool {
+        self.state.cells().closed().contains(session) || self.view.sessions.contains(session)
     }
 
     /// The end of a round, as shard 0 decided it, is brought. Whoever brings it first has it applied here.

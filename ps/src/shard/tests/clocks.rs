@@ -114,6 +114,18 @@ fn a_clock_is_told_to_others_when_every_member_has_it_and_outlives_the_primary()
 }
 
 #[test]
+fn who_waits_is_woken_by_the_end_of_a_round_and_not_by_everybody_who_comes_to_it() {
+    let [primary, _] = &mut pair(0, &Consistency::all(SYNC));
+    (1..=3).for_each(|session| _ = stands(primary, session, 0, false));
+    primary.take_effects();
+    let woken = [1, 2, 3].map(|session| {
+        stands(primary, session, 1, true);
+        primary.take_effects().clocks
+    });
+    assert_eq!(woken, [false, false, true]);
+}
+
+#[test]
 fn only_the_primary_of_the_clocks_shard_is_told_and_never_of_a_session_that_ended() {
     let told = Told::default();
     let [primary, backup] = &mut pair(0, &Consistency::all(SYNC));
@@ -170,7 +182,10 @@ fn a_contribution_is_kept_until_its_round_is_over_and_the_mean_takes_one_step() 
         assert_eq!(pushed.refusal, None);
     }
     sync(&mut pair);
-    assert_eq!((value(&pair[0], one), pair[0].state().contributed_bytes()), (0.0, 4 * 12));
+    assert_eq!(
+        (value(&pair[0], one), pair[0].state().contributed_bytes()),
+        (0.0, 3 * 128 + 4 * 12)
+    );
     assert_eq!(encoded(&pair[0]), encoded(&pair[1]));
     // 5 was too slow.
     let round = Round { number: 1, members: [SessionId(3), SessionId(9)].into() };
@@ -340,6 +355,91 @@ fn a_copy_made_in_the_middle_of_a_round_ends_it_like_the_others() {
     assert_eq!(refused(&|one| one.round = 0), "contribution.round");
     assert_eq!(refused(&|one| update(one, &|update| update.variable = 77)), "contribution.updates");
     assert_eq!(refused(&|one| update(one, &|update| update.body = None)), "updates.body");
+}
+
+#[test]
+fn a_copy_has_contributions_to_dense_blocks_whose_values_it_is_sent_later() {
+    let [mut primary] = cluster();
+    let first = update(DENSE, Change::Values(blocks(&[0, 1, 2], 21, 1.0)));
+    let gradient = update(DENSE, Change::Gradients(blocks(&[1], 8, 0.5)));
+    ticket(push(&mut primary, push_of(SESSION, 1, vec![first])));
+    ticket(push(&mut primary, push_of(SESSION, 2, vec![contribution(1, gradient)])));
+    let mut copy = saved(&mut primary);
+    assert_eq!(copy.digest(), primary.state().digest());
+    let sync = changed(&primary.view, |view| {
+        view.version += 1;
+        view.consistency = Consistency::hybrid(0);
+    });
+    primary.on_view(sync);
+    (0..=1).for_each(|clock| _ = stands(&mut primary, SESSION.0, clock, clock > 0));
+    assert_eq!(primary.state().board().last_round().number, 1);
+    assert_eq!(primary.state().contributed_bytes(), 0);
+    let round = primary.state().board().last_round().clone();
+    let end = copy.resolve_round(round).expect("it is open in the copy");
+    let previous = copy.last();
+    let record = Record { lsn: previous.next_in(Epoch(1)), previous, body: Body::EndRound(end) };
+    copy.apply(&record).expect("it follows");
+    let floats = |state: &ShardState| {
+        let mut out = bytes::BytesMut::new();
+        state.pull_dense(DENSE, Lsn::ZERO, &mut out).expect("dense");
+        out
+    };
+    assert_eq!(floats(&copy), floats(primary.state()));
+}
+
+#[test]
+fn rounds_may_be_counted_from_an_older_one_when_nobody_is_left_who_knows_the_last() {
+    let mut pair = pair(1, &Consistency::all(SYNC));
+    let key = key_on(1, "counts", 7);
+    let contributes = |session, number| {
+        let update = contribution(number, rows(COUNTS, 1, &[key], 1.0));
+        push_of(SessionId(session), 1, vec![update])
+    };
+    let round = |number, member| Round { number, members: [SessionId(member)].into() };
+    ticket(push(&mut pair[0], contributes(1, 50)));
+    pair[0].end_round(Epoch(1), round(50, 1), Contact::Leased).expect("applied");
+    assert_eq!(value(&pair[0], key), 1.0);
+    let ended = changed(&pair[0].view, |view| {
+        view.version += 1;
+        view.sessions.high_water = 1;
+    });
+    pair[0].on_view(ended);
+    assert_eq!(ticket(push(&mut pair[0], contributes(2, 11))).refusal, None);
+    pair[0].end_round(Epoch(1), round(50, 1), Contact::Leased).expect("a late copy");
+    assert_eq!(value(&pair[0], key), 1.0, "nothing of it is left");
+    sync(&mut pair);
+    assert_eq!(encoded(&pair[0]), encoded(&pair[1]));
+}
+
+#[test]
+fn a_contribution_holds_no_more_memory_than_it_counts_for() {
+    let [mut primary] = cluster();
+    let contributes = |keys: &[u64]| contribution(1, rows(COUNTS, 1, keys, 1.0));
+    let part = contributes(&[7]);
+    let Change::Contribution { gradients, .. } = &part.change else { panic!("it is one") };
+    let message = gradients.rows().expect("rows").1.clone();
+    ticket(push(&mut primary, push_of(SESSION, 1, vec![part])));
+    assert!(message.is_unique(), "what is kept is a copy, the message is freed");
+    let kept = primary.state().contributed_bytes();
+    // Nothing at all may come for ever.
+    for sequence in 2..100 {
+        ticket(push(&mut primary, push_of(SESSION, sequence, vec![contributes(&[])])));
+    }
+    assert_eq!(primary.state().contributed_bytes(), kept);
+}
+
+#[test]
+fn a_request_that_waits_gives_no_seat_back_to_who_has_left() {
+    let [primary, _] = &mut pair(0, &Consistency::all(Mode::Ssp { bound: 0 }));
+    (1..=2).for_each(|session| _ = stands(primary, session, 0, false));
+    assert!(!stands(primary, 1, 1, false).may_begin);
+    let leaves = Told { clock: 1, contributes: false, leaves: true };
+    primary.advance((Epoch(1), 1), SessionId(1), leaves, Contact::Leased);
+    let looked = primary.look(Epoch(1), SessionId(1), Contact::Leased);
+    assert!(matches!(looked, Advanced::Seated(_, standing) if !standing.may_begin));
+    assert_eq!(primary.state().board().seats().len(), 1);
+    stands(primary, 2, 1, false);
+    assert!(stands(primary, 2, 2, false).may_begin, "nobody else is there");
 }
 
 /// What one round is to give, computed plainly.
