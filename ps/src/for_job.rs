@@ -1,9 +1,11 @@
 //! A server that was started for one job ends with it.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use downpour_core::view::JobView;
 use tokio::time::MissedTickBehavior;
 use tracing::info;
 
@@ -26,15 +28,23 @@ pub(crate) async fn run(process: Arc<Process>, current: Current) {
         let Some(life) = life.filter(|life| life.heard_all.load(Ordering::Relaxed)) else {
             continue;
         };
-        if job.is_over(is_there(&life, name), life.all().is_empty(), Instant::now(), patience) {
+        job.seen |= life.job_seen.load(Ordering::Relaxed);
+        if job.is_over(
+            is_there(&life.views(), &life),
+            life.all().is_empty(),
+            Instant::now(),
+            patience,
+        ) {
             info!(job = name, "gone, and this server with it");
             return process.shutdown.token().cancel();
         }
     }
 }
 
-fn is_there(life: &Life, name: &str) -> bool {
-    life.views().iter().any(|view| view.spec.name == name)
+/// Whether the job that this server is for is among them.
+pub(crate) fn is_there(views: &[impl Borrow<JobView>], life: &Life) -> bool {
+    let name = &life.process.config.for_job;
+    views.iter().any(|view| view.borrow().spec.name == *name)
 }
 
 #[derive(Debug, Default)]

@@ -63,6 +63,8 @@ pub(crate) struct Life {
     jobs: RwLock<HashMap<JobId, Arc<JobView>>>,
     /// The watch has said everything that there is.
     pub(crate) heard_all: AtomicBool,
+    /// The job that this server is for was there, if only between two looks.
+    pub(crate) job_seen: AtomicBool,
     nodes: RwLock<HashMap<NodeId, NodeView>>,
     links: DashMap<ServerRef, Arc<Link>>,
     /// Connections to other servers, by address.
@@ -87,6 +89,7 @@ impl Life {
             shards: DashMap::new(),
             jobs: RwLock::default(),
             heard_all: AtomicBool::new(false),
+            job_seen: AtomicBool::new(false),
             nodes: RwLock::default(),
             links: DashMap::new(),
             channels: DashMap::new(),

@@ -224,6 +224,9 @@ fn take(life: &Arc<Life>, event: v1::WatchEvent) -> Result<(), Invalid> {
         life.retain_jobs(&jobs);
     }
     event.deleted_jobs.into_iter().for_each(|job| life.on_deleted(JobId(job)));
+    if for_job::is_there(&jobs, life) {
+        life.job_seen.store(true, Ordering::Relaxed);
+    }
     jobs.into_iter().for_each(|view| life.on_view(view));
     life.heard_all.fetch_or(event.whole, Ordering::Relaxed);
     Ok(())
