@@ -43,7 +43,7 @@ struct Reading {
 }
 
 impl Batches {
-    /// `tasks` decides the order; see [`shuffled`].
+    /// `tasks` decides the order.
     pub fn new(
         dataset: Arc<dyn Dataset>,
         encoder: Encoder,
