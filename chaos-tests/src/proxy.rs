@@ -145,6 +145,8 @@ impl Shared {
         match kind {
             Kind::Pull | Kind::Push => _ = traffic.under_way.insert(request),
             Kind::Pulled | Kind::Pushed | Kind::Failed => _ = traffic.under_way.remove(&request),
+            // Servers among themselves.
+            Kind::Replicate | Kind::Replicated => {}
         }
         traffic.most = traffic.most.max(traffic.under_way.len());
         if traffic.most >= traffic.answers_from {

@@ -2,25 +2,20 @@
 
 use std::collections::VecDeque;
 
-use bytes::{Buf, Bytes, BytesMut};
-use downpour_proto::frame::{self, Frame, Hello, Kind};
-use downpour_proto::gather::Segments;
-use downpour_proto::{transport, v1};
+use downpour_proto::frame::{Frame, Hello, Kind};
+use downpour_proto::framed::{Connection, failure};
+use downpour_proto::v1;
 use parking_lot::Mutex;
 use prost::Message;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
-use tonic::{Code, Status};
-
-/// Room that is kept for what arrives next.
-const READ_BYTES: usize = 256 << 10;
+use tonic::Status;
 
 /// What travels on one connection: requests one way, their answers in the same order the other.
 trait Exchange {
     type Request;
 
     /// Appends a request.
-    fn send(&mut self, request: Self::Request, out: &mut Segments);
+    fn send(&mut self, request: Self::Request, connection: &mut Connection);
 
     /// Takes the answer to the oldest request.
     ///
@@ -37,55 +32,35 @@ async fn run<E: Exchange>(
     exchange: &mut E,
 ) -> Status {
     let broken = |error: std::io::Error| Status::unavailable(error.to_string());
-    let mut stream = match transport::connect(address).await {
-        Ok(stream) => stream,
+    let mut connection = match Connection::open(address, hello).await {
+        Ok(connection) => connection,
         Err(error) => return broken(error),
     };
-    let (mut read, mut write) = stream.split();
-    let mut out = Segments::default();
-    out.raw(&hello.to_bytes());
-    let mut received = BytesMut::with_capacity(READ_BYTES);
     loop {
-        let outgoing = out.outgoing();
         tokio::select! {
             request = requests.recv() => {
                 let Some(request) = request else { return Status::cancelled("not needed any more") };
-                exchange.send(request, &mut out);
+                exchange.send(request, &mut connection);
             }
-            written = write.write_buf(outgoing), if outgoing.has_remaining() => {
-                if let Err(error) = written {
+            turned = connection.turn() => {
+                if let Err(error) = turned {
                     return broken(error);
                 }
-            }
-            read = read.read_buf(&mut received) => match read {
-                Ok(0) => return Status::unavailable("the server closed the connection"),
-                Err(error) => return broken(error),
-                Ok(_) => {
-                    let missing = loop {
-                        match frame::take(&mut received) {
-                            Ok(Ok(frame)) => {
-                                if let Err(status) = exchange.receive(frame) {
-                                    return status;
-                                }
-                                // Whoever waited for it copies it out of this buffer, before more comes in.
-                                tokio::task::yield_now().await;
+                loop {
+                    match connection.take() {
+                        Ok(Some(frame)) => {
+                            if let Err(status) = exchange.receive(frame) {
+                                return status;
                             }
-                            Ok(Err(missing)) => break missing,
-                            Err(invalid) => return Status::internal(invalid.to_string()),
+                            // Whoever waited for it copies it out of this buffer, before more comes in.
+                            tokio::task::yield_now().await;
                         }
-                    };
-                    received.reserve(missing.max(READ_BYTES));
+                        Ok(None) => break,
+                        Err(invalid) => return Status::internal(invalid.to_string()),
+                    }
                 }
-            },
+            }
         }
-    }
-}
-
-/// What the server said instead of an answer.
-fn failure(body: Bytes) -> Status {
-    match v1::Failure::decode(body) {
-        Ok(failure) => Status::new(Code::from_i32(failure.code as i32), failure.message),
-        Err(error) => Status::internal(error.to_string()),
     }
 }
 
@@ -152,9 +127,9 @@ impl Pulls {
 impl Exchange for Pulling {
     type Request = Call;
 
-    fn send(&mut self, Call { request, answer }: Call, out: &mut Segments) {
+    fn send(&mut self, Call { request, answer }: Call, connection: &mut Connection) {
         self.next += 1;
-        out.frame(Kind::Pull, self.next, &request);
+        connection.send(Kind::Pull, self.next, &request);
         self.waiting.push_back((self.next, answer));
     }
 
@@ -192,8 +167,8 @@ pub(crate) async fn push(
 impl<F: FnMut(v1::PushReply)> Exchange for Pushing<F> {
     type Request = v1::PushRequest;
 
-    fn send(&mut self, request: v1::PushRequest, out: &mut Segments) {
-        out.frame(Kind::Push, request.request, &request);
+    fn send(&mut self, request: v1::PushRequest, connection: &mut Connection) {
+        connection.send(Kind::Push, request.request, &request);
     }
 
     fn receive(&mut self, Frame { kind, body, .. }: Frame) -> Result<(), Status> {

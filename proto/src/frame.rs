@@ -2,8 +2,8 @@
 //!
 //! A connection begins with a [`Hello`] from the client, which no HTTP/2 connection begins with, so a server tells the two apart on one port. Then
 //! frames follow in both directions: a header of 16 bytes (length of the body, [`Kind`], three zeros, number of the request; little-endian)
-//! and the body, a message of `shard.proto`. Requests of one connection are answered in their order, each under its own number; a server that
-//! cannot read a request any more says why ([`Kind::Failed`]) and closes. Pulls and pushes travel on connections of their own.
+//! and the body, a message of `shard.proto` or `replica.proto`. Requests of one connection are answered in their order, each under its own number; a server that
+//! cannot read a request any more says why ([`Kind::Failed`]) and closes. Pulls, pushes and the log of one server for another travel on connections of their own.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -17,14 +17,17 @@ pub const MAGIC: [u8; 8] = *b"DOWNPOU1";
 pub const HELLO_BYTES: usize = MAGIC.len() + size_of::<u64>() + size_of::<u32>();
 
 /// Lanes of a client to one server: each has a connection for pulls and one for pushes. A shard's requests keep to the lane `shard % LANES`, so they stay
-/// in order, and two threads of the server work for one client.
+/// in order, and two threads of the server work for one client. Servers have as many to each other.
 pub const LANES: u32 = 2;
+
+/// Set in [`Hello::session`] where a server sends its log: the rest is the number of its node.
+pub const SERVER: u64 = 1 << 63;
 
 /// What a client begins a connection with after [`MAGIC`]. It tells the server which of its threads serves the connection, and proves nothing: each
 /// request names its session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
-    /// Connections of one session and lane are served by one thread.
+    /// Connections of one session and lane are served by one thread. A server says [`SERVER`] and who it is.
     pub session: u64,
     /// Lanes of one session are served by threads next to each other.
     pub lane: u32,
@@ -70,12 +73,24 @@ pub enum Kind {
     Pulled,
     /// `PushReply`.
     Pushed,
+    /// `ReplicateRequest`.
+    Replicate,
+    /// `ReplicateReply`.
+    Replicated,
     /// `Failure`, in place of a reply.
     Failed,
 }
 
 impl Kind {
-    const ALL: [Kind; 5] = [Kind::Pull, Kind::Push, Kind::Pulled, Kind::Pushed, Kind::Failed];
+    const ALL: [Kind; 7] = [
+        Kind::Pull,
+        Kind::Push,
+        Kind::Pulled,
+        Kind::Pushed,
+        Kind::Replicate,
+        Kind::Replicated,
+        Kind::Failed,
+    ];
 
     fn code(self) -> u8 {
         self as u8 + 1
@@ -91,7 +106,7 @@ impl Kind {
 pub struct Frame {
     /// What the body is.
     pub kind: Kind,
-    /// Chosen by the client for each request, repeated in its answer.
+    /// Chosen by who asks, repeated in the answer.
     pub request: u64,
     /// A message; it shares the receive buffer.
     pub body: Bytes,
@@ -143,7 +158,7 @@ mod tests {
     proptest! {
         #[test]
         fn frames_arrive_whole_and_in_order_however_the_bytes_are_cut(
-            frames in prop::collection::vec((0usize..5, any::<u64>(), any::<Vec<u8>>()), 0..10),
+            frames in prop::collection::vec((0usize..7, any::<u64>(), any::<Vec<u8>>()), 0..10),
             cuts in prop::collection::vec(1usize..40, 1..20),
         ) {
             let mut wire = BytesMut::new();

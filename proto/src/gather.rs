@@ -10,7 +10,7 @@ use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
 use crate::frame::{self, HEADER_BYTES, Kind};
-use crate::v1::{self, contribution, pull_part_reply, update};
+use crate::v1::{self, contribution, pull_part_reply, record, update};
 
 /// A tensor shorter than this is cheaper to copy than to send as a buffer of its own.
 const OWN_BUFFER_BYTES: usize = 2048;
@@ -145,6 +145,25 @@ impl Segments {
         message.gather(self);
     }
 
+    fn float(&mut self, tag: u32, value: f32) {
+        if value != 0.0 {
+            prost::encoding::float::encode(tag, &value, &mut self.open);
+        }
+    }
+
+    fn double(&mut self, tag: u32, value: f64) {
+        if value != 0.0 {
+            prost::encoding::double::encode(tag, &value, &mut self.open);
+        }
+    }
+
+    /// A message without bulk data, if it is there.
+    fn optional(&mut self, tag: u32, message: Option<&impl Message>) {
+        if let Some(message) = message {
+            self.small(tag, message);
+        }
+    }
+
     /// A message without bulk data.
     fn small(&mut self, tag: u32, message: &impl Message) {
         self.key(tag);
@@ -277,6 +296,59 @@ impl Gather for v1::DenseBlocks {
     }
 }
 
+impl Gather for v1::ReplicateRequest {
+    fn gather(&self, out: &mut Segments) {
+        out.optional(1, self.source.as_ref());
+        out.uint(2, self.incarnation);
+        self.shards.iter().for_each(|shard| out.message(3, shard));
+    }
+}
+
+impl Gather for v1::ShardRecords {
+    fn gather(&self, out: &mut Segments) {
+        out.uint(1, self.job);
+        out.uint(2, self.shard);
+        out.uint(3, self.epoch);
+        out.uint(4, self.commit_lsn);
+        self.records.iter().for_each(|record| out.message(5, record));
+        out.optional(6, self.check.as_ref());
+    }
+}
+
+impl Gather for v1::Record {
+    fn gather(&self, out: &mut Segments) {
+        out.uint(1, self.lsn);
+        out.uint(2, self.previous_lsn);
+        match &self.body {
+            Some(record::Body::Push(push)) => out.message(3, push),
+            Some(other) => other.encode(&mut out.open),
+            None => {}
+        }
+    }
+}
+
+impl Gather for v1::PushRecord {
+    fn gather(&self, out: &mut Segments) {
+        out.uint(1, self.session);
+        out.uint(2, self.sequence);
+        out.uint(3, self.clock);
+        out.optional(4, self.refusal.as_ref());
+        self.updates.iter().for_each(|update| out.message(5, update));
+    }
+}
+
+impl Gather for v1::ResolvedUpdate {
+    fn gather(&self, out: &mut Segments) {
+        if let Some(update) = &self.update {
+            out.message(1, update);
+        }
+        out.float(2, self.learning_rate);
+        out.uint(3, self.step);
+        out.double(4, self.beta1_power);
+        out.double(5, self.beta2_power);
+    }
+}
+
 /// Small messages are copied.
 macro_rules! copied {
     ($($message:ty),*) => {
@@ -288,7 +360,7 @@ macro_rules! copied {
     };
 }
 
-copied!(v1::PushReply, v1::Failure);
+copied!(v1::PushReply, v1::ReplicateReply, v1::Failure);
 
 #[cfg(test)]
 mod tests {
@@ -391,6 +463,38 @@ mod tests {
             let part = v1::PushPartReply { shard: 1, sequence: lsn, result };
             same(&v1::PushReply { request: lsn, parts: vec![part] })?;
             same(&v1::Failure { code: 3, message: "no".into() })?;
+        }
+
+        #[test]
+        fn gathered_records_are_what_the_generated_code_writes(
+            numbers: [u64; 4],
+            powers: (f32, f64, f64),
+            updates in prop::collection::vec((any::<u32>(), body()), 0..4),
+            refused: bool,
+        ) {
+            let [lsn, previous_lsn, session, clock] = numbers;
+            let (learning_rate, beta1_power, beta2_power) = powers;
+            let updates = updates.into_iter().map(|(variable, body)| {
+                let update = Some(v1::Update { variable, body });
+                v1::ResolvedUpdate { update, learning_rate, step: clock, beta1_power, beta2_power }
+            });
+            let refusal = refused.then_some(v1::Refusal { reason: 3, variable: 1 });
+            let updates = updates.chain([v1::ResolvedUpdate::default()]).collect();
+            let push = v1::PushRecord { session, sequence: lsn, clock, refusal, updates };
+            let bodies = [
+                None,
+                Some(record::Body::Push(push)),
+                Some(record::Body::Leave(session)),
+                Some(record::Body::RolledBack(v1::RolledBack {})),
+            ];
+            let records = bodies.map(|body| v1::Record { lsn, previous_lsn, body }).to_vec();
+            let check = refused.then_some(v1::Check { lsn, digest: clock });
+            let shard = v1::ShardRecords { job: clock, shard: 3, epoch: lsn, commit_lsn: lsn, records, check };
+            let source = Some(v1::ServerRef { node: 1, incarnation: clock });
+            let shards = vec![shard, v1::ShardRecords::default()];
+            same(&v1::ReplicateRequest { source, incarnation: lsn, shards })?;
+            let ack = v1::ShardAck { job: 1, shard: 2, epoch: clock, last_lsn: lsn, not_ready: refused, differs: !refused };
+            same(&v1::ReplicateReply { shards: vec![ack; 2] })?;
         }
     }
 }

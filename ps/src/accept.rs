@@ -15,7 +15,6 @@ use tracing::{debug, warn};
 use crate::frames;
 use crate::life::Process;
 use crate::membership::Current;
-use crate::threads::DataThreads;
 
 /// A connection that says nothing for this long is closed.
 const FIRST_BYTES_PATIENCE: Duration = Duration::from_secs(10);
@@ -27,7 +26,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct Takers {
     pub(crate) process: Arc<Process>,
     pub(crate) current: Current,
-    pub(crate) threads: Arc<DataThreads>,
     pub(crate) grpc: mpsc::Sender<io::Result<TcpStream>>,
 }
 
@@ -78,7 +76,7 @@ impl Takers {
         timeout(FIRST_BYTES_PATIENCE, stream.read_exact(&mut hello)).await??;
         let hello = Hello::from_bytes(hello).map_err(io::Error::other)?;
         let (process, current) = (Arc::clone(&self.process), Arc::clone(&self.current));
-        self.threads.spawn(hello, stream, |stream| frames::serve(process, current, stream))
+        self.process.threads.spawn(hello, stream, |stream| frames::serve(process, current, stream))
     }
 }
 
@@ -97,10 +95,8 @@ mod tests {
         let address = listener.local_addr().expect("bound");
         let (life, current) = serving();
         let process = Arc::clone(&life.process);
-        let threads = DataThreads::start(2, &process.shutdown, Duration::ZERO).expect("threads");
         let (grpc, mut accepted) = mpsc::channel(1);
-        let takers =
-            Takers { process: Arc::clone(&process), current, threads: Arc::new(threads), grpc };
+        let takers = Takers { process: Arc::clone(&process), current, grpc };
         tokio::spawn(run(listener, takers));
 
         let mut http = TcpStream::connect(address).await.expect("connect");

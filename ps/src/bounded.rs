@@ -26,12 +26,31 @@ const ITEMS_MAX: usize = 1 << 19;
 pub(crate) struct Lists {
     /// Number of the field of parts.
     parts: u32,
-    /// Numbers of the fields of a part that are lists of messages.
-    items: &'static [u32],
+    /// In a part.
+    items: &'static [List],
 }
 
-pub(crate) const PULL: Lists = Lists { parts: 3, items: &[3, 4] };
-pub(crate) const PUSH: Lists = Lists { parts: 7, items: &[4] };
+/// A field that is a list of messages, and those inside them.
+#[derive(Clone, Copy, Debug)]
+struct List {
+    field: u32,
+    inside: &'static [List],
+}
+
+const fn list(field: u32, inside: &'static [List]) -> List {
+    List { field, inside }
+}
+
+pub(crate) const PULL: Lists = Lists { parts: 3, items: &[list(3, &[]), list(4, &[])] };
+pub(crate) const PUSH: Lists = Lists { parts: 7, items: &[list(4, &[])] };
+/// Records; in them pushes with their updates, modes of variables, and the steps at the end of a round.
+pub(crate) const REPLICATE: Lists = Lists { parts: 3, items: &[list(5, RECORD)] };
+const RECORD: &[List] = &[
+    list(3, &[list(5, &[])]),
+    list(4, &[]),
+    list(72, &[list(2, &[list(3, &[])])]),
+    list(73, &[list(2, &[])]),
+];
 
 /// Decodes a request that arrived as a frame.
 ///
@@ -50,7 +69,7 @@ impl Lists {
         for_each_list(request, |field, part| {
             if field == self.parts {
                 parts += 1;
-                for_each_list(part, |field, _| items += usize::from(self.items.contains(&field)));
+                count(part, self.items, &mut items);
             }
         });
         let too_many = |what, max| Invalid::new("parts", format!("have more than {max} {what}"));
@@ -58,10 +77,22 @@ impl Lists {
             return Err(too_many("elements", SHARDS_MAX as usize));
         }
         if items > ITEMS_MAX {
-            return Err(too_many("variables in all", ITEMS_MAX));
+            return Err(too_many("messages in all", ITEMS_MAX));
         }
         Ok(())
     }
+}
+
+/// Adds the messages of these lists.
+fn count(message: &[u8], lists: &[List], items: &mut usize) {
+    for_each_list(message, |field, element| {
+        if let Some(list) = lists.iter().find(|list| list.field == field) {
+            *items += 1;
+            if !list.inside.is_empty() {
+                count(element, list.inside, items);
+            }
+        }
+    });
 }
 
 /// Calls `each` with the number and the bytes of every field of a message that has a length. Ends where the message is malformed: decoding
@@ -208,18 +239,30 @@ mod tests {
         v1::PushRequest { job: 1, parts: vec![part; parts], ..Default::default() }.encode_to_vec()
     }
 
+    fn records(parts: usize, items: usize) -> Vec<u8> {
+        let updates = vec![v1::ResolvedUpdate::default(); items.saturating_sub(2)];
+        let push = v1::PushRecord { updates, ..Default::default() };
+        let record = v1::Record { body: Some(v1::record::Body::Push(push)), ..Default::default() };
+        let records = if items == 0 { Vec::new() } else { vec![record] };
+        let shard = v1::ShardRecords { records, ..Default::default() };
+        let shards = vec![shard; parts];
+        v1::ReplicateRequest { shards, ..Default::default() }.encode_to_vec()
+    }
+
     #[test]
     fn more_parts_than_shards_and_more_in_them_than_fits_are_refused_before_decoding() {
         let (parts_max, half) = (SHARDS_MAX as usize, ITEMS_MAX / 2);
         for (lists, fits) in [
             (PULL, [pull(0, 0), pull(parts_max, 0), pull(1, half)]),
             (PUSH, [push(0, 0), push(parts_max, 0), push(2, half)]),
+            (REPLICATE, [records(0, 0), records(parts_max, 0), records(2, half)]),
         ] {
             assert!(fits.iter().all(|request| lists.check(request).is_ok()), "{lists:?}");
         }
         for (lists, many) in [
             (PULL, [pull(parts_max + 1, 0), pull(1, half + 1)]),
             (PUSH, [push(parts_max + 1, 0), push(2, half + 1)]),
+            (REPLICATE, [records(parts_max + 1, 0), records(2, half + 1)]),
         ] {
             for request in many {
                 assert_eq!(lists.check(&request).map_err(|invalid| invalid.field), Err("parts"));

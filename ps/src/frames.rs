@@ -1,4 +1,4 @@
-//! Serves one connection of frames (`downpour_proto::frame`): the same requests as the `Shard` service, by the same code.
+//! Serves one connection of frames (`downpour_proto::frame`): the same requests as the `Shard` service, by the same code, and the logs of other servers.
 
 use std::io;
 use std::pin::Pin;
@@ -16,10 +16,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Status;
 use tracing::debug;
 
-use crate::bounded::{self, PULL, PUSH};
+use crate::bounded::{self, PULL, PUSH, REPLICATE};
 use crate::life::Process;
 use crate::membership::Current;
-use crate::{pull, push};
+use crate::{pull, push, replica};
 
 /// Room that is kept for what arrives next.
 const READ_BYTES: usize = 256 << 10;
@@ -112,7 +112,14 @@ impl Connection {
                         return Err(Invalid::new("push", status.message()).into());
                     }
                 }
-                Kind::Pulled | Kind::Pushed | Kind::Failed => {
+                Kind::Replicate => match self.replicate(body).await {
+                    Ok(reply) => self.segments.frame(Kind::Replicated, request, &reply),
+                    Err(status) => {
+                        self.fail(request, &status).await?;
+                        return Err(Invalid::new("records", status.message()).into());
+                    }
+                },
+                Kind::Pulled | Kind::Pushed | Kind::Replicated | Kind::Failed => {
                     let invalid = Invalid::new("frame.kind", "is that of an answer");
                     self.fail(request, &invalid.clone().into()).await?;
                     return Err(invalid.into());
@@ -127,6 +134,10 @@ impl Connection {
         let request = bounded::decode(PULL, body)?;
         let life = self.current.load_full();
         pull::answer(life.as_ref(), request, &mut self.values).await
+    }
+
+    async fn replicate(&mut self, body: Bytes) -> Result<v1::ReplicateReply, Status> {
+        replica::take(&self.current, bounded::decode(REPLICATE, body)?).await
     }
 
     async fn push(&mut self, request: u64, body: Bytes) -> Result<(), Status> {

@@ -3,7 +3,7 @@
 
 mod frames;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -29,7 +29,12 @@ use crate::memory::Memory;
 use crate::metrics::ServerMetrics;
 use crate::shard::tests::fixture::{COUNTS, DENSE, EMBEDDING, route, server, view};
 use crate::shard::{Contact, Role};
+use crate::threads::DataThreads;
 use crate::{pull, push, receive, replica};
+
+/// Of all servers of a test.
+static THREADS: LazyLock<DataThreads> =
+    LazyLock::new(|| DataThreads::start(2, &Shutdown::new(), Duration::ZERO).expect("threads"));
 
 /// A server that serves one shard of one job, alone.
 pub(crate) fn serving() -> (Arc<Life>, Current) {
@@ -39,6 +44,7 @@ pub(crate) fn serving() -> (Arc<Life>, Current) {
         metrics: ServerMetrics::new(&Registry::new()),
         memory: Memory::unlimited(),
         copies: crate::pace::Budget::new(0),
+        threads: THREADS.clone(),
         shutdown: Shutdown::new(),
     };
     let life = Life::new(server(1), Lease::new(BootTime::now(), Duration::ZERO), Arc::new(process));

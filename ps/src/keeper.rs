@@ -58,10 +58,10 @@ fn look(life: &Arc<Life>, stalls: &mut Stalls) {
             life.with(&hosted, |shard| shard.drop_learner(|learner| !learner.waited_for()));
         }
         for member in behind {
-            life.link(member).mark(hosted.key);
+            life.link(member, hosted.key).mark(hosted.key);
         }
         for (member, acked, waits) in lagging {
-            let gone = life.link(member).gone();
+            let gone = life.link(member, hosted.key).gone();
             let name = (hosted.key, member);
             let since = match stalls.get(&name) {
                 Some((position, since)) if *position == acked => *since,

@@ -18,6 +18,7 @@ use downpour_proto::transport::{MESSAGE_BYTES_MAX, channel};
 use downpour_proto::v1::RetryReason;
 use downpour_proto::v1::replica_client::ReplicaClient;
 use downpour_proto::{threads, v1};
+use foldhash::fast::FixedState;
 use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -29,12 +30,13 @@ use crate::config::Config;
 use crate::coordinators::Coordinators;
 use crate::hosted::{Hosted, ShardKey};
 use crate::lease::{BootTime, Lease};
-use crate::link::Link;
+use crate::link::{Link, lane_of};
 use crate::memory::Memory;
 use crate::metrics::ServerMetrics;
 use crate::pace::Budget;
 use crate::shard::{Declined, Redirect, Role, Shard};
 use crate::state::{ShardState, WithoutRoom};
+use crate::threads::DataThreads;
 use crate::{join, promote};
 
 /// What the lives of one process share.
@@ -46,6 +48,8 @@ pub(crate) struct Process {
     pub(crate) memory: Memory,
     /// Bytes of copies that it sends.
     pub(crate) copies: Budget,
+    /// For connections of frames.
+    pub(crate) threads: DataThreads,
     pub(crate) shutdown: Shutdown,
 }
 
@@ -59,14 +63,16 @@ pub(crate) struct Life {
     log_bytes: AtomicUsize,
     /// Cancelled when this incarnation ends.
     pub(crate) token: CancellationToken,
-    shards: DashMap<ShardKey, Arc<Hosted>>,
+    /// Looked up for each part of a request: names are few and come from the coordinators, so that a simple hash will do.
+    shards: DashMap<ShardKey, Arc<Hosted>, FixedState>,
     jobs: RwLock<HashMap<JobId, Arc<JobView>>>,
     /// The watch has said everything that there is.
     pub(crate) heard_all: AtomicBool,
     /// The job that this server is for was there, if only between two looks.
     pub(crate) job_seen: AtomicBool,
     nodes: RwLock<HashMap<NodeId, NodeView>>,
-    links: DashMap<ServerRef, Arc<Link>>,
+    /// By lane.
+    links: DashMap<(ServerRef, u32), Arc<Link>>,
     /// Connections to other servers, by address.
     channels: DashMap<String, Channel>,
     /// Replicas that this incarnation dropped, with the epoch: it can never again be in sync by itself.
@@ -86,7 +92,7 @@ impl Life {
             lease,
             log_bytes: AtomicUsize::new(0),
             token,
-            shards: DashMap::new(),
+            shards: DashMap::default(),
             jobs: RwLock::default(),
             heard_all: AtomicBool::new(false),
             job_seen: AtomicBool::new(false),
@@ -311,7 +317,7 @@ impl Life {
             self.count_refused(hosted.key, without_room);
         }
         for member in members {
-            self.link(member).mark(hosted.key);
+            self.link(member, hosted.key).mark(hosted.key);
         }
         if effects.settle || effects.promote || effects.removed {
             hosted.changed.send_replace(());
@@ -424,18 +430,19 @@ impl Life {
         Ok(())
     }
 
-    /// The link to a member, made on first use.
-    pub(crate) fn link(self: &Arc<Self>, peer: ServerRef) -> Arc<Link> {
-        if let Some(link) = self.links.get(&peer) {
+    /// The link to a member that a shard keeps to, made on first use.
+    pub(crate) fn link(self: &Arc<Self>, peer: ServerRef, key: ShardKey) -> Arc<Link> {
+        let lane = lane_of(key);
+        if let Some(link) = self.links.get(&(peer, lane)) {
             return Arc::clone(&link);
         }
-        let entry = self.links.entry(peer).or_insert_with(|| Link::start(self, peer));
-        Arc::clone(&entry)
+        let entry = self.links.entry((peer, lane));
+        Arc::clone(&entry.or_insert_with(|| Link::start(self, peer, lane)))
     }
 
     /// A link whose peer is gone and that nobody needs.
-    pub(crate) fn unlink(&self, peer: ServerRef) {
-        self.links.remove(&peer);
+    pub(crate) fn unlink(&self, peer: ServerRef, lane: u32) {
+        self.links.remove(&(peer, lane));
     }
 
     /// Has the coordinator remove a member from a shard's in-sync set. Returns at once; the set changes when the committed route was read back.

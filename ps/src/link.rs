@@ -10,20 +10,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use downpour_core::id::{Epoch, JobId, Lsn, ServerRef, ShardId};
-use downpour_proto::transport::MESSAGE_BYTES_TARGET;
+use downpour_proto::frame::{Frame, Hello, Kind, LANES, SERVER};
+use downpour_proto::framed::{Connection, failure};
 use downpour_proto::v1;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use prost::Message;
+use tokio::sync::Notify;
+use tonic::{Code, Status};
 use tracing::{debug, error, info, warn};
 
-use crate::hosted::ShardKey;
+use crate::hosted::{Hosted, ShardKey};
 use crate::life::Life;
 use crate::shard::{Ack, Room};
 
-/// Requests that wait for room in the connection.
-const REQUESTS_MAX: usize = 4;
+/// Size that messages aim at (docs/performance.md has the measurements).
+const MESSAGE_BYTES: usize = 256 << 10;
+/// No more is added to what waits for room in the connection beyond this.
+const WAITING_BYTES_MAX: usize = 256 << 10;
 /// Before a broken connection is made again, and before a member that was not ready is asked again.
 const PAUSE: Duration = Duration::from_millis(25);
 /// A connection that is refused for this long means that the process is gone.
@@ -32,10 +35,11 @@ const REFUSED_MAX: Duration = Duration::from_millis(200);
 /// What a shard costs in a message beside its records, at most.
 const SHARD_BYTES: usize = 64;
 
-/// The way to one other server.
+/// The way to one other server, for the shards of one lane.
 #[derive(Debug)]
 pub(crate) struct Link {
     peer: ServerRef,
+    lane: u32,
     dirty: Mutex<Dirty>,
     wake: Notify,
     gone: AtomicBool,
@@ -75,16 +79,17 @@ impl Dirty {
 
 impl Link {
     /// Starts the task of a link.
-    pub(crate) fn start(life: &Arc<Life>, peer: ServerRef) -> Arc<Self> {
-        let link = Arc::new(Link {
-            peer,
-            dirty: Mutex::default(),
-            wake: Notify::new(),
-            gone: AtomicBool::new(false),
-        });
+    pub(crate) fn start(life: &Arc<Life>, peer: ServerRef, lane: u32) -> Arc<Self> {
+        let link = Arc::new(Link::new(peer, lane));
         let run = Arc::clone(&link).run(Arc::clone(life));
+        let _inside = life.process.threads.enter(lane);
         life.spawn("replicate", run);
         link
+    }
+
+    fn new(peer: ServerRef, lane: u32) -> Self {
+        let gone = AtomicBool::new(false);
+        Link { peer, lane, dirty: Mutex::default(), wake: Notify::new(), gone }
     }
 
     /// The shard has something for the peer.
@@ -115,9 +120,9 @@ impl Link {
                 info!(peer = %self.peer, status = %ended.message(), "peer is gone");
             }
             if self.gone() && !self.needed(&life) {
-                return life.unlink(self.peer);
+                return life.unlink(self.peer, self.lane);
             }
-            debug!(peer = %self.peer, status = %ended, "replication stream ended");
+            debug!(peer = %self.peer, lane = self.lane, status = %ended, "replication ended");
             tokio::time::sleep(PAUSE).await;
         }
     }
@@ -127,67 +132,60 @@ impl Link {
         let Some(address) = life.address(self.peer) else {
             return Status::unavailable("the peer is not known");
         };
-        match self.open(life, &address).await {
-            Ok((requests, replies)) => {
+        let timeout = Duration::from_millis(life.process.config.backup_timeout_ms);
+        match tokio::time::timeout(timeout, self.open(life, &address)).await {
+            Ok(Ok(connection)) => {
                 self.rewind(life);
-                self.pump(life, requests, replies).await
+                self.pump(life, connection).await
             }
-            Err(status) => status,
+            Ok(Err(status)) => status,
+            Err(_) => Status::deadline_exceeded("the peer does not answer"),
         }
     }
 
-    async fn open(
-        &self,
-        life: &Arc<Life>,
-        address: &str,
-    ) -> Result<(mpsc::Sender<v1::ReplicateRequest>, Streaming<v1::ReplicateReply>), Status> {
-        let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
+    /// A connection whose peer has answered.
+    async fn open(&self, life: &Life, address: &str) -> Result<Connection, Status> {
+        let hello = Hello { session: SERVER | u64::from(life.me.node.0), lane: self.lane };
+        let mut connection = Connection::open(address, hello).await.map_err(broken)?;
         // An empty request first: a peer of another incarnation says so at once.
-        let hello = self.request(life, Vec::new());
-        let mut client = life.replica(address)?;
-        let opening = async {
-            requests.send(hello).await.map_err(|_| Status::internal("closed"))?;
-            client.replicate(ReceiverStream::new(receiver)).await
-        };
-        let timeout = Duration::from_millis(life.process.config.backup_timeout_ms);
-        let replies = tokio::time::timeout(timeout, opening)
-            .await
-            .map_err(|_| Status::deadline_exceeded("the peer does not answer"))??;
-        Ok((requests, replies.into_inner()))
+        connection.send(Kind::Replicate, 0, &self.request(life, Vec::new()));
+        loop {
+            connection.turn().await.map_err(broken)?;
+            if let Some(frame) = connection.take()? {
+                reply(frame)?;
+                return Ok(connection);
+            }
+        }
     }
 
-    async fn pump(
-        &self,
-        life: &Arc<Life>,
-        requests: mpsc::Sender<v1::ReplicateRequest>,
-        mut replies: Streaming<v1::ReplicateReply>,
-    ) -> Status {
+    async fn pump(&self, life: &Arc<Life>, mut connection: Connection) -> Status {
         let mut not_ready = BTreeSet::new();
         let mut again = tokio::time::interval(PAUSE);
         again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let ready = !self.dirty.lock().keys.is_empty();
+            while connection.waiting() < WAITING_BYTES_MAX {
+                let shards = self.collect(life);
+                if shards.is_empty() {
+                    break;
+                }
+                connection.send(Kind::Replicate, 0, &self.request(life, shards));
+            }
             tokio::select! {
-                permit = requests.reserve(), if ready => match permit {
-                    Ok(permit) => {
-                        let shards = self.collect(life);
-                        if !shards.is_empty() {
-                            permit.send(self.request(life, shards));
+                turned = connection.turn() => {
+                    let taken = turned.map_err(broken).and_then(|()| {
+                        while let Some(frame) = connection.take()? {
+                            self.gone.store(false, Ordering::Release);
+                            for ack in reply(frame)?.shards {
+                                self.acknowledge(life, &ack, &mut not_ready);
+                            }
                         }
+                        Ok(())
+                    });
+                    if let Err(status) = taken {
+                        return status;
                     }
-                    Err(_) => return Status::unavailable("the stream was closed"),
-                },
-                () = self.wake.notified(), if !ready => {}
-                reply = replies.message() => match reply {
-                    Ok(Some(reply)) => {
-                        self.gone.store(false, Ordering::Release);
-                        for ack in reply.shards {
-                            self.acknowledge(life, &ack, &mut not_ready);
-                        }
-                    }
-                    Ok(None) => return Status::unavailable("the peer ended the stream"),
-                    Err(status) => return status,
-                },
+                }
+                () = self.wake.notified() => {}
                 _ = again.tick(), if !not_ready.is_empty() => {
                     for key in std::mem::take(&mut not_ready) {
                         self.again(life, key);
@@ -208,7 +206,7 @@ impl Link {
     /// What the next request carries: shards that have something, up to the size that streams best.
     fn collect(&self, life: &Arc<Life>) -> Vec<v1::ShardRecords> {
         let mut shards = Vec::new();
-        let mut left = MESSAGE_BYTES_TARGET;
+        let mut left = MESSAGE_BYTES;
         let mut full = false;
         while !full && left > 0 {
             let Some(key) = self.dirty.lock().next() else { break };
@@ -266,7 +264,7 @@ impl Link {
 
     /// A new connection: everything that was not acknowledged is sent again.
     fn rewind(&self, life: &Arc<Life>) {
-        for hosted in life.all() {
+        for hosted in life.all().iter().filter(|hosted| lane_of(hosted.key) == self.lane) {
             self.again(life, hosted.key);
         }
     }
@@ -279,10 +277,33 @@ impl Link {
 
     /// Whether some shard waits for the peer.
     fn needed(&self, life: &Arc<Life>) -> bool {
-        life.all()
-            .iter()
-            .any(|hosted| hosted.shard.lock().peers().any(|(peer, _)| peer == self.peer))
+        let waits = |hosted: &Arc<Hosted>| {
+            lane_of(hosted.key) == self.lane
+                && hosted.shard.lock().peers().any(|(peer, _)| peer == self.peer)
+        };
+        life.all().iter().any(waits)
     }
+}
+
+/// Which link to a server a shard keeps to: its records stay in order.
+pub(crate) fn lane_of(key: ShardKey) -> u32 {
+    key.shard.0 % LANES
+}
+
+/// The answer to a request.
+fn reply(Frame { kind, body, .. }: Frame) -> Result<v1::ReplicateReply, Status> {
+    match kind {
+        Kind::Replicated => {
+            v1::ReplicateReply::decode(body).map_err(|error| Status::internal(error.to_string()))
+        }
+        Kind::Failed => Err(failure(body)),
+        _ => Err(Status::internal("an answer that is none to records")),
+    }
+}
+
+/// Keeps what the system said: see [`refused`].
+fn broken(error: io::Error) -> Status {
+    Status::from_error(error.into())
 }
 
 /// Whether nobody listens there.
@@ -321,12 +342,7 @@ mod tests {
         });
         life.on_view(JobView::clone(&three));
         let key = |shard| ShardKey { job: JobId(2), shard: ShardId(shard) };
-        let link = Link {
-            peer: server(2),
-            dirty: Mutex::default(),
-            wake: Notify::new(),
-            gone: AtomicBool::new(false),
-        };
+        let link = Link::new(server(2), 0);
         let salt = downpour_core::mix::salt("counts");
         let keys = |shard, count| -> Vec<u64> {
             let here = |key: &u64| shard_of(*key, salt, SHARDS) == ShardId(shard);
@@ -336,7 +352,7 @@ mod tests {
             let hosted = life.hosted(key(shard)).expect("here");
             let mut primary = hosted.shard.lock();
             promote(&mut primary, &mut [replica(server(2), &three)]);
-            let count = if shard == 1 { MESSAGE_BYTES_TARGET / 8 } else { 1 };
+            let count = if shard == 1 { MESSAGE_BYTES / 8 } else { 1 };
             push(&mut primary, counting(1, &keys(shard, count)));
             link.mark(key(shard));
         }
@@ -347,7 +363,7 @@ mod tests {
         };
         let (first, bytes) = message(&link);
         assert_eq!(first, [(0, 1), (1, 0)]);
-        assert!(bytes <= MESSAGE_BYTES_TARGET);
+        assert!(bytes <= MESSAGE_BYTES);
         // Also while a shard before it always has something.
         let hosted = life.hosted(key(0)).expect("here");
         push(&mut hosted.shard.lock(), counting(2, &keys(0, 1)));

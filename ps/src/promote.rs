@@ -124,7 +124,11 @@ impl Driver<'_> {
                 Answer::Fenced(Fenced { epoch: Epoch(epoch), last: Lsn(last_lsn), not_ready })
             }
             Ok(Err(status)) if status.code() == Code::FailedPrecondition => Answer::Gone,
-            Ok(Err(status)) if refused(&status) && self.life.link(member).gone() => Answer::Gone,
+            Ok(Err(status))
+                if refused(&status) && self.life.link(member, self.hosted.key).gone() =>
+            {
+                Answer::Gone
+            }
             Ok(Err(_)) | Err(_) => Answer::Silent,
         }
     }

@@ -1,4 +1,4 @@
-//! The `Replica` service: other servers replicate to this one, fence it, and fetch from it.
+//! Other servers replicate to this one; over the `Replica` service they fence it, fetch from it and copy to it.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,14 +7,14 @@ use downpour_core::id::{Epoch, JobId, Lsn, ServerRef, ShardId};
 use downpour_proto::transport::MESSAGE_BYTES_TARGET;
 use downpour_proto::v1::replica_server::Replica;
 use downpour_proto::{Invalid, convert, v1};
-use futures::{Stream, StreamExt, stream};
-use tokio_util::sync::CancellationToken;
+use futures::{Stream, stream};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
 use crate::hosted::ShardKey;
 use crate::life::Life;
 use crate::membership::Current;
+use crate::pace::Pace;
 use crate::receive;
 use crate::record::Record;
 use crate::service::meant_for;
@@ -24,48 +24,30 @@ use crate::shard::{Ack, Check, Contact, Incoming};
 #[derive(Clone, Debug)]
 pub(crate) struct Service {
     pub(crate) current: Current,
-    /// Cancelled when the process stops.
-    pub(crate) stop: CancellationToken,
 }
 
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Service {
-    /// The life that a message is meant for.
     fn life(&self, incarnation: u64) -> Result<Arc<Life>, Status> {
-        let life = self.current.load_full();
-        match life {
-            Some(life) if meant_for(Some(&life), incarnation) => Ok(life),
-            _ => Err(Status::failed_precondition(format!(
-                "incarnation {incarnation} does not live here"
-            ))),
-        }
+        addressed(&self.current, incarnation)
+    }
+}
+
+/// The life that a message is meant for.
+fn addressed(current: &Current, incarnation: u64) -> Result<Arc<Life>, Status> {
+    let life = current.load_full();
+    match life {
+        Some(life) if meant_for(Some(&life), incarnation) => Ok(life),
+        _ => Err(Status::failed_precondition(format!(
+            "incarnation {incarnation} does not live here"
+        ))),
     }
 }
 
 #[tonic::async_trait]
 impl Replica for Service {
-    type ReplicateStream = Replies<v1::ReplicateReply>;
     type FetchLogStream = Replies<v1::FetchLogReply>;
-
-    async fn replicate(
-        &self,
-        request: Request<Streaming<v1::ReplicateRequest>>,
-    ) -> Result<Response<Self::ReplicateStream>, Status> {
-        let service = self.clone();
-        // Each request is answered before the next is read: the stream is the order of the log.
-        let replies = request.into_inner().map(move |request| {
-            let request = request?;
-            let life = service.life(request.incarnation)?;
-            let source = convert::server("source", request.source)?;
-            let contact = life.lease.contact();
-            let shards = request.shards.into_iter();
-            let shards = shards.map(|shard| replicate(&life, source, contact, shard));
-            Ok(v1::ReplicateReply { shards: shards.collect() })
-        });
-        let stop = self.stop.clone().cancelled_owned();
-        Ok(Response::new(Box::pin(replies.take_until(stop))))
-    }
 
     async fn fence(
         &self,
@@ -124,6 +106,25 @@ impl Replica for Service {
         });
         Ok(Response::new(Box::pin(replies)))
     }
+}
+
+/// Follows records as they came in one message. It is answered before the next is read: a connection is the order of the log.
+///
+/// # Errors
+/// Another incarnation is meant, or nobody says whose records they are.
+pub(crate) async fn take(
+    current: &Current,
+    request: v1::ReplicateRequest,
+) -> Result<v1::ReplicateReply, Status> {
+    let life = addressed(current, request.incarnation)?;
+    let source = convert::server("source", request.source)?;
+    let mut shards = Vec::with_capacity(request.shards.len());
+    let mut pace = Pace::start();
+    for shard in request.shards {
+        shards.push(replicate(&life, source, life.lease.contact(), shard));
+        pace.rest().await;
+    }
+    Ok(v1::ReplicateReply { shards })
 }
 
 pub(crate) fn replicate(

@@ -55,7 +55,9 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
     let shutdown = node.shutdown.clone();
     let memory = Memory::new(config.memory_limit, config.data_threads())?;
     let copies = Budget::new(config.copy_bytes_per_s);
-    let process = Arc::new(Process { config, coordinators, metrics, memory, copies, shutdown });
+    let threads = DataThreads::start(config.data_threads(), &shutdown, DRAIN_MAX)?;
+    let process = Process { config, coordinators, metrics, memory, copies, threads, shutdown };
+    let process = Arc::new(process);
     if process.memory.is_limited() {
         let (process, token) = (Arc::clone(&process), node.shutdown.token());
         node.shutdown.spawn("memory", async move {
@@ -74,21 +76,14 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
     node.readiness.started();
     let token = node.shutdown.token();
     let shards = service::Service { process: Arc::clone(&process), current: Arc::clone(&current) };
-    let replicas =
-        ReplicaServer::new(replica::Service { current: Arc::clone(&current), stop: token.clone() })
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let replicas = ReplicaServer::new(replica::Service { current: Arc::clone(&current) })
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let clocks =
         ClockServer::new(clock::Service { current: Arc::clone(&current), stop: token.clone() })
             .max_decoding_message_size(REQUEST_BYTES_MAX);
-    let threads = DataThreads::start(process.config.data_threads(), &node.shutdown, DRAIN_MAX)?;
     let (grpc, accepted) = mpsc::channel(ACCEPTED_MAX);
-    let takers = Takers {
-        process: Arc::clone(&process),
-        current: Arc::clone(&current),
-        threads: Arc::new(threads),
-        grpc,
-    };
+    let takers = Takers { process: Arc::clone(&process), current: Arc::clone(&current), grpc };
     node.shutdown.spawn("accept", accept::run(listener, takers));
     let serving = server_builder()
         .concurrency_limit_per_connection(UNARY_REQUESTS_MAX)

@@ -11,11 +11,11 @@ use downpour_node::shutdown::Shutdown;
 use downpour_proto::frame::Hello;
 use downpour_proto::net::{self, TcpStream};
 use parking_lot::Mutex;
-use tokio::runtime::Handle;
+use tokio::runtime::{EnterGuard, Handle};
 
 /// Hands connections out. Those of one session's lane are served by one thread: a worker's push changes the rows that it has just pulled, and finds
 /// them in that core's cache. Its lanes are served by different threads, which share the work of one client.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct DataThreads {
     handles: Vec<Handle>,
     homes: Arc<Mutex<Homes>>,
@@ -84,6 +84,11 @@ impl DataThreads {
         Ok(DataThreads { handles, homes: Arc::new(Mutex::new(homes)), shutdown: shutdown.clone() })
     }
 
+    /// Tasks that are spawned while the guard lives run on the thread of this number, of all that there are.
+    pub(crate) fn enter(&self, number: u32) -> EnterGuard<'_> {
+        self.handles[number as usize % self.handles.len()].enter()
+    }
+
     /// Runs `serve` with a connection on the thread of its session and lane.
     ///
     /// # Errors
@@ -98,7 +103,7 @@ impl DataThreads {
         let Hello { session, lane } = hello;
         let home = self.homes.lock().enter(session);
         let counted = Counted { homes: Arc::clone(&self.homes), session };
-        let _inside = self.handles[home.wrapping_add(lane as usize) % self.handles.len()].enter();
+        let _inside = self.enter(lane.wrapping_add(home as u32));
         let stream = net::attach(stream)?;
         self.shutdown.spawn("connection", async move {
             let _counted = counted;

@@ -7,11 +7,14 @@ mod support;
 use std::time::Duration;
 
 use downpour_core::tensor_bytes::floats;
+use downpour_proto::frame::{Hello, Kind, SERVER};
+use downpour_proto::framed::Connection;
 use downpour_proto::transport::channel;
 use downpour_proto::v1;
 use downpour_proto::v1::pull_part_reply::Result as PullResult;
 use downpour_proto::v1::push_part_reply::Result as PushResult;
 use downpour_proto::v1::replica_client::ReplicaClient;
+use prost::Message;
 use support::{Script, Server, wait_for};
 use tonic::Code;
 
@@ -299,9 +302,17 @@ async fn what_one_backup_alone_had_is_fetched_by_the_one_that_is_promoted() {
     let variable = script.now().jobs[0].variables[0].clone();
     let shards = (0..SHARDS).map(|shard| records(shard, variable.clone())).collect();
     let request = v1::ReplicateRequest { source: Some(me), incarnation: ahead.incarnation, shards };
-    let mut replies =
-        replica.replicate(tokio_stream::once(request)).await.expect("a stream").into_inner();
-    let acks = replies.message().await.expect("a reply").expect("one for each request").shards;
+    let hello = Hello { session: SERVER | 9, lane: 0 };
+    let mut link = Connection::open(&script.address_of(ahead), hello).await.expect("connected");
+    link.send(Kind::Replicate, 7, &request);
+    let answer = loop {
+        link.turn().await.expect("an answer");
+        if let Some(frame) = link.take().expect("a server sends frames") {
+            break frame;
+        }
+    };
+    assert_eq!((answer.kind, answer.request), (Kind::Replicated, 7));
+    let acks = v1::ReplicateReply::decode(answer.body).expect("a reply").shards;
     assert!(acks.iter().all(|ack| !ack.not_ready && ack.last_lsn == (1 << 40 | 2)), "{acks:?}");
 
     let heir = script.server("ps-0");

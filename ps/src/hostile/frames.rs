@@ -119,6 +119,31 @@ async fn a_pull_that_is_malformed_is_refused_by_field_and_the_next_is_answered()
     assert_eq!(client.pulls().await, [0.0, 0.0]);
 }
 
+fn some_replication() -> v1::ReplicateRequest {
+    let incarnation = server(1).incarnation.0;
+    v1::ReplicateRequest {
+        source: Some(server(2).into()),
+        incarnation,
+        shards: vec![some_records()],
+    }
+}
+
+#[tokio::test]
+async fn records_are_answered_shard_by_shard_and_those_for_another_life_end_the_connection() {
+    let mut client = Client::connect().await;
+    client.send(&framed(Kind::Replicate, 5, &some_replication())).await;
+    let Frame { kind, request, body } = client.answer().await.expect("an answer");
+    assert_eq!((kind, request), (Kind::Replicated, 5));
+    let reply = v1::ReplicateReply::decode(body).expect("a reply");
+    // It is the primary itself.
+    assert!(matches!(&reply.shards[..], [ack] if ack.not_ready && ack.epoch == 1), "{reply:?}");
+    let another = v1::ReplicateRequest { incarnation: 77, ..some_replication() };
+    client.send(&framed(Kind::Replicate, 6, &another)).await;
+    let (request, failure) = client.failure().await;
+    assert_eq!((request, failure.code), (6, Code::FailedPrecondition as u32));
+    assert_eq!(client.answer().await, None);
+}
+
 #[tokio::test]
 async fn what_cannot_be_followed_ends_the_connection_with_its_reason() {
     let mut too_long = header(Kind::Push, 0);
@@ -126,11 +151,14 @@ async fn what_cannot_be_followed_ends_the_connection_with_its_reason() {
     let mut unknown = header(Kind::Push, 0);
     unknown[4] = 99;
     let malformed = v1::PushRequest { session: 0, ..a_push() };
+    let nobodys = v1::ReplicateRequest { source: None, ..some_replication() };
     for (sent, field) in [
         (too_long.to_vec(), "frame.length:"),
         (unknown.to_vec(), "frame.kind:"),
         (header(Kind::Pulled, 0).to_vec(), "frame.kind:"),
         (framed(Kind::Push, 8, &malformed), "session:"),
+        (header(Kind::Replicated, 0).to_vec(), "frame.kind:"),
+        (framed(Kind::Replicate, 8, &nobodys), "source:"),
     ] {
         let mut client = Client::connect().await;
         client.send(&sent).await;
@@ -146,15 +174,16 @@ proptest! {
 
     #[test]
     fn spoilt_frames_end_in_answers_or_the_end_of_the_connection(
-        spoils in prop::collection::vec((any::<bool>(), changes()), 4),
+        spoils in prop::collection::vec((0..3, changes()), 4),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("a runtime").block_on(async {
-            for (pull, changes) in spoils {
+            for (which, changes) in spoils {
                 let mut client = Client::connect().await;
-                let mut bytes = match pull {
-                    true => framed(Kind::Pull, 1, &a_pull()),
-                    false => framed(Kind::Push, 1, &a_push()),
+                let mut bytes = match which {
+                    0 => framed(Kind::Pull, 1, &a_pull()),
+                    1 => framed(Kind::Push, 1, &a_push()),
+                    _ => framed(Kind::Replicate, 1, &some_replication()),
                 };
                 // A length that was spoilt would have the server wait for the rest.
                 let (start, len) = (4, bytes.len());
