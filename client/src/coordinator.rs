@@ -195,7 +195,7 @@ impl Coordinators {
     /// The same, if the job's view is of this version still (0: whatever it is).
     ///
     /// # Errors
-    /// It has changed meanwhile (a failed precondition); see [`Coordinators::call`].
+    /// It has changed meanwhile ([`Refused::Conflict`](crate::Refused::Conflict)); see [`Coordinators::call`].
     pub async fn delete_job_if(&self, job: JobId, version: u64) -> Result<(), Error> {
         let request = v1::DeleteJobRequest { job: job.0, if_version: version };
         self.call("delete job", |mut member| async move { member.delete_job(request).await })

@@ -140,6 +140,8 @@ pub enum Refused {
     AlreadyExists,
     /// The state forbids it.
     FailedPrecondition,
+    /// Something else is under way, or was first: look again, and ask again.
+    Conflict,
     /// The message is over a limit.
     TooLarge,
     /// Anything else that repeating does not help against.
@@ -193,6 +195,7 @@ impl Error {
             Code::InvalidArgument => Refused::InvalidArgument,
             Code::AlreadyExists => Refused::AlreadyExists,
             Code::FailedPrecondition => Refused::FailedPrecondition,
+            Code::Aborted => Refused::Conflict,
             Code::OutOfRange => Refused::TooLarge,
             Code::Unimplemented | Code::PermissionDenied | Code::Unauthenticated => Refused::Other,
             _ => return None,

@@ -204,6 +204,9 @@ pub enum Refused {
     /// The state forbids it.
     #[error("{0}")]
     FailedPrecondition(String),
+    /// Something else is under way, or was first: to be looked at again, and asked for again.
+    #[error("{0}")]
+    Conflict(String),
     /// Not yet: to be asked for again.
     #[error("{0}")]
     Later(String),

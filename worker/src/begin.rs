@@ -234,24 +234,11 @@ pub(crate) async fn save(
     job: JobId,
     uri: &str,
 ) -> Result<String, Error> {
-    let started = Instant::now();
-    let reply = loop {
-        match coordinators.create_checkpoint(job, uri, true).await {
-            Err(Error::Refused { code: Refused::FailedPrecondition, .. })
-                if started.elapsed() < SAVED_WITHIN
-                    && coordinators.checkpoints(job).await?.0.open.is_some() =>
-            {
-                sleep(LOOK).await;
-            }
-            reply => break reply?,
-        }
-    };
-    let name = reply.checkpoint;
-    let ended = coordinators.checkpoint_ended(job, &name, SAVED_WITHIN, |_| ()).await?;
+    let ended = coordinators.take_checkpoint(job, uri, true, SAVED_WITHIN).await?;
     if ended.error.is_empty() {
-        return Ok(name);
+        return Ok(ended.checkpoint);
     }
-    let message = format!("checkpoint {name} failed: {}", ended.error);
+    let message = format!("checkpoint {} failed: {}", ended.checkpoint, ended.error);
     Err(Error::Refused { what: "save the job", code: Refused::Other, message })
 }
 

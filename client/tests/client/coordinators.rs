@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use downpour_client::{Coordinators, Error, Job, Session, SessionOptions};
+use downpour_client::{Coordinators, Error, Job, Refused, Session, SessionOptions};
 use downpour_core::init::Init;
 use downpour_core::optimizer::{OptimizerSpec, Sgd};
 use downpour_core::spec::{JobSpec, Shape, TableSpec, VariableSpec};
@@ -139,4 +139,18 @@ async fn a_dropped_session_is_closed() {
     let id = session.id();
     drop(session);
     wait_for("the session is closed", || cluster.state.lock().closed.contains(&id)).await;
+}
+
+#[tokio::test]
+async fn a_checkpoint_waits_for_one_that_ends_while_nobody_looks() {
+    let cluster = Cluster::start(1, 1).await;
+    let coordinators = coordinators(&cluster);
+    let job = coordinators.create_job(&fake::job()).await.unwrap().0.job;
+    cluster.state.lock().checkpoints_in_the_way = 3;
+    let refused = coordinators.create_checkpoint(job, "file:///there", true).await.unwrap_err();
+    assert!(matches!(refused, Error::Refused { code: Refused::Conflict, .. }), "{refused}");
+    let patience = Duration::from_secs(60);
+    let taken = coordinators.take_checkpoint(job, "file:///there", true, patience).await;
+    assert_eq!(taken.unwrap().checkpoint, "1");
+    assert_eq!(cluster.state.lock().checkpoints_asked, 4);
 }

@@ -40,6 +40,7 @@ pub(crate) fn of(error: Error, cluster: &Cluster, group: &Group) -> Status {
         Error::Refused(Refused::NotFound(_)) => Status::not_found(message),
         Error::Refused(Refused::AlreadyExists(_)) => Status::already_exists(message),
         Error::Refused(Refused::FailedPrecondition(_)) => Status::failed_precondition(message),
+        Error::Refused(Refused::Conflict(_)) => Status::aborted(message),
     }
 }
 

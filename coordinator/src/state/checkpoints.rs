@@ -32,7 +32,7 @@ impl State {
         let shards = job.view.spec.shards as usize;
         if let Some(open) = &job.view.orders.checkpoint {
             let problem = format!("checkpoint {} of job {id} is being taken", open.checkpoint);
-            return Err(Refused::FailedPrecondition(problem));
+            return Err(Refused::Conflict(problem));
         }
         if !order.newer_than.is_empty() && order.newer_than.len() != shards {
             let problem = format!("newer_than: give one for each of the {shards} shards, or none");

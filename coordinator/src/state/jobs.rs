@@ -237,10 +237,7 @@ pub(super) fn check_version(job: &Job, if_version: Option<u64>) -> Result<(), Re
     if if_version.is_none_or(|seen| seen == *version) {
         return Ok(());
     }
-    Err(Refused::FailedPrecondition(format!(
-        "job {:?} has changed meanwhile: look at it again",
-        spec.name
-    )))
+    Err(Refused::Conflict(format!("job {:?} has changed meanwhile: look at it again", spec.name)))
 }
 
 /// Everybody is in sync: all are empty.

@@ -128,11 +128,10 @@ async fn take(args: &Args) -> anyhow::Result<(String, Option<String>)> {
             ),
         },
     };
-    let name = coordinators.create_checkpoint(job, &uri, true).await?.checkpoint;
-    let ended = coordinators.checkpoint_ended(job, &name, args.within, |_| ()).await?;
+    let ended = coordinators.take_checkpoint(job, &uri, true, args.within).await?;
     match ended.error.as_str() {
-        "" => Ok((uri, Some(name))),
-        error => bail!("checkpoint {name} failed: {error}"),
+        "" => Ok((uri, Some(ended.checkpoint))),
+        error => bail!("checkpoint {} failed: {error}", ended.checkpoint),
     }
 }
 

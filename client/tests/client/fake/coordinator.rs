@@ -17,6 +17,9 @@ pub(crate) struct Member {
     pub(crate) cluster: Cluster,
 }
 
+/// Every checkpoint is called so, and is whole at once.
+const CHECKPOINT: &str = "1";
+
 type Answer<T> = Result<Response<T>, Status>;
 
 fn answer<T>(message: T) -> Answer<T> {
@@ -183,10 +186,13 @@ impl Coordinator for Member {
     async fn get_cluster(&self, _: Request<GetClusterRequest>) -> Answer<GetClusterReply> {
         self.lead().await?;
         let state = self.cluster.state.lock();
-        let jobs = state
-            .view
-            .iter()
-            .map(|view| JobStatus { view: Some(view.into()), ..JobStatus::default() });
+        let whole = EndedCheckpoint { checkpoint: CHECKPOINT.into(), ..Default::default() };
+        let checkpoints = JobCheckpoints { whole: Some(whole), ..JobCheckpoints::default() };
+        let jobs = state.view.iter().map(|view| JobStatus {
+            view: Some(view.into()),
+            checkpoints: Some(checkpoints.clone()),
+            ..JobStatus::default()
+        });
         answer(GetClusterReply { jobs: jobs.collect(), ..GetClusterReply::default() })
     }
 
@@ -220,7 +226,14 @@ impl Coordinator for Member {
         &self,
         _: Request<CreateCheckpointRequest>,
     ) -> Answer<CreateCheckpointReply> {
-        Err(Status::unimplemented("not played"))
+        self.lead().await?;
+        let mut state = self.cluster.state.lock();
+        state.checkpoints_asked += 1;
+        if state.checkpoints_in_the_way > 0 {
+            state.checkpoints_in_the_way -= 1;
+            return Err(Status::aborted("another one is being taken"));
+        }
+        answer(CreateCheckpointReply { checkpoint: CHECKPOINT.into(), chain: 0 })
     }
 
     async fn report_saved(&self, _: Request<ReportSavedRequest>) -> Answer<ReportSavedReply> {

@@ -83,6 +83,10 @@ pub(crate) struct State {
     pub(crate) dense_blocks_sent: usize,
     /// Messages with pulls.
     pub(crate) pulls: usize,
+    /// So often a checkpoint is being taken when another is asked for, and has ended at the next look.
+    pub(crate) checkpoints_in_the_way: u32,
+    /// How often one was asked for.
+    pub(crate) checkpoints_asked: u32,
 }
 
 #[derive(Default)]
@@ -123,6 +127,8 @@ impl Cluster {
             stale_pulls: false,
             dense_blocks_sent: 0,
             pulls: 0,
+            checkpoints_in_the_way: 0,
+            checkpoints_asked: 0,
         };
         let version = Arc::new(watch::Sender::new(1));
         let cluster = Cluster { state: Arc::new(Mutex::new(state)), version };

@@ -47,7 +47,7 @@ fn one_checkpoint_at_a_time_is_whole_when_each_shard_is_stored() {
     let (mut machine, _) = Machine::with_job(2, 2);
     machine.done(start("a"));
     assert!(machine.job().manifest().is_none(), "no shard is stored");
-    assert!(matches!(machine.apply(start("b")), Err(Refused::FailedPrecondition(_))));
+    assert!(matches!(machine.apply(start("b")), Err(Refused::Conflict(_))));
     machine.done(saved("b", 1, 9));
     assert!(machine.job().manifest().is_none(), "a report of another checkpoint");
     machine.done(saved("a", 1, 9));

@@ -227,7 +227,7 @@ fn whoever_saw_a_job_lost_neither_deletes_nor_replaces_what_was_set_back_since()
     assert!(matches!(replaced, Ok(Reply::Created { created: true, .. })), "{replaced:?}");
 
     machine.apply(setting).unwrap();
-    let refused = |outcome: Outcome| matches!(outcome, Err(Refused::FailedPrecondition(_)));
+    let refused = |outcome: Outcome| matches!(outcome, Err(Refused::Conflict(_)));
     assert!(refused(machine.apply(delete)) && refused(machine.apply(restore(Some(seen)))));
     assert!(machine.is_set_back(), "it is as it was");
     let replaced = machine.apply(restore(None));

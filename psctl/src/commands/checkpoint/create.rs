@@ -72,6 +72,8 @@ pub(crate) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
         bar.finish_and_clear();
         let ended = ended?;
         ensure!(ended.error.is_empty(), "checkpoint {name} failed: {}", ended.error);
+        created.checkpoint = ended.checkpoint;
+        created.builds_on = ended.chain;
         created.uri = ended.uri;
         created.bytes = Some(ended.bytes);
         created.seconds = Some(ended.ended_ms.saturating_sub(ended.created_ms) as f64 / 1000.0);
