@@ -71,8 +71,8 @@ fn id(status: &v1::JobStatus) -> JobId {
     JobId(status.view.as_ref().map_or(0, |view| view.job))
 }
 
-/// Makes of a job that is not there, or not any more, what the newest whole checkpoint has. Whoever comes first does it; the others join. Returns once the
-/// shards are loaded.
+/// Makes of a job that is not there, or not any more, what the newest whole checkpoint has. Whoever comes first does it; the others join, and so do those that are at work
+/// on it (see [`began_again`]). Returns once the shards are loaded.
 pub(crate) async fn restore(
     coordinators: &Coordinators,
     name: &str,
@@ -80,32 +80,45 @@ pub(crate) async fn restore(
     replicas: Option<u32>,
 ) -> Result<(), Error> {
     loop {
-        let Some(job) = settled(coordinators, name, uri).await? else { break };
-        if !is_lost(&job) {
+        let lost = settled(coordinators, name, uri).await?;
+        if lost.as_ref().is_some_and(|job| !is_lost(job)) {
             return loaded(coordinators, name).await;
         }
-        tracing::debug!(job = name, "every shard was lost with its servers");
-        // Not what has become of it since: its shards may have been set back.
-        match gone(coordinators.delete_job_if(id(&job), version(&job)).await) {
-            Err(Error::Refused { code: Refused::FailedPrecondition, .. }) => sleep(LOOK).await,
-            deleted => break deleted?,
+        // In one step, so that at no time there is no job; and not what has become of it since: its shards may have been set back.
+        let request = v1::RestoreJobRequest {
+            uri: uri.into(),
+            job: name.into(),
+            replicas: replicas.unwrap_or(0),
+            replace: lost.is_some(),
+            if_version: lost.as_ref().map_or(0, version),
+            ..v1::RestoreJobRequest::default()
+        };
+        let begun = match coordinators.restore_job(&request).await {
+            Err(Error::NotFound { .. }) => {
+                tracing::debug!(job = name, uri, "no checkpoint yet: begins from nothing");
+                let Some(lost) = &lost else { return Ok(()) };
+                gone(coordinators.delete_job_if(id(lost), version(lost)).await)
+            }
+            begun => begun.map(drop),
+        };
+        match begun {
+            Ok(()) | Err(Error::Refused { code: Refused::AlreadyExists, .. }) => {
+                return loaded(coordinators, name).await;
+            }
+            Err(Error::Refused { code: Refused::Conflict, .. }) => sleep(LOOK).await,
+            Err(error) => return Err(error),
         }
     }
-    let request = v1::RestoreJobRequest {
-        uri: uri.into(),
-        job: name.into(),
-        replicas: replicas.unwrap_or(0),
-        ..v1::RestoreJobRequest::default()
-    };
-    match coordinators.restore_job(&request).await {
-        Ok(_) | Err(Error::Refused { code: Refused::AlreadyExists, .. }) => {}
-        Err(Error::NotFound { .. }) => {
-            tracing::debug!(job = name, uri, "no checkpoint yet: begins from nothing");
-            return Ok(());
-        }
-        Err(error) => return Err(error),
-    }
-    loaded(coordinators, name).await
+}
+
+/// Whether a job is gone, and another of its name has begun from a checkpoint: every shard was lost, and whoever came next had it begin again.
+pub(crate) async fn began_again(
+    coordinators: &Coordinators,
+    name: &str,
+    job: JobId,
+) -> Result<bool, Error> {
+    let now = status(coordinators, name).await?;
+    Ok(now.is_some_and(|now| id(&now) != job && began_from(&now).is_some()))
 }
 
 /// The job, once each of its shards has a primary that lives, or all are lost: after everything was started anew under the old names, some servers are not known yet,

@@ -30,7 +30,8 @@ pub enum Error {
     /// The loss or a gradient is not a finite number.
     #[error("{0}")]
     NonFinite(Box<NonFinite>),
-    /// Every shard of the job was lost and went on from a checkpoint, and with it what its workers have trained: open the job anew to go on from there.
+    /// Every shard of the job was lost and went on from a checkpoint, and with it what its workers have trained: open the job anew to go on from there. See also
+    /// [`Job::began_again`](crate::Job::began_again).
     #[error(
         "the job lost every shard and was set back to a checkpoint, and what was trained since is trained again"
     )]

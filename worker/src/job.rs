@@ -45,6 +45,9 @@ pub struct JobBuilder {
 /// For the last pushes of a process that was told to stop: with the rest of stopping within what Kubernetes allows.
 const STOPPING_FLUSH: Duration = Duration::from_secs(5);
 
+/// For the coordinators to say what lies behind an error.
+const EXPLAINED_WITHIN: Duration = Duration::from_secs(5);
+
 /// Each so-manieth scheduled checkpoint is full, those between hold what changed.
 const FULL_EVERY: u32 = 10;
 
@@ -163,7 +166,13 @@ impl JobBuilder {
                 Err(error) => return Err(error),
             };
             let wanted = Wanted::Create(self.spec(known));
-            let session = Session::open(coordinators, &wanted, options).await?;
+            let session = match Session::open(coordinators, &wanted, options.clone()).await {
+                // Somebody had the job begin again between two steps of this.
+                Err(ClientError::NotFound { .. }) => {
+                    Session::open(coordinators, &wanted, options).await?
+                }
+                opened => opened?,
+            };
             if self.start_over && self.worker == 0 {
                 begin::started_over(coordinators, session.job(), session.id()).await?;
             }
@@ -430,6 +439,17 @@ impl Job {
     #[must_use]
     pub fn rolled_back(&self) -> Vec<RolledBack> {
         self.session().rolled_back()
+    }
+
+    /// Whether the job that this process joined is gone, and one of its name has begun from a checkpoint instead: every shard was lost, and a worker that came then, or an
+    /// operator, had it begin again. What fails for that reason is as [`Error::SetBack`]: to open the job anew is to go on from there.
+    #[must_use]
+    pub fn began_again(&self) -> bool {
+        let (coordinators, session) = (self.cluster().coordinators(), self.session());
+        let coordinators = coordinators.clone().with_deadline(EXPLAINED_WITHIN);
+        let name = session.state().view.spec.name.clone();
+        let asked = begin::began_again(&coordinators, &name, session.job());
+        matches!(self.cluster().block_on(asked), Ok(Ok(true)))
     }
 
     /// True once SIGTERM or Ctrl-C came: see [`Cluster::connect`].

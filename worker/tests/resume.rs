@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 
 use downpour_checkpoint::catalog::{Catalog, links};
 use downpour_checkpoint::manifest::Manifest;
+use downpour_checkpoint::name::CheckpointName;
 use downpour_checkpoint::store::{Access, Store};
 use downpour_checkpoint::write::Scratch;
-use downpour_core::id::ShardId;
+use downpour_client::Coordinators;
+use downpour_core::id::{JobId, ShardId};
+use downpour_proto::v1;
 use downpour_psctl::local::Process;
 use serde_json::Value;
 use support::{SCHEMA, TestCluster, clicks, write_parts};
@@ -61,6 +64,26 @@ impl Place {
         cluster.processes.run(name, "downpour-worker", arguments).unwrap()
     }
 
+    /// Waits until a training is in its midst and has a checkpoint, however fast it is and however slow checkpoints are: it holds meanwhile. It is at work when this returns.
+    fn in_the_midst(&self, cluster: &TestCluster) {
+        wait_until("too little is trained", || cluster.samples() > ALL / 20);
+        cluster.pause(true);
+        self.checkpoint(|manifest| trained(manifest) > ALL / 20);
+        let held = cluster.samples();
+        cluster.pause(false);
+        wait_until("it does not go on", || cluster.samples() > held);
+        assert!(cluster.samples() < ALL, "this test came too late");
+    }
+
+    /// The checkpoint that every shard of a job that lost its servers was set back to.
+    fn set_back_to(&self, cluster: &TestCluster) -> Manifest {
+        let view = cluster.job().view.unwrap();
+        let [back] = view.set_back.as_slice() else { panic!("{:?}", view.set_back) };
+        let name = CheckpointName::new(back.checkpoint.as_str()).unwrap();
+        let catalog = Catalog::new(Store::open(&self.uri(), Access::Read).unwrap());
+        wait(catalog.manifest("clicks", &name)).unwrap()
+    }
+
     /// The newest whole checkpoint, once `good` says so.
     fn checkpoint(&self, good: impl Fn(&Manifest) -> bool) -> Manifest {
         let catalog = Catalog::new(Store::open(&self.uri(), Access::Write).unwrap());
@@ -93,6 +116,34 @@ impl Place {
     }
 }
 
+impl TestCluster {
+    fn coordinators(&self) -> Coordinators {
+        Coordinators::parse(&self.processes.coordinator_addresses()).unwrap()
+    }
+
+    /// The only one.
+    fn job(&self) -> v1::JobStatus {
+        let cluster = wait(self.coordinators().cluster()).unwrap();
+        { cluster.jobs }.into_iter().next().unwrap_or_default()
+    }
+
+    /// Rows of the tasks that are done.
+    fn samples(&self) -> u64 {
+        self.job().ledger.map_or(0, |ledger| ledger.samples)
+    }
+
+    fn pause(&self, paused: bool) {
+        let job = JobId(self.job().view.unwrap().job);
+        wait(self.coordinators().pause_job(job, paused)).unwrap();
+    }
+
+    /// They come back with nothing.
+    fn restart_servers(&mut self) {
+        self.processes.servers.iter_mut().for_each(|server| server.kill().unwrap());
+        self.processes.servers.iter_mut().for_each(|server| server.start().unwrap());
+    }
+}
+
 fn wait<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
@@ -119,6 +170,17 @@ fn first_line(log: &str) -> &str {
     log.lines().next().unwrap_or_default()
 }
 
+/// Where it says that it begins: in the midst, or after the others have done everything, for it may come that late.
+fn begins(log: &str) -> (&str, bool) {
+    let midst = |line: &str| match line {
+        _ if line.contains("resuming") => Some(true),
+        _ if line.contains("were trained before") => Some(false),
+        _ => None,
+    };
+    let said = log.lines().find_map(|line| Some((line, midst(line)?)));
+    said.unwrap_or_else(|| panic!("it says nothing: {log}"))
+}
+
 fn wait_until(what: &str, mut good: impl FnMut() -> bool) {
     let started = Instant::now();
     while !good() {
@@ -142,7 +204,7 @@ fn everything_is_killed_and_the_same_command_goes_on_from_the_newest_checkpoint(
     let saved = {
         let mut cluster = TestCluster::start();
         let mut worker = place.train(&cluster, "worker", &saving);
-        place.checkpoint(|manifest| trained(manifest) > ALL / 8);
+        place.in_the_midst(&cluster);
         worker.kill().unwrap();
         cluster.processes.processes().for_each(|process| process.kill().unwrap());
         place.checkpoint(|_| true)
@@ -182,20 +244,19 @@ fn two_workers_go_on_when_the_servers_came_back_empty() {
         [0, 1].map(|i| place.train(cluster, &format!("{life}-{i}"), &flags(i)))
     };
     let mut workers = start(&cluster, "first");
-    place.checkpoint(|manifest| trained(manifest) > ALL / 20);
+    place.in_the_midst(&cluster);
     workers.iter_mut().for_each(|worker| worker.kill().unwrap());
-    cluster.processes.servers.iter_mut().for_each(|server| server.kill().unwrap());
+    // The coordinators know the job, and not yet that its servers are gone.
+    cluster.restart_servers();
     let saved = place.checkpoint(|_| true);
     let at = trained(&saved);
     assert!(place.pushes(&saved) * BATCH >= at, "what is done is in the rows");
-
-    // The coordinators know the job, and not yet that its servers are gone.
-    cluster.processes.servers.iter_mut().for_each(|server| server.start().unwrap());
-    for worker in start(&cluster, "second") {
+    let resumed = start(&cluster, "second").map(|worker| {
         let (log, report) = ended(worker);
-        assert!(first_line(&log).contains("resuming"), "{log}");
         assert!(auc(&report) > 0.8, "{report}");
-    }
+        begins(&log).1
+    });
+    assert!(resumed.contains(&true), "what was trained is trained again");
     let last = place.checkpoint(|manifest| trained(manifest) == ALL);
     assert!(place.pushes(&last) * BATCH >= ALL);
 }
@@ -206,16 +267,39 @@ fn a_worker_at_work_goes_back_with_a_job_that_lost_its_servers() {
     let mut cluster = TestCluster::start();
     let flags = format!("--checkpoint-to {} --checkpoint-every 1s", place.uri());
     let worker = place.train(&cluster, "worker", &flags);
-    place.checkpoint(|manifest| trained(manifest) > ALL / 20);
-    cluster.processes.servers.iter_mut().for_each(|server| server.kill().unwrap());
-    let saved = place.checkpoint(|_| true);
-    let at = trained(&saved);
-    cluster.processes.servers.iter_mut().for_each(|server| server.start().unwrap());
+    place.in_the_midst(&cluster);
+    cluster.restart_servers();
     let (log, report) = ended(worker);
-    let resumed = log.lines().find(|line| line.starts_with("resuming")).unwrap_or_default();
-    let says = resumed.contains(&format!(" {at} samples in all"));
-    assert!(log.contains("set back") && says, "{at}: {log}");
+    let at = trained(&place.set_back_to(&cluster));
+    let (line, midst) = begins(&log);
+    assert!(midst && line.contains(&format!(" {at} samples in all")), "{at}: {log}");
+    assert!(log.contains("set back"), "{log}");
     assert!(auc(&report) > 0.8, "{report}");
+    let last = place.checkpoint(|manifest| trained(manifest) == ALL);
+    assert!(place.pushes(&last) * BATCH >= ALL);
+}
+
+#[test]
+fn a_worker_at_work_goes_on_when_another_that_comes_has_the_lost_job_begin_again() {
+    let place = Place::new();
+    // So long that nothing is set back meanwhile.
+    let mut cluster = TestCluster::start_with_coordinator(&["--lease-ms", "600000"]);
+    let train = |cluster: &TestCluster, name: &str, worker: u64| {
+        let to = place.uri();
+        let flags = format!("--worker-index {worker} --checkpoint-to {to} --checkpoint-every 1s");
+        place.train(cluster, name, &flags)
+    };
+    let at_work = train(&cluster, "at-work", 0);
+    place.in_the_midst(&cluster);
+    let before = cluster.job().view.unwrap().job;
+    cluster.restart_servers();
+    cluster.processes.servers.iter_mut().for_each(|server| server.wait_ready(DEADLINE).unwrap());
+    let comes = train(&cluster, "comes", 1);
+    let ((was_there, _), (came, _)) = (ended(at_work), ended(comes));
+    assert!(was_there.contains("set back"), "{was_there}");
+    assert!(begins(&was_there).1 || begins(&came).1, "{was_there}{came}");
+    let after = cluster.job().view.unwrap();
+    assert!(after.job > before && after.set_back.is_empty(), "{after:?}");
     let last = place.checkpoint(|manifest| trained(manifest) == ALL);
     assert!(place.pushes(&last) * BATCH >= ALL);
 }
@@ -227,14 +311,14 @@ fn a_worker_killed_alone_goes_on_with_what_is_not_done_and_other_rows_are_refuse
     let out = place.path("out");
     let logging = format!("--out {out} --log-every 20steps");
     let mut worker = place.train(&cluster, "worker", &logging);
-    let done = || psctl(&cluster, "job describe clicks -o json")["data"]["samples"].as_u64();
-    wait_until("no task is done", || done() > Some(0));
+    wait_until("no task is done", || cluster.samples() > 0);
     worker.kill().unwrap();
     // What it said last may still arrive.
     wait_until("its session does not end", || {
         psctl(&cluster, "worker list -o json").as_array().is_some_and(Vec::is_empty)
     });
-    let at = done().unwrap();
+    let at = cluster.samples();
+    assert!(at < ALL, "this test came too late");
 
     let one_more = Path::new(&place.path("train")).join("999.csv");
     for (flags, more, word) in

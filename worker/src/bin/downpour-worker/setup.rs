@@ -14,6 +14,7 @@ use tch::Device;
 use tch::nn::VarStore;
 
 use crate::options::{Options, needed, parsed};
+use crate::train::explained;
 
 /// What training and evaluation have in common.
 pub(crate) struct Setup {
@@ -37,20 +38,24 @@ pub(crate) enum Purpose {
     Evaluate,
 }
 
-impl Setup {
-    /// Looks at everything that is local before it changes anything in the cluster; `data` are the files that will be read.
-    pub(crate) fn new(
-        options: &Options,
-        purpose: Purpose,
-        data: &[String],
-    ) -> anyhow::Result<Self> {
+/// What is known without the cluster.
+struct Local {
+    kind: Kind,
+    schema: Schema,
+    device: Device,
+    vars: VarStore,
+    predictor: Option<Box<dyn Model>>,
+}
+
+impl Local {
+    fn new(options: &Options, data: &[String]) -> anyhow::Result<Self> {
         let kind = match (&options.model, &options.model_file) {
             (None, Some(_)) => Kind::Script,
             _ => Kind::named(needed(&options.model, "--model")?)?,
         };
         let schema = Schema::load(needed(&options.schema, "--schema")?)?;
-        let name = needed(&options.job, "--job")?;
-        let coordinators = needed(&options.coordinators, "--coordinators")?;
+        needed(&options.job, "--job")?;
+        needed(&options.coordinators, "--coordinators")?;
         Paths::new(data).open(&schema)?;
         let device = parsed(&options.device, "--device", device::Choice::Cpu)?.device()?;
         tch::set_num_threads(options.threads.unwrap_or(1).max(1));
@@ -61,10 +66,26 @@ impl Setup {
             Kind::MatrixFactorisation => None,
             _ => Some(predictor(kind, &vars, &schema, options)?),
         };
+        Ok(Self { kind, schema, device, vars, predictor })
+    }
+}
 
-        let cluster = Cluster::connect(coordinators)?;
-        let job = open(&cluster, name, options, purpose)?;
-        let tables = tables(&job, &schema, kind, options, purpose)?;
+impl Setup {
+    /// Looks at everything that is local before it changes anything in the cluster; `data` are the files that will be read.
+    pub(crate) fn new(
+        options: &Options,
+        purpose: Purpose,
+        data: &[String],
+    ) -> anyhow::Result<Self> {
+        let local = Local::new(options, data)?;
+        let cluster = Cluster::connect(needed(&options.coordinators, "--coordinators")?)?;
+        let job = open(&cluster, needed(&options.job, "--job")?, options, purpose)?;
+        Self::on(&job, local, options, purpose).map_err(|error| explained(&job, error))
+    }
+
+    fn on(job: &Job, local: Local, options: &Options, purpose: Purpose) -> anyhow::Result<Self> {
+        let Local { kind, schema, device, vars, predictor } = local;
+        let tables = tables(job, &schema, kind, options, purpose)?;
         let learner = match predictor {
             Some(model) => Learner::Predicts {
                 model,
@@ -81,7 +102,7 @@ impl Setup {
             }
             Purpose::Evaluate => job.existing_dense(DENSE, &vars)?,
         }
-        Ok(Self { job, schema, tables, device, learner })
+        Ok(Self { job: job.clone(), schema, tables, device, learner })
     }
 
     pub(crate) fn features(&self) -> Features {

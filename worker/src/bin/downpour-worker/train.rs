@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
-use downpour::{Every, Paths, Result, Start, Step};
+use downpour::{Every, Job, Paths, Result, Start, Step};
 use tch::{Kind, Tensor};
 
 use crate::options::{Options, needed, parsed};
@@ -31,8 +31,27 @@ fn is_set_back(error: &anyhow::Error) -> bool {
 fn train(options: &Options) -> anyhow::Result<()> {
     let train = needed(&options.train, "--train")?;
     let log_every = parsed(&options.log_every, "--log-every", Every::Steps(100))?;
-    let mut beside = Beside::new(options)?;
+    let beside = Beside::new(options)?;
     let setup = Setup::new(options, Purpose::Train, train)?;
+    let trained = train_on(&setup, options, (train, log_every), beside);
+    trained.map_err(|error| explained(&setup.job, error))
+}
+
+/// What lies behind an error. Who was told to stop goes on with nothing.
+pub(crate) fn explained(job: &Job, error: anyhow::Error) -> anyhow::Error {
+    match job.stopping() {
+        true if is_set_back(&error) => downpour::Error::Stopped.into(),
+        false if job.began_again() => downpour::Error::SetBack.into(),
+        _ => error,
+    }
+}
+
+fn train_on(
+    setup: &Setup,
+    options: &Options,
+    (train, log_every): (&[String], Every),
+    mut beside: Beside,
+) -> anyhow::Result<()> {
     let mut builder = setup
         .job
         .train(Paths::new(train), setup.features())
@@ -63,14 +82,14 @@ fn train(options: &Options) -> anyhow::Result<()> {
     }
     beside.last.0 = clock;
     while let Some(step) = steps.next()? {
-        let loss = loss(&setup, &step, l2)?;
+        let loss = loss(setup, &step, l2)?;
         let mut grads = step.backward(&loss)?;
         if let Some(norm) = options.clip_norm {
             grads.clip_norm(norm);
         }
         grads.push()?;
         clock += 1;
-        if beside.due(clock) && beside.evaluate(&setup, clock)? == Verdict::Stop {
+        if beside.due(clock) && beside.evaluate(setup, clock)? == Verdict::Stop {
             break;
         }
     }
