@@ -41,7 +41,7 @@ fn all_coordinators_are_replaced_while_pushes_go_on() -> Result<()> {
 
 fn replace_all(cluster: &mut TestCluster) -> Result<()> {
     for _ in 0..3 {
-        let address = cluster.processes.join_coordinator(&[])?.address().to_owned();
+        let address = cluster.processes.join_coordinator(None)?.address().to_owned();
         let request = v1::AddCoordinatorRequest { id: 0, address, dry_run: false };
         let added = cluster.runtime.block_on(cluster.coordinators.add_coordinator(request))?;
         let votes = || async {

@@ -3,7 +3,6 @@
 mod support;
 
 use std::io::Cursor;
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,11 +11,13 @@ use downpour_checkpoint::catalog::Catalog;
 use downpour_checkpoint::store::{Access, Store};
 use downpour_checkpoint::write::Scratch;
 use support::{JOB, checkpoint, python};
+use tokio::net::TcpSocket;
 
 /// Reads the environment, which a test cannot set for itself: the test runs again as a child of itself.
 const CHILD: &str = "DOWNPOUR_TEST_S3_CHILD";
 
-struct Server(Child, u16);
+/// Its port is held: nobody is given it before the server listens, which may share it.
+struct Server(Child, TcpSocket);
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -26,11 +27,14 @@ impl Drop for Server {
 }
 
 fn start(path: &str) -> Server {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let held = TcpSocket::new_v4().unwrap();
+    held.set_reuseaddr(true).unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = held.local_addr().unwrap().port();
     let mut server = Command::new("python3");
     server.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.to_string()]);
     server.env("PYTHONPATH", path).stdout(Stdio::null()).stderr(Stdio::null());
-    let server = Server(server.spawn().unwrap(), port);
+    let server = Server(server.spawn().unwrap(), held);
     let deadline = Instant::now() + Duration::from_secs(60);
     while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
         assert!(Instant::now() < deadline, "the S3 server did not start");
@@ -46,7 +50,7 @@ fn a_bucket_is_as_good_as_a_directory() {
     }
     let Some(path) = python() else { return };
     let server = start(&path);
-    let endpoint = format!("http://127.0.0.1:{}", server.1);
+    let endpoint = format!("http://{}", server.1.local_addr().unwrap());
     let bucket = r#"
 import boto3, sys
 boto3.client("s3", endpoint_url=sys.argv[1], region_name="us-east-1").create_bucket(Bucket="models")

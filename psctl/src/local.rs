@@ -22,6 +22,7 @@ mod spawner;
 mod tests;
 
 pub use error::Error;
+use ports::Port;
 use process::Program;
 pub use process::{Interrupt, Process};
 use spawner::Spawner;
@@ -72,6 +73,7 @@ pub struct LocalCluster {
     pub coordinators: Vec<Process>,
     /// `ps-0` and so on.
     pub servers: Vec<Process>,
+    /// Where each coordinator is reached, where that is not where it listens.
     advertise: Vec<String>,
     server_args: Vec<String>,
     /// Processor time of the servers that were removed.
@@ -79,6 +81,8 @@ pub struct LocalCluster {
     spawner: Spawner,
     bin_dir: PathBuf,
     interrupt: Interrupt,
+    /// Of all processes there ever were.
+    ports: Vec<Port>,
     // Last: the processes must be gone before their directory.
     dir: Directory,
 }
@@ -101,16 +105,17 @@ impl LocalCluster {
         let mut cluster = Self {
             coordinators: Vec::new(),
             servers: Vec::new(),
-            advertise: options.advertise.clone(),
+            advertise: options.advertise.iter().take(options.coordinators).cloned().collect(),
             server_args: options.server_args.clone(),
             removed_cpu: Duration::ZERO,
             spawner: Spawner::new().map_err(Error::io("start a thread"))?,
             bin_dir,
             interrupt: options.interrupt.clone(),
+            ports: Vec::new(),
             dir,
         };
-        let ports = ports::free(2 * (options.coordinators + options.servers))?;
-        let mut addresses = ports.iter().map(|port| format!("127.0.0.1:{port}"));
+        let addresses = cluster.addresses(2 * (options.coordinators + options.servers))?;
+        let mut addresses = addresses.into_iter();
         let mut next = || addresses.next().expect("two addresses for each process");
 
         let members: Vec<(String, String)> =
@@ -154,6 +159,21 @@ impl LocalCluster {
         Ok(cluster)
     }
 
+    /// On ports that stay this cluster's.
+    fn addresses(&mut self, count: usize) -> Result<Vec<String>, Error> {
+        let ports = ports::free(count)?;
+        let addresses = ports.iter().map(Port::address).collect();
+        self.ports.extend(ports);
+        Ok(addresses)
+    }
+
+    /// For gRPC and for HTTP.
+    fn two_addresses(&mut self) -> Result<(String, String), Error> {
+        let mut addresses = self.addresses(2)?.into_iter();
+        let mut next = || addresses.next().expect("as many as were asked for");
+        Ok((next(), next()))
+    }
+
     fn ps(
         &self,
         number: usize,
@@ -170,22 +190,35 @@ impl LocalCluster {
         self.server_process(name, "downpour-ps", args, address, http)
     }
 
-    /// Starts one more coordinator, which joins the group once it is let in there. It is not waited for.
-    pub fn join_coordinator(&mut self, args: &[String]) -> Result<&Process, Error> {
+    /// The number of the next coordinator that joins, of its name and its directory.
+    pub fn next_coordinator(&self) -> usize {
         let number = |process: &Process| process.name().rsplit('-').next()?.parse::<usize>().ok();
-        let number = self.coordinators.iter().filter_map(number).max().unwrap_or(0) + 1;
-        let ports = ports::free(2)?;
-        let [address, http] = [0, 1].map(|at: usize| format!("127.0.0.1:{}", ports[at]));
+        self.coordinators.iter().filter_map(number).max().unwrap_or(0) + 1
+    }
+
+    /// Starts one more coordinator, which joins the group once it is let in there. It is not waited for. `advertise`: where it is reached, given for all of them or for none.
+    pub fn join_coordinator(&mut self, advertise: Option<String>) -> Result<&Process, Error> {
+        let number = self.next_coordinator();
+        let (address, http) = self.two_addresses()?;
         let data_dir = self.subdir(&format!("coordinators/{number}"))?;
         let mut all = strings(&["--cluster", "local", "--join", &self.coordinator_addresses()]);
         all.extend(["--data-dir".to_owned(), data_dir.to_string_lossy().into_owned()]);
-        all.extend(args.iter().cloned());
+        all.extend(advertise.iter().flat_map(|at| ["--advertise".to_owned(), at.clone()]));
         let name = format!("coordinator-{number}");
         let mut process =
             self.server_process(name, "downpour-coordinator", all, &address, &http)?;
         process.start()?;
+        self.advertise.extend(advertise);
         self.coordinators.push(process);
         Ok(&self.coordinators[self.coordinators.len() - 1])
+    }
+
+    /// Leaves a coordinator that was removed from the group to the caller.
+    pub fn forget_coordinator(&mut self, at: usize) -> Process {
+        if !self.advertise.is_empty() {
+            self.advertise.remove(at);
+        }
+        self.coordinators.remove(at)
     }
 
     /// Starts one more server with the settings of the others, under the lowest number that is free, and waits until it is ready. One that
@@ -196,8 +229,7 @@ impl LocalCluster {
             self.servers.iter().any(|server| server.name() == name)
         };
         let number = (0..self.servers.len()).find(|number| !taken(number));
-        let ports = ports::free(2)?;
-        let [address, http] = [0, 1].map(|at: usize| format!("127.0.0.1:{}", ports[at]));
+        let (address, http) = self.two_addresses()?;
         let number = number.unwrap_or(self.servers.len());
         let mut server = self.ps(number, None, &address, &http)?;
         server.start()?;
@@ -281,10 +313,9 @@ impl LocalCluster {
 
     /// Addresses of all coordinators, as `--coordinators` takes them.
     pub fn coordinator_addresses(&self) -> String {
-        let own = self.coordinators.iter().map(Process::address);
-        match self.advertise.get(..self.coordinators.len()) {
-            Some(advertised) if !advertised.is_empty() => advertised.join(","),
-            _ => own.collect::<Vec<_>>().join(","),
+        match self.advertise.as_slice() {
+            [] => self.coordinators.iter().map(Process::address).collect::<Vec<_>>().join(","),
+            advertised => advertised.join(","),
         }
     }
 

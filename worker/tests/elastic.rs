@@ -14,6 +14,7 @@ use downpour_checkpoint::catalog::Catalog;
 use downpour_checkpoint::manifest::Manifest;
 use downpour_checkpoint::store::{Access, Store};
 use downpour_client::Coordinators;
+use downpour_core::id::JobId;
 use downpour_core::mix::mix64;
 use downpour_data::{BatchReader, Dataset, Part, Task};
 use downpour_proto::v1;
@@ -268,10 +269,14 @@ fn a_checkpoint_under_load_has_all_that_is_done_and_only_what_was_in_flight_is_t
         (0..3).map(|_| Worker::start(&cluster, JOB, &folder, 1)).collect();
     cluster.wait_for_tasks(30);
     let uri = format!("file://{}", cluster.path("checkpoints").display());
-    let created = cluster.psctl(&format!("checkpoint create {JOB} --to {uri}"));
+    // From here, and not by another process, which takes its time while they train on.
+    let coordinators = Coordinators::parse(&cluster.processes.coordinator_addresses()).unwrap();
+    let id = JobId(cluster.status().view.unwrap().job);
+    let ended = wait(coordinators.take_checkpoint(id, &uri, false, DEADLINE)).unwrap();
+    assert_eq!(ended.error, "");
     workers.iter_mut().for_each(Worker::wait_success);
     let manifest = manifest(&cluster.path("checkpoints"));
-    let ledger = manifest.ledger.unwrap_or_else(|| panic!("no tasks in {created}"));
+    let ledger = manifest.ledger.expect("the job has tasks");
     assert!((1..data.files).contains(&ledger.done()), "in the midst: {}", ledger.done());
 
     let restored = cluster.psctl(&format!("checkpoint restore {uri} {JOB} --as again"));
