@@ -11,6 +11,7 @@ use downpour_core::id::{JobId, SessionId, VariableId};
 use downpour_core::mix::mix64;
 use downpour_core::spec::{JobSpec, VariableSpec};
 use downpour_core::view::JobView;
+use downpour_proto::group::{Connection, Known};
 use downpour_proto::transport::{self, LEADER_METADATA, MESSAGE_BYTES_MAX};
 use downpour_proto::v1::{self, coordinator_client::CoordinatorClient};
 use parking_lot::Mutex;
@@ -22,7 +23,7 @@ use crate::Error;
 use crate::backoff::Backoff;
 
 /// The generated client of one member.
-pub type Member = CoordinatorClient<Channel>;
+pub type Member = CoordinatorClient<Connection>;
 
 /// For one call, retries included.
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
@@ -48,6 +49,8 @@ struct Shared {
     seed: u64,
     calls: AtomicU64,
     members: Mutex<Members>,
+    /// Told with each call: who knows less of the group refuses it.
+    known: Known,
 }
 
 struct Members {
@@ -75,7 +78,8 @@ impl Coordinators {
         let (channels, known) = (HashMap::new(), addresses.clone());
         let members = Members { channels, target, addresses: known, version: 0 };
         let members = Mutex::new(members);
-        let shared = Shared { addresses, seed, calls: AtomicU64::new(0), members };
+        let known = Known::default();
+        let shared = Shared { addresses, seed, calls: AtomicU64::new(0), members, known };
         Ok(Coordinators { shared: Arc::new(shared), deadline: DEADLINE_DEFAULT })
     }
 
@@ -109,13 +113,13 @@ impl Coordinators {
         F: Fn(Member) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
-        self.call_over(what, |channel| call(member(channel))).await
+        self.call_over(what, |connection| call(member(connection))).await
     }
 
     /// One call of any of the members' services.
     pub(crate) async fn call_over<T, F, Fut>(&self, what: &'static str, call: F) -> Result<T, Error>
     where
-        F: Fn(Channel) -> Fut,
+        F: Fn(Connection) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
         let end = Instant::now() + self.deadline;
@@ -124,8 +128,8 @@ impl Coordinators {
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let address = self.shared.target();
-            let channel = self.shared.channel(&address)?;
-            let status = match timeout(left.min(ATTEMPT), call(channel)).await {
+            let connection = self.shared.connection(&address)?;
+            let status = match timeout(left.min(ATTEMPT), call(connection)).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
                 Ok(Err(status)) => status,
                 Err(_) => Status::deadline_exceeded("the member did not answer"),
@@ -355,7 +359,7 @@ impl Coordinators {
             let at = (self.shared.seed as usize % addresses.len() + turn) % addresses.len();
             addresses[at].clone()
         };
-        Ok(member(self.shared.channel(&address)?))
+        Ok(member(self.shared.connection(&address)?))
     }
 
     /// The group says where its members are, as of this position in its log. Those of them that are no addresses are passed over.
@@ -373,6 +377,7 @@ impl Coordinators {
         let Members { channels, target, .. } = &mut *members;
         channels.retain(|address, _| addresses.contains(address) || address == target);
         (members.addresses, members.version) = (addresses, version);
+        self.shared.known.raise(version);
     }
 
     /// Wait before reconnecting a stream for the `attempt`th time in a row.
@@ -399,14 +404,14 @@ impl Shared {
         self.members.lock().target.clone()
     }
 
-    fn channel(&self, address: &str) -> Result<Channel, Error> {
+    fn connection(&self, address: &str) -> Result<Connection, Error> {
         let mut members = self.members.lock();
-        if let Some(channel) = members.channels.get(address) {
-            return Ok(channel.clone());
-        }
-        let channel = transport::channel(address)?;
+        let channel = match members.channels.get(address) {
+            Some(channel) => channel.clone(),
+            None => transport::channel(address)?,
+        };
         members.channels.insert(address.into(), channel.clone());
-        Ok(channel)
+        Ok(self.known.over(channel))
     }
 
     /// `failed` did not answer: ask the hinted leader next, else the member after it. True when there is a new leader to ask.
@@ -434,8 +439,8 @@ impl Shared {
     }
 }
 
-fn member(channel: Channel) -> Member {
-    CoordinatorClient::new(channel)
+fn member(connection: Connection) -> Member {
+    CoordinatorClient::new(connection)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
@@ -486,6 +491,7 @@ mod tests {
         );
         coordinators.learn(vec!["d:1".into()], 8);
         assert_eq!(known(), ["d:1", "a:1", "b:1"]);
+        assert_eq!(coordinators.shared.known.now(), 8, "whoever knows less is not believed");
         // What fails is left for the members of now, then for those that were given.
         for next in ["b:1", "d:1", "a:1"] {
             let failed = coordinators.shared.target();

@@ -3,15 +3,15 @@
 use downpour_core::consistency::{Consistency, Mode};
 use downpour_core::id::{JobId, NodeId, SessionId, VariableId};
 use downpour_core::view::Admission;
+use downpour_proto::group::Connection;
 use downpour_proto::transport::MESSAGE_BYTES_MAX;
 use downpour_proto::v1;
 use downpour_proto::v1::operator_client::OperatorClient;
-use tonic::transport::Channel;
 
 use crate::{Coordinators, Error};
 
-fn operator(channel: Channel) -> OperatorClient<Channel> {
-    OperatorClient::new(channel)
+fn operator(connection: Connection) -> OperatorClient<Connection> {
+    OperatorClient::new(connection)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }

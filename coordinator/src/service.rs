@@ -1,5 +1,6 @@
 //! The gRPC service: decode, ask the [`Handle`], encode. What a request means is decided in [`crate::state`].
 
+mod behind;
 mod cluster;
 mod ledger;
 mod operator;
@@ -20,6 +21,7 @@ use downpour_proto::v1::operator_server::OperatorServer;
 use downpour_proto::{Invalid, convert};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
@@ -29,6 +31,7 @@ use crate::raft::Handle;
 use crate::raft::peers::Group;
 use crate::scribe::{self, Failure};
 use crate::state::{Cluster, Life, Reply};
+use behind::Behind;
 use status::mismatch;
 
 /// Stretches of rolled back pushes that a renewal may name.
@@ -61,6 +64,8 @@ pub struct Service {
 }
 
 type Answer<T> = Result<Response<T>, Status>;
+/// A service that refuses whoever knows more of the group than this member.
+type UpToDate<S> = InterceptedService<S, Behind>;
 
 impl Service {
     /// Both to be added to a gRPC server. Their streams end when `stop` is cancelled.
@@ -71,7 +76,8 @@ impl Service {
         group: Group,
         times: Times,
         stop: CancellationToken,
-    ) -> (CoordinatorServer<Service>, OperatorServer<Service>) {
+    ) -> (UpToDate<CoordinatorServer<Service>>, UpToDate<OperatorServer<Service>>) {
+        let behind = Behind(handle.clone());
         let service = Service { handle, liveness, group, times, stop };
         let operator = OperatorServer::new(service.clone())
             .max_decoding_message_size(REQUEST_BYTES_MAX)
@@ -79,7 +85,8 @@ impl Service {
         let coordinator = CoordinatorServer::new(service)
             .max_decoding_message_size(REQUEST_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        (coordinator, operator)
+        let operator = InterceptedService::new(operator, behind.clone());
+        (InterceptedService::new(coordinator, behind), operator)
     }
 
     async fn propose(&self, body: Body) -> Result<Reply, Status> {

@@ -116,3 +116,36 @@ async fn who_founded_a_group_alone_is_not_believed_with_another_data_directory()
     group.restart(3).await;
     group.leader_among(&[2, 3]).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_was_founded_anew_tells_nobody_who_knew_the_old_one_that_it_is_over() {
+    let mut group = Group::start(1).await;
+    group.leader().await;
+    let server = group.register("ps-0", "").await;
+    let address = group.join(2).await;
+    add(&group, 2, &address).await.unwrap();
+    votes(&group, &[1], 2).await;
+    let request = v1::WatchRequest { job: 0 };
+    let mut events = group.client(1).watch(request).await.unwrap().into_inner();
+    let known = events.message().await.unwrap().unwrap().coordinators_version;
+    assert!(known > 0, "the group was changed");
+    for id in [1, 2] {
+        group.stop(id).await.unwrap();
+    }
+    // Nobody is there who would tell it that its directory is not the one that the group knows.
+    std::fs::remove_dir_all(group.data_dir(1)).unwrap();
+    group.restart(1).await;
+    group.leader_among(&[1]).await;
+
+    let heartbeat = v1::HeartbeatRequest { server: Some(server), ..Default::default() };
+    let reply = group.client(1).heartbeat(heartbeat.clone()).await.unwrap().into_inner();
+    assert!(reply.fenced, "who knows of no other group believes it");
+    let mut client = group.client_that_knows(1, known);
+    let unavailable = |code| assert_eq!(code, Some(Code::Unavailable));
+    unavailable(client.heartbeat(heartbeat).await.err().map(|status| status.code()));
+    let renew = v1::RenewSessionRequest { job: 1, session: 1, progress: None };
+    unavailable(client.renew_session(renew).await.err().map(|status| status.code()));
+    unavailable(client.watch(request).await.err().map(|status| status.code()));
+    let same = group.client_that_knows(1, 0).get_cluster(v1::GetClusterRequest {}).await;
+    assert!(same.unwrap().into_inner().nodes.is_empty());
+}

@@ -3,7 +3,7 @@
 //! [`v1`] holds the generated messages and services (read `proto/downpour/v1/*.proto`: their comments are the contract).
 //! What arrives is checked in two places and trusted behind them: [`convert`] turns messages of the control plane into the types of
 //! `downpour_core` ([`clock`]: those of modes and clocks), [`validate`] checks the bulk requests of the data plane, whose [`tensor`]s are then read in place.
-//! [`transport`] holds the settings of gRPC that both ends share; [`frame`], [`gather`] and [`framed`] are the data plane on plain TCP. [`net`] and [`threads`] are
+//! [`transport`] holds the settings of gRPC that both ends share, [`group`] what is told with each call of a coordinator; [`frame`], [`gather`] and [`framed`] are the data plane on plain TCP. [`net`] and [`threads`] are
 //! what a simulation replaces.
 
 #![forbid(unsafe_code)]
@@ -14,6 +14,7 @@ pub mod convert;
 pub mod frame;
 pub mod framed;
 pub mod gather;
+pub mod group;
 pub mod net;
 pub mod tensor;
 pub mod threads;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use downpour_proto::group::{Connection, Known};
 use downpour_proto::transport::{LEADER_METADATA, MESSAGE_BYTES_MAX, channel};
 use downpour_proto::v1::coordinator_client::CoordinatorClient;
 use parking_lot::Mutex;
@@ -16,6 +17,8 @@ pub(crate) struct Coordinators {
     given: Vec<String>,
     members: Mutex<Members>,
     channels: Mutex<HashMap<String, Channel>>,
+    /// Told with each call: who knows less of the group refuses it.
+    known: Known,
     /// Who is asked first.
     leader: watch::Sender<String>,
 }
@@ -40,7 +43,8 @@ impl Coordinators {
         let first = first.ok_or_else(|| anyhow::anyhow!("coordinators: none is given"))?;
         let leader = watch::Sender::new(first);
         let members = Mutex::new(Members { addresses: addresses.clone(), version: 0 });
-        Ok(Coordinators { given: addresses, members, channels: Mutex::default(), leader })
+        let known = Known::default();
+        Ok(Coordinators { given: addresses, members, channels: Mutex::default(), known, leader })
     }
 
     /// The group says where its members are, as of this position in its log.
@@ -56,6 +60,7 @@ impl Coordinators {
         let given: Vec<String> = given.collect();
         addresses.extend(given);
         *members = Members { addresses, version };
+        self.known.raise(version);
         let Members { addresses, .. } = &*members;
         let leader = self.leader.borrow().clone();
         self.channels.lock().retain(|one, _| addresses.contains(one) || *one == leader);
@@ -67,18 +72,18 @@ impl Coordinators {
     }
 
     /// A client of one member.
-    pub(crate) fn client(&self, address: &str) -> Result<CoordinatorClient<Channel>, Status> {
-        Ok(client(self.channel(address)?))
+    pub(crate) fn client(&self, address: &str) -> Result<CoordinatorClient<Connection>, Status> {
+        Ok(client(self.connection(address)?))
     }
 
-    fn channel(&self, address: &str) -> Result<Channel, Status> {
+    fn connection(&self, address: &str) -> Result<Connection, Status> {
         let mut channels = self.channels.lock();
-        if let Some(channel) = channels.get(address) {
-            return Ok(channel.clone());
-        }
-        let channel = channel(address)?;
+        let channel = match channels.get(address) {
+            Some(channel) => channel.clone(),
+            None => channel(address)?,
+        };
         channels.insert(address.to_owned(), channel.clone());
-        Ok(channel)
+        Ok(self.known.over(channel))
     }
 
     /// Asks the next member from now on, after `failed` did not answer.
@@ -99,19 +104,19 @@ impl Coordinators {
     pub(crate) async fn call<T, F>(
         &self,
         patience: Duration,
-        call: impl Fn(CoordinatorClient<Channel>) -> F,
+        call: impl Fn(CoordinatorClient<Connection>) -> F,
     ) -> Result<T, Status>
     where
         F: Future<Output = Result<T, Status>>,
     {
-        self.at_leader(patience, |channel| call(client(channel))).await
+        self.at_leader(patience, |connection| call(client(connection))).await
     }
 
     /// As [`call`](Self::call), to another service of the same members.
     pub(crate) async fn at_leader<T, F>(
         &self,
         patience: Duration,
-        call: impl Fn(Channel) -> F,
+        call: impl Fn(Connection) -> F,
     ) -> Result<T, Status>
     where
         F: Future<Output = Result<T, Status>>,
@@ -120,7 +125,7 @@ impl Coordinators {
         let count = self.members.lock().addresses.len();
         for _ in 0..=count {
             let address = self.leader.borrow().clone();
-            let called = tokio::time::timeout(patience, call(self.channel(&address)?)).await;
+            let called = tokio::time::timeout(patience, call(self.connection(&address)?)).await;
             last = match called {
                 Ok(Ok(reply)) => return Ok(reply),
                 Ok(Err(status)) => status,
@@ -154,8 +159,8 @@ impl Coordinators {
     }
 }
 
-fn client(channel: Channel) -> CoordinatorClient<Channel> {
-    CoordinatorClient::new(channel)
+fn client(connection: Connection) -> CoordinatorClient<Connection> {
+    CoordinatorClient::new(connection)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
@@ -173,6 +178,7 @@ mod tests {
         coordinators.learn(vec!["a:1".into()], 6);
         coordinators.learn(Vec::new(), 9);
         assert_eq!(known(), ["b:1", "c:1", "a:1"]);
+        assert_eq!(coordinators.known.now(), 7, "whoever knows less is not believed");
         coordinators.pass_over("a:1");
         assert_eq!(*coordinators.leader().borrow(), "b:1");
     }

@@ -131,8 +131,8 @@ async fn open(process: Arc<Process>, me: ServerRef) {
     let request = v1::AdmitNodeRequest { node: me.node.0, admission: v1::Admission::Open.into() };
     let asking = async {
         loop {
-            let call = process.coordinators.at_leader(REGISTER_PATIENCE, |channel| async move {
-                OperatorClient::new(channel).admit_node(request).await
+            let call = process.coordinators.at_leader(REGISTER_PATIENCE, |connection| async move {
+                OperatorClient::new(connection).admit_node(request).await
             });
             match call.await {
                 Ok(_) => return info!(%me, "takes copies"),

@@ -13,6 +13,7 @@ use downpour_node::config::Common;
 use downpour_node::process::Node;
 use downpour_proto::transport;
 use downpour_proto::v1;
+use downpour_proto::group::{Connection, Known};
 use downpour_proto::v1::coordinator_client::CoordinatorClient;
 use downpour_proto::v1::operator_client::OperatorClient;
 use downpour_proto::v1::raft_client::RaftClient;
@@ -23,7 +24,7 @@ use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-pub type Client = CoordinatorClient<Channel>;
+pub type Client = CoordinatorClient<Connection>;
 
 /// Longest wait for anything. No test waits for this long where all is well.
 pub const DEADLINE: Duration = Duration::from_secs(30);
@@ -213,8 +214,15 @@ impl Group {
     }
 
     pub fn client(&self, id: u64) -> Client {
+        self.client_that_knows(id, 0)
+    }
+
+    /// Of a caller that heard of a change of the group at this position.
+    pub fn client_that_knows(&self, id: u64, version: u64) -> Client {
         let channel = transport::channel(&self.members[&id].address).unwrap();
-        CoordinatorClient::new(channel)
+        let known = Known::default();
+        known.raise(version);
+        CoordinatorClient::new(known.over(channel))
             .max_decoding_message_size(transport::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(transport::MESSAGE_BYTES_MAX)
     }
