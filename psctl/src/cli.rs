@@ -64,6 +64,18 @@ pub(crate) struct Connection {
     pub(crate) timeout: Duration,
 }
 
+/// A job or a server that is to be changed.
+#[derive(Debug, Args)]
+pub(crate) struct Named {
+    /// Its name
+    pub(crate) name: String,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a cluster on this machine, and train on it

@@ -1,17 +1,15 @@
 //! `psctl job`
 
 use anyhow::Context as _;
-use downpour_core::id::JobId;
 
-use crate::cli::Connection;
+use crate::cli::Named;
 use crate::model::{Cluster, Job};
-use crate::output::{self, Change, Format};
+use crate::output::Format;
 
 mod delete;
 mod describe;
 mod list;
 mod pause;
-mod resume;
 mod set_consistency;
 
 #[derive(Debug, clap::Subcommand)]
@@ -21,9 +19,11 @@ pub(crate) enum Command {
     /// One job and its variables
     Describe(describe::Args),
     /// Have a job's workers hold before their next step
-    Pause(pause::Args),
+    #[command(after_help = pause::PAUSE_HELP)]
+    Pause(Named),
     /// Have them go on
-    Resume(resume::Args),
+    #[command(after_help = pause::RESUME_HELP)]
+    Resume(Named),
     /// Delete a job and everything it has learnt
     Delete(delete::Args),
     /// Say how far the workers of a job may drift apart
@@ -35,47 +35,12 @@ impl Command {
         match self {
             Self::List(args) => list::run(args, format).await,
             Self::Describe(args) => describe::run(args, format).await,
-            Self::Pause(args) => pause::run(args, format).await,
-            Self::Resume(args) => resume::run(args, format).await,
+            Self::Pause(args) => pause::run(args, true, format).await,
+            Self::Resume(args) => pause::run(args, false, format).await,
             Self::Delete(args) => delete::run(args, format).await,
             Self::SetConsistency(args) => set_consistency::run(args, format).await,
         }
     }
-}
-
-async fn set_paused(
-    connection: &Connection,
-    name: &str,
-    paused: bool,
-    dry_run: bool,
-    format: Format,
-) -> anyhow::Result<()> {
-    let coordinators = connection.coordinators()?;
-    let cluster = coordinators.cluster().await?.into();
-    let job = find(&cluster, name)?;
-    let changed = match dry_run {
-        true => job.paused != paused,
-        false => coordinators.pause_job(JobId(job.job), paused).await?,
-    };
-    let workers = cluster.workers.iter().filter(|one| one.job == name && one.kind == "worker");
-    let workers = workers.count();
-    eprintln!(
-        "job {name} {}",
-        match (changed, dry_run, paused) {
-            (false, _, true) => "is paused already".to_owned(),
-            (false, _, false) => "is not paused".to_owned(),
-            (true, true, true) => format!("would be paused: {workers} workers would hold"),
-            (true, true, false) => format!("would be resumed: {workers} workers would go on"),
-            (true, false, true) => {
-                format!(
-                    "is paused: {workers} workers hold when they have ended the steps that they have begun"
-                )
-            }
-            (true, false, false) => format!("is resumed: {workers} workers go on"),
-        }
-    );
-    let verb = if paused { "pause" } else { "resume" };
-    output::changed(format, &Change { noun: "job", name: name.to_owned(), verb, changed, dry_run })
 }
 
 /// The job of this name.

@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 use downpour_core::id::NodeId;
 
+use crate::cli::Named;
 use crate::model::Cluster;
 use crate::output::{self, Change, Format};
 
@@ -11,7 +12,6 @@ mod describe;
 mod drain;
 mod list;
 mod remove;
-mod uncordon;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -20,9 +20,11 @@ pub(crate) enum Command {
     /// One server and its shards
     Describe(describe::Args),
     /// Give a server no more copies
-    Cordon(cordon::Args),
+    #[command(after_help = cordon::CORDON_HELP)]
+    Cordon(Named),
     /// Give a server copies again
-    Uncordon(uncordon::Args),
+    #[command(after_help = cordon::UNCORDON_HELP)]
+    Uncordon(Named),
     /// Move everything away from a server, while training goes on
     Drain(drain::Args),
     /// Forget a server that is gone and holds nothing
@@ -34,8 +36,8 @@ impl Command {
         match self {
             Self::List(args) => list::run(args, format).await,
             Self::Describe(args) => describe::run(args, format).await,
-            Self::Cordon(args) => cordon::run(args, format).await,
-            Self::Uncordon(args) => uncordon::run(args, format).await,
+            Self::Cordon(args) => cordon::run(args, true, format).await,
+            Self::Uncordon(args) => cordon::run(args, false, format).await,
             Self::Drain(args) => drain::run(args, format).await,
             Self::Remove(args) => remove::run(args, format).await,
         }
