@@ -6,7 +6,7 @@
 //!
 //! *In order* one thing is done after the other: `depth` pulls, then for each step its push, the wait until that is acknowledged, and the next
 //! pull. Then step t sees **exactly** the pushes up to t − depth, whatever the network does, and one worker alone ends byte-identical every
-//! time, at any depth. The price: one thing at a time is under way.
+//! time, at any depth. The price: one thing at a time is under way. (While the operator holds the job, open steps are ended before the next pull, which sees them.)
 //!
 //! Where the job has clocks (docs/consistency.md), a batch also waits for the other workers before its pull begins; meanwhile earlier steps go on.
 //! Steps that contribute to rounds are one after the other, whatever the depth; one whose contribution came too late is not over: its batch is trained again.
@@ -183,7 +183,8 @@ impl Traffic {
                 }
             }
             let pull = next && !hold;
-            let ask = asked && !given.is_empty() && (!self.in_order || (calm && (!next || paused)));
+            // Where nothing more is pulled for now, what was begun is ended, also in order.
+            let ask = asked && !given.is_empty() && (!self.in_order || (calm && (!pull || paused)));
             if calm && !next && !ask && in_round.is_none() {
                 clocks.leave().await?;
                 return Ok(finished);

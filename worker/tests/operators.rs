@@ -55,6 +55,36 @@ fn workers_hold_while_their_job_is_paused_and_end_when_they_are_evicted() {
     assert!(log.contains("was evicted by an operator"), "{log}");
 }
 
+#[test]
+fn a_worker_that_keeps_its_order_ends_the_steps_that_it_has_begun_before_it_holds() {
+    const ROWS: u64 = 100_000;
+    let cluster = TestCluster::start();
+    // A key for each step: rows of the table are steps whose push was applied.
+    let lines: String = (0..ROWS).map(|row| format!("{row},{}\n", row % 2)).collect();
+    let train = cluster.file("train.csv", &format!("user,click\n{lines}"));
+    let schema = "[[key]]\ncolumn = \"user\"\n[[label]]\ncolumn = \"click\"\n";
+    let schema = cluster.file("schema.toml", schema);
+    let addresses = cluster.processes.coordinator_addresses();
+    let text = format!(
+        "train --coordinators {addresses} --job steps --model lr --schema {schema} --train {train} --batch 1 --shuffle-rows 0 --shards 4 --depth 2 --in-order"
+    );
+    let arguments = text.split_whitespace().map(str::to_owned).collect();
+    let worker = cluster.processes.run("worker", "downpour-worker", arguments).unwrap();
+
+    let trained = cluster.rows("steps", 100);
+    assert!(trained < ROWS);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let coordinators = Coordinators::parse(&addresses).unwrap();
+    let job = runtime.block_on(coordinators.job("steps")).unwrap().job;
+    assert!(runtime.block_on(coordinators.pause_job(job, true)).unwrap());
+    let begun = until("it holds", || {
+        let log = std::fs::read_to_string(worker.log()).unwrap();
+        let line = log.lines().find(|line| line.contains("holding before the next step"))?;
+        line.rsplit("clock=").next()?.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    assert_eq!(cluster.rows("steps", begun), begun);
+}
+
 fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
