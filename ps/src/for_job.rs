@@ -5,16 +5,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use downpour_core::id::ServerRef;
 use downpour_core::view::JobView;
+use downpour_proto::v1;
 use tokio::time::MissedTickBehavior;
-use tracing::info;
+use tonic::Status;
+use tracing::{info, warn};
 
 use crate::life::{Life, Process};
-use crate::membership::Current;
+use crate::membership::{self, Current};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Stops the process when the job of this name was there and is gone, and nothing of another job is held. A job that is started over is gone for a moment.
+/// Stops the process when the job of this name was there and is gone, and nothing of another job is held. A job that is started over is gone for a moment. The server is cordoned before it
+/// goes, or the next job might just be placed here.
 pub(crate) async fn run(process: Arc<Process>, current: Current) {
     let name = &process.config.for_job;
     let patience = Duration::from_millis(process.config.for_job_wait_ms);
@@ -29,16 +33,46 @@ pub(crate) async fn run(process: Arc<Process>, current: Current) {
             continue;
         };
         job.seen |= life.job_seen.load(Ordering::Relaxed);
-        if job.is_over(
-            is_there(&life.views(), &life),
-            life.all().is_empty(),
-            Instant::now(),
-            patience,
-        ) {
-            info!(job = name, "gone, and this server with it");
-            return process.shutdown.token().cancel();
+        let there = is_there(&life.views(), &life);
+        if !job.is_over(there, life.all().is_empty(), Instant::now(), patience) {
+            continue;
+        }
+        match leave(&life).await {
+            Ok(true) => {
+                info!(job = name, "gone, and this server with it");
+                return process.shutdown.token().cancel();
+            }
+            Ok(false) => info!(job = name, "gone, but something else was placed here meanwhile"),
+            Err(status) => warn!(%status, "not known whether this server may go"),
         }
     }
+}
+
+/// Whether it may go: from a moment on nothing is placed here any more, and nothing was before that.
+async fn leave(life: &Life) -> Result<bool, Status> {
+    let process = &life.process;
+    membership::admit(process, life.me, v1::Admission::Cordoned).await?;
+    let asked = process.coordinators.call(membership::REGISTER_PATIENCE, |mut member| async move {
+        Ok(member.get_cluster(v1::GetClusterRequest {}).await?.into_inner())
+    });
+    let free = asked.await.map(|cluster| is_free(&cluster, life.me, &process.config.for_job));
+    if !matches!(free, Ok(true)) {
+        membership::admit(process, life.me, v1::Admission::Open).await?;
+    }
+    free
+}
+
+/// Whether a server holds nothing and is to hold nothing, and there is no job of this name.
+fn is_free(cluster: &v1::GetClusterReply, me: ServerRef, name: &str) -> bool {
+    let me = v1::ServerRef::from(me);
+    let mut views = cluster.jobs.iter().filter_map(|job| job.view.as_ref());
+    let names = |route: &v1::ShardRoute| {
+        let arrives = [route.joining, route.moving.and_then(|moving| moving.to)];
+        route.in_sync.iter().copied().chain(arrives.into_iter().flatten()).any(|one| one == me)
+    };
+    views.all(|view| {
+        view.spec.as_ref().is_none_or(|spec| spec.name != name) && !view.shards.iter().any(names)
+    })
 }
 
 /// Whether the job that this server is for is among them.
@@ -67,6 +101,8 @@ impl Job {
 
 #[cfg(test)]
 mod tests {
+    use downpour_core::id::{Incarnation, NodeId};
+
     use super::*;
 
     #[test]
@@ -83,5 +119,31 @@ mod tests {
         assert!(!over(false, true, 15));
         assert!(!over(false, false, 16), "of another job there is something");
         assert!(over(false, true, 17));
+    }
+
+    #[test]
+    fn a_server_is_free_when_no_committed_route_names_it_and_its_job_is_not_there_again() {
+        let server = |node| ServerRef { node: NodeId(node), incarnation: Incarnation(5) };
+        let (me, other) = (server(1), server(2));
+        let cluster = |name: &str, route: v1::ShardRoute| {
+            let spec = Some(v1::JobSpec { name: name.into(), ..Default::default() });
+            let view = Some(v1::JobView { spec, shards: vec![route], ..Default::default() });
+            let jobs = vec![v1::JobStatus { view, ..Default::default() }];
+            v1::GetClusterReply { jobs, ..Default::default() }
+        };
+        let route = |in_sync: ServerRef, joining: ServerRef, to: ServerRef| v1::ShardRoute {
+            in_sync: vec![in_sync.into()],
+            joining: Some(joining.into()),
+            moving: Some(v1::ShardMove { from: None, to: Some(to.into()) }),
+            ..Default::default()
+        };
+        let free = |name: &str, route| is_free(&cluster(name, route), me, "mine");
+        assert!(free("next", route(other, other, other)));
+        assert!(!free("mine", route(other, other, other)), "it was started over");
+        for named in [route(me, other, other), route(other, me, other), route(other, other, me)] {
+            assert!(!free("next", named));
+        }
+        let before = ServerRef { incarnation: Incarnation(4), ..me };
+        assert!(free("next", route(before, other, other)), "an earlier life of this name");
     }
 }

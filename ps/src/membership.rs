@@ -23,7 +23,7 @@ use crate::report::Reporter;
 /// Between attempts to reach a coordinator.
 const PAUSE: Duration = Duration::from_millis(100);
 /// A coordinator that does not commit a registration for this long is passed over.
-const REGISTER_PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const REGISTER_PATIENCE: Duration = Duration::from_secs(2);
 /// A coordinator that does not answer a heartbeat for this long is passed over: short, for a leader that hangs must not cost this server its life.
 const HEARTBEAT_PATIENCE: Duration = Duration::from_millis(500);
 /// The incarnation that serves now, if there is one.
@@ -51,8 +51,10 @@ pub(crate) async fn run(
 ) -> anyhow::Result<()> {
     let token = process.shutdown.token();
     // Once: what an operator says of this process outlasts its incarnations.
-    let mut uncordon = process.config.uncordon;
-    if !process.config.for_job.is_empty() {
+    let for_job = !process.config.for_job.is_empty();
+    // One that ends with its job is cordoned then, for ever.
+    let mut uncordon = process.config.uncordon || for_job;
+    if for_job {
         let ends = for_job::run(Arc::clone(&process), current.clone());
         let token = process.shutdown.token();
         process.shutdown.spawn("for job", async move { token.run_until_cancelled(ends).await });
@@ -87,7 +89,7 @@ async fn register(process: &Process, registering: &Registering) -> anyhow::Resul
         request_id: request_id(),
         origin: registering.origin.clone(),
         exclusive_name: process.config.exclusive_name,
-        isolation_ms: 0,
+        ..v1::RegisterServerRequest::default()
     };
     // Before the first attempt: any of them may be the one that is committed.
     let sent = BootTime::now();
@@ -126,16 +128,25 @@ fn refused_for_good(code: Code) -> bool {
     )
 }
 
+/// Whether the cluster gives this server copies from now on.
+pub(crate) async fn admit(
+    process: &Process,
+    me: ServerRef,
+    admission: v1::Admission,
+) -> Result<(), Status> {
+    let request = v1::AdmitNodeRequest { node: me.node.0, admission: admission.into() };
+    let call = process.coordinators.at_leader(REGISTER_PATIENCE, |connection| async move {
+        OperatorClient::new(connection).admit_node(request).await
+    });
+    call.await.map(drop)
+}
+
 /// Until the cluster gives this server copies, whatever it was told of the name before.
 async fn open(process: Arc<Process>, me: ServerRef) {
-    let request = v1::AdmitNodeRequest { node: me.node.0, admission: v1::Admission::Open.into() };
     let asking = async {
         loop {
-            let call = process.coordinators.at_leader(REGISTER_PATIENCE, |connection| async move {
-                OperatorClient::new(connection).admit_node(request).await
-            });
-            match call.await {
-                Ok(_) => return info!(%me, "takes copies"),
+            match admit(&process, me, v1::Admission::Open).await {
+                Ok(()) => return info!(%me, "takes copies"),
                 Err(status) => warn!(%status, "not known to take copies yet"),
             }
             tokio::time::sleep(PAUSE).await;

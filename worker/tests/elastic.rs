@@ -322,6 +322,8 @@ fn a_server_that_was_started_for_a_job_ends_with_it() {
         if over {
             let ended = cluster.processes.servers[0].wait_success(DEADLINE);
             assert!(ended.is_ok(), "{ended:?}");
+            let nodes = cluster.psctl("node list");
+            assert_eq!(nodes[0]["admission"], "cordoned", "nothing is placed on it any more");
         }
     }
 }
