@@ -315,15 +315,18 @@ impl Ledger {
     }
 
     fn grant(&mut self, session: SessionId, started: u32, ahead: u32) {
+        let mut out = self.holders.values().map(Holder::held).sum();
         while self.count(session, |holder| &holder.started) < started {
             let own = self.holders.get_mut(&session).and_then(|holder| holder.ahead.pop_first());
-            let Some(position) = own.or_else(|| self.take()).or_else(|| self.steal(session)) else {
+            let Some(position) =
+                own.or_else(|| self.take(&mut out)).or_else(|| self.steal(session))
+            else {
                 break;
             };
             self.holders.entry(session).or_default().started.insert(position);
         }
         while self.count(session, |holder| &holder.ahead) < ahead {
-            let Some(position) = self.take() else { break };
+            let Some(position) = self.take(&mut out) else { break };
             self.holders.entry(session).or_default().ahead.insert(position);
         }
     }
@@ -332,17 +335,15 @@ impl Ledger {
         self.holders.get(&session).map_or(0, |holder| of(holder).len() as u32)
     }
 
-    /// A task that nobody has.
-    fn take(&mut self) -> Option<u32> {
-        if let Some(position) = self.returned.pop_first() {
-            return Some(position);
-        }
-        let out: usize = self.holders.values().map(Holder::held).sum();
-        if self.next == self.plan.tasks || out >= OUT_MAX {
-            return None;
-        }
-        self.next += 1;
-        Some(self.next - 1)
+    /// A task that nobody has, where `out` are leased.
+    fn take(&mut self, out: &mut usize) -> Option<u32> {
+        let position = self.returned.pop_first().or_else(|| {
+            let new = self.next < self.plan.tasks && *out < OUT_MAX;
+            self.next += u32::from(new);
+            new.then(|| self.next - 1)
+        })?;
+        *out += 1;
+        Some(position)
     }
 
     /// For who has nothing at all: a task that another has not started, from whom it would wait the longest.
