@@ -1,6 +1,6 @@
 //! The checkpoints in a store: finding, proving, deleting.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use downpour_core::id::{Lsn, ShardId};
@@ -31,13 +31,22 @@ pub struct Link {
     pub entry: ShardEntry,
 }
 
-/// A checkpoint that is to be deleted, and those that go with it.
+/// What [`Catalog::keep`] did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Kept {
     /// What stays, oldest first.
     pub kept: Vec<CheckpointName>,
     /// What was deleted, newest first.
     pub deleted: Vec<CheckpointName>,
+}
+
+/// The checkpoints of a job, by whether they are to be kept.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sorted {
+    /// What stays, oldest first.
+    pub kept: Vec<CheckpointName>,
+    /// What is older than that and not needed, newest first: an increment before what it builds on.
+    pub surplus: Vec<Manifest>,
 }
 
 impl Catalog {
@@ -151,15 +160,19 @@ impl Catalog {
     /// Makes a checkpoint one. Its files must be there.
     ///
     /// # Errors
-    /// It is one already, it was deleted meanwhile, or the place failed.
+    /// It is one already, it was deleted meanwhile or what it builds on was, or the place failed.
     pub async fn create_manifest(&self, manifest: &Manifest) -> Result<(), Error> {
         let Manifest { checkpoint, job, .. } = manifest;
         let object = self.object(&job.name, checkpoint, MANIFEST)?;
         self.store.create(&object, io::Cursor::new(manifest.to_json())).await?;
-        // Whoever writes may have slept since it had the right to, while another wrote and deleted the same one.
-        if self.store.exists(&self.object(&job.name, checkpoint, DELETED)?).await? {
-            self.remove(&job.name, checkpoint).await?;
-            return Err(Error::Missing(self.store.full_name(&object)));
+        // Whoever writes may have slept since it had the right to, while another wrote and deleted the same one. And whoever deletes marks first and looks then who builds on that.
+        for one in [checkpoint].into_iter().chain(&manifest.chain) {
+            let mark = self.object(&job.name, one, DELETED)?;
+            if self.store.exists(&mark).await? {
+                self.mark(&job.name, checkpoint).await?;
+                self.erase(&job.name, checkpoint).await?;
+                return Err(Error::Missing(self.store.full_name(&self.of(&job.name, one)?)));
+            }
         }
         Ok(())
     }
@@ -252,10 +265,43 @@ impl Catalog {
                 return Err(Error::Needed { object: name.to_string(), by: other.to_string() });
             }
         }
-        self.remove(job, name).await
+        match self.delete_all(job, std::slice::from_ref(name)).await?.pop() {
+            Some((name, by)) => Err(Error::Needed { object: name.to_string(), by: by.to_string() }),
+            None => Ok(()),
+        }
     }
 
-    /// Deletes all but the newest `count` checkpoints of a job, those that are `used`, and what these build on.
+    /// Which checkpoints of a job are beyond the newest `count`, those that are `used`, and what these build on.
+    ///
+    /// # Errors
+    /// The place failed.
+    pub async fn sort(
+        &self,
+        job: &str,
+        count: usize,
+        used: &[CheckpointName],
+    ) -> Result<Sorted, Error> {
+        let listed = self.list(job).await?;
+        let whole: BTreeMap<CheckpointName, Manifest> = listed
+            .into_iter()
+            .filter_map(|(name, manifest)| Some((name, manifest.ok()?)))
+            .collect();
+        let newest = whole.values().rev().take(count);
+        let used = used.iter().filter_map(|name| whole.get(name));
+        let needed: BTreeSet<CheckpointName> = newest
+            .chain(used)
+            .flat_map(|manifest| manifest.chain.iter().chain([&manifest.checkpoint]))
+            .cloned()
+            .collect();
+        let (kept, surplus): (Vec<_>, Vec<_>) =
+            whole.into_iter().partition(|(name, _)| needed.contains(name));
+        Ok(Sorted {
+            kept: kept.into_iter().map(|(name, _)| name).collect(),
+            surplus: surplus.into_iter().rev().map(|(_, manifest)| manifest).collect(),
+        })
+    }
+
+    /// Deletes what [`Catalog::sort`] finds to be surplus.
     ///
     /// # Errors
     /// The place failed.
@@ -265,36 +311,50 @@ impl Catalog {
         count: usize,
         used: &[CheckpointName],
     ) -> Result<Kept, Error> {
-        let listed = self.list(job).await?;
-        let whole: BTreeMap<&CheckpointName, &Manifest> = listed
-            .iter()
-            .filter_map(|(name, manifest)| Some((name, manifest.as_ref().ok()?)))
-            .collect();
-        let newest = whole.values().rev().take(count);
-        let used = used.iter().filter_map(|name| whole.get(name));
-        let needed: Vec<&CheckpointName> = newest
-            .chain(used)
-            .flat_map(|manifest| manifest.chain.iter().chain([&manifest.checkpoint]))
-            .collect();
-        let mut kept = Kept::default();
-        // Newest first: an increment goes before what it builds on.
-        for name in whole.keys().rev() {
-            if needed.contains(name) {
-                kept.kept.insert(0, (*name).clone());
-            } else {
-                self.remove(job, name).await?;
-                kept.deleted.push((*name).clone());
-            }
+        let Sorted { mut kept, surplus } = self.sort(job, count, used).await?;
+        let mut deleted: Vec<_> = surplus.into_iter().map(|manifest| manifest.checkpoint).collect();
+        for (name, _) in self.delete_all(job, &deleted).await? {
+            deleted.retain(|one| *one != name);
+            kept.push(name);
         }
-        Ok(kept)
+        kept.sort_unstable();
+        Ok(Kept { kept, deleted })
     }
 
-    /// Deletes what there is of a checkpoint that was given up, its manifest too if somebody wrote that meanwhile. Nothing builds on it, for it never was the newest whole one.
+    /// Deletes what there is of checkpoints, whole or not, but for those that others build on: it returns these, each with one that does.
     ///
     /// # Errors
     /// The place failed.
-    pub async fn discard(&self, job: &str, name: &CheckpointName) -> Result<(), Error> {
-        self.remove(job, name).await
+    pub async fn delete_all(
+        &self,
+        job: &str,
+        names: &[CheckpointName],
+    ) -> Result<Vec<(CheckpointName, CheckpointName)>, Error> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut marked = Vec::new();
+        for name in names {
+            marked.push(self.mark(job, name).await?);
+        }
+        // Only now: who writes an increment looks for marks after it has written its manifest, so one of the two sees the other.
+        let listed = self.list(job).await?;
+        let mut needed = Vec::new();
+        for (name, marked) in names.iter().zip(marked) {
+            let builds_on = |manifest: &Manifest| manifest.chain.contains(name);
+            let mut others = listed.iter();
+            match others.find(|(_, manifest)| manifest.as_ref().is_ok_and(builds_on)) {
+                None => self.erase(job, name).await?,
+                Some((by, _)) => {
+                    // A mark of somebody else's may be followed by a deletion that is under way.
+                    if marked {
+                        self.store.delete(&self.object(job, name, DELETED)?).await?;
+                    }
+                    needed.push((name.clone(), by.clone()));
+                }
+            }
+        }
+        Ok(needed)
     }
 
     /// Deletes what is left of the checkpoints before `before` that are none, or none any more: files that a server wrote too late, and marks.
@@ -311,13 +371,17 @@ impl Catalog {
         Ok(())
     }
 
-    /// Marked as deleted first: a manifest that somebody writes later, who was to write it long ago, is none.
-    async fn remove(&self, job: &str, name: &CheckpointName) -> Result<(), Error> {
-        let mark = self.object(job, name, DELETED)?;
-        match self.store.create(&mark, io::empty()).await {
-            Ok(_) | Err(Error::Exists(_)) => {}
-            Err(error) => return Err(error),
+    /// Marks a checkpoint as deleted: a manifest that somebody writes later, who was to write it long ago, is none. Says whether it was not marked before.
+    async fn mark(&self, job: &str, name: &CheckpointName) -> Result<bool, Error> {
+        match self.store.create(&self.object(job, name, DELETED)?, io::empty()).await {
+            Ok(_) => Ok(true),
+            Err(Error::Exists(_)) => Ok(false),
+            Err(error) => Err(error),
         }
+    }
+
+    /// Deletes what is marked: its manifest first, so that it is never listed without its files.
+    async fn erase(&self, job: &str, name: &CheckpointName) -> Result<(), Error> {
         self.store.delete(&self.object(job, name, MANIFEST)?).await?;
         self.store.delete_folder(&self.of(job, name)?, Some(DELETED)).await
     }

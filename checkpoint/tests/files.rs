@@ -202,7 +202,8 @@ async fn without_a_manifest_there_is_no_checkpoint_and_what_there_is_can_be_disc
     catalog.create_file(JOB, &name, ShardId(0), 1, file).await.unwrap();
     assert_eq!(catalog.list(JOB).await.unwrap().len(), 1);
     assert_eq!(catalog.names(JOB).await.unwrap().len(), 2);
-    catalog.discard(JOB, &name).await.unwrap();
+    let needed = catalog.delete_all(JOB, std::slice::from_ref(&name)).await.unwrap();
+    assert_eq!(needed, []);
     // A server that is late writes on.
     let file = write(ShardId(0), &pieces(ShardId(0), Lsn(0), 40), Scratch::default());
     catalog.create_file(JOB, &name, ShardId(0), 2, file).await.unwrap();
@@ -211,8 +212,37 @@ async fn without_a_manifest_there_is_no_checkpoint_and_what_there_is_can_be_disc
     assert_eq!(catalog.names(JOB).await.unwrap(), std::slice::from_ref(&whole.checkpoint));
     assert_eq!(catalog.jobs().await.unwrap(), [JOB]);
     // It was given up before its manifest was there.
-    catalog.discard(JOB, &whole.checkpoint).await.unwrap();
+    catalog.delete_all(JOB, std::slice::from_ref(&whole.checkpoint)).await.unwrap();
     assert_eq!(catalog.list(JOB).await.unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn of_who_deletes_a_base_and_who_writes_an_increment_on_it_one_sees_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = Catalog::new(store_in(folder.path()));
+    let full = checkpoint(&catalog, 1, &[], 400).await;
+    let one = checkpoint(&catalog, 2, &[&full], 30).await;
+    // Who deletes looked before the increment was there, and looks again after its mark.
+    let base = std::slice::from_ref(&full.checkpoint);
+    let needed = catalog.delete_all(JOB, base).await.unwrap();
+    assert_eq!(needed, [(full.checkpoint.clone(), one.checkpoint.clone())]);
+    catalog.verify(one.clone(), &SCRATCH, |_| {}).await.expect("the mark is gone again");
+
+    // Who writes looked before the mark, and looks again after its manifest.
+    catalog.delete(JOB, &one.checkpoint).await.unwrap();
+    let mark = format!("{JOB}/{}/deleted", full.checkpoint);
+    catalog.store().create(&mark, std::io::empty()).await.unwrap();
+    let two = Manifest {
+        checkpoint: CheckpointName::at(3, 0),
+        chain: vec![full.checkpoint.clone()],
+        ..one.clone()
+    };
+    let late = catalog.create_manifest(&two).await;
+    assert!(
+        matches!(&late, Err(Error::Missing(base)) if base.contains(full.checkpoint.as_str())),
+        "{late:?}"
+    );
+    assert!(catalog.list(JOB).await.unwrap().is_empty(), "an increment without its base is none");
 }
 
 #[test]

@@ -250,7 +250,7 @@ impl Coordinators {
     }
 
     /// Sets a label of a job (an empty value removes it), if `expected` is given only where that is the value now. Returns whether it was
-    /// changed and the value as it is now. Nothing is where labels were set back to a checkpoint's after version `since` of the job's view, if that is given: the value may be the same as before.
+    /// changed and the value as it is now.
     ///
     /// # Errors
     /// See [`Coordinators::call`].
@@ -260,14 +260,12 @@ impl Coordinators {
         key: &str,
         value: &str,
         expected: Option<&str>,
-        since: Option<u64>,
     ) -> Result<(bool, String), Error> {
         let request = v1::LabelJobRequest {
             job: job.0,
             key: key.into(),
             value: value.into(),
             expected: expected.map(Into::into),
-            since,
         };
         let reply = self
             .call("label job", |mut member| {

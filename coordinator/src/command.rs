@@ -3,6 +3,8 @@
 //! A change that somebody asks for is logged as the request that asked: [`Logged`] wraps the messages of the wire contract, whose rules of
 //! compatibility are also those of the log. [`Command`] is the same, checked: what a handler lets through, and what apply reads.
 
+pub mod deleting;
+
 use std::collections::BTreeMap;
 
 use downpour_checkpoint::manifest::CHAIN_MAX;
@@ -16,9 +18,11 @@ use downpour_core::view::Admission;
 use downpour_proto::{Invalid, clock, convert, v1};
 use prost::Message;
 
+use crate::state::deletions::Filed;
 use crate::state::joins::Join;
 use crate::state::lost::{Again, SettingBack};
 use crate::state::moves::{Placement, Placing};
+use deleting::{CheckpointList, Checkpoints};
 
 /// Largest command, encoded.
 pub const COMMAND_BYTES_MAX: usize = 1 << 20;
@@ -43,7 +47,7 @@ pub struct Logged {
     /// What is to be done.
     #[prost(
         oneof = "Body",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24, 25, 60, 61, 70, 80, 81, 82"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24, 25, 60, 61, 70, 80, 81, 82, 101, 102, 103"
     )]
     pub body: Option<Body>,
     /// Wall time of who proposed it, in milliseconds since 1970: for people.
@@ -111,6 +115,12 @@ pub enum Body {
     AdvanceLedger(v1::AdvanceLedgerRequest),
     #[prost(message, tag = "70")]
     SetConsistency(v1::SetConsistencyRequest),
+    #[prost(message, tag = "101")]
+    Condemn(CheckpointList),
+    #[prost(message, tag = "102")]
+    Pin(CheckpointList),
+    #[prost(message, tag = "103")]
+    Forget(CheckpointList),
 }
 
 /// Sessions of any jobs.
@@ -373,6 +383,12 @@ pub enum Command {
     AdvanceLedger(JobId, SessionId, u64, Advance),
     /// The workers of a job may drift apart as far as this.
     SetConsistency(JobId, ConsistencyChange),
+    /// Checkpoints are to be deleted, if nothing needs them.
+    Condemn(Checkpoints),
+    /// One is about to be read, to make a job of it.
+    Pin(Filed),
+    /// These are deleted.
+    Forget(Checkpoints),
 }
 
 /// See [`v1::SetConsistencyRequest`].
@@ -431,6 +447,7 @@ pub struct Registration {
     pub origin: String,
     pub exclusive_name: bool,
     pub isolation_ms: u64,
+    pub lease_ms: u64,
 }
 
 /// See [`v1::ChangeInSyncRequest`].
@@ -453,7 +470,6 @@ pub struct LabelChange {
     pub key: String,
     pub value: String,
     pub expected: Option<String>,
-    pub since: Option<u64>,
 }
 
 /// See [`v1::OpenSessionRequest`].
@@ -517,8 +533,8 @@ impl TryFrom<Body> for Command {
                 let id = job(request.job)?;
                 check_name("key", &request.key)?;
                 bounded("value", &request.value, LABEL_VALUE_BYTES_MAX)?;
-                let v1::LabelJobRequest { key, value, expected, since, .. } = request;
-                Command::LabelJob(id, LabelChange { key, value, expected, since })
+                let v1::LabelJobRequest { key, value, expected, .. } = request;
+                Command::LabelJob(id, LabelChange { key, value, expected })
             }
             Body::OpenSession(request) => {
                 let (id, kind) = (job(request.job)?, request.kind());
@@ -619,6 +635,12 @@ impl TryFrom<Body> for Command {
                 };
                 Command::SetConsistency(id, change)
             }
+            Body::Condemn(list) => Command::Condemn(list.try_into()?),
+            Body::Pin(list) => match Checkpoints::try_from(list)?.pop() {
+                Some((filed, _)) => Command::Pin(filed),
+                None => return Err(Invalid::new("checkpoints", "is not given")),
+            },
+            Body::Forget(list) => Command::Forget(list.try_into()?),
         })
     }
 }
@@ -759,21 +781,20 @@ impl TryFrom<v1::RegisterServerRequest> for Registration {
     type Error = Invalid;
 
     fn try_from(request: v1::RegisterServerRequest) -> Result<Self, Invalid> {
-        let v1::RegisterServerRequest {
-            name,
-            address,
-            zone,
-            request_id: id,
-            origin,
-            exclusive_name,
-            isolation_ms,
-        } = request;
-        check_name("name", &name)?;
-        check_address("address", &address)?;
-        bounded("zone", &zone, TEXT_BYTES_MAX)?;
-        bounded("origin", &origin, TEXT_BYTES_MAX)?;
-        let request_id = request_id(id)?;
-        Ok(Registration { name, address, zone, request_id, origin, exclusive_name, isolation_ms })
+        check_name("name", &request.name)?;
+        check_address("address", &request.address)?;
+        bounded("zone", &request.zone, TEXT_BYTES_MAX)?;
+        bounded("origin", &request.origin, TEXT_BYTES_MAX)?;
+        Ok(Registration {
+            name: request.name,
+            address: request.address,
+            zone: request.zone,
+            request_id: request_id(request.request_id)?,
+            origin: request.origin,
+            exclusive_name: request.exclusive_name,
+            isolation_ms: request.isolation_ms,
+            lease_ms: request.lease_ms,
+        })
     }
 }
 

@@ -48,7 +48,7 @@ pub struct Config {
     /// A server that is not heard for this long (or is late and refuses connections) is judged dead: its shards go to the other members of their in-sync sets
     #[arg(long, value_name = "MS")]
     pub failure_timeout_ms: u64,
-    /// A server that alone holds a shard may go on for this long without an answer to its heartbeats
+    /// A server that alone holds a shard may go on for this long without an answer to its heartbeats. More than before counts from the next server that registers on; less at once, but lost shards are waited for as long as the longest that there was
     #[arg(long, value_name = "MS")]
     pub lease_ms: u64,
     /// A shard whose last copy is on a server that is judged dead, and that may only be unreachable, goes on from the job's newest checkpoint after this (and a lease); 0: it is waited for. Copies that are known to be gone are not waited for. Servers that register under this option acknowledge nothing more once they are cut off from the coordinators for so long: nothing is rolled back that was acknowledged later

@@ -19,9 +19,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::balance;
+use crate::beside::Beside;
 use crate::command::{Body, JoinEntry, JoinList, ServerList, SessionList};
 use crate::liveness::{Liveness, Timeouts};
 use crate::metrics::ClusterMetrics;
+use crate::placer::Placer;
 use crate::raft::Handle;
 use crate::state::Cluster;
 use crate::state::joins::{self, Limits};
@@ -95,7 +97,7 @@ impl Looks {
 
 /// Judges until told to stop.
 pub async fn run(
-    handle: Handle,
+    (handle, placer): (Handle, Placer),
     liveness: Arc<Mutex<Liveness>>,
     timeouts: Timeouts,
     moving: Moves,
@@ -108,6 +110,8 @@ pub async fn run(
     let (mut observed, mut planned) = (None, None);
     let mut tried = BTreeMap::new();
     let mut looks = Looks { term: None, last: Instant::now(), uneven: 0 };
+    // It takes turns with operators, and judging must not wait for that.
+    let mut placing = Beside::new();
     loop {
         tokio::select! {
             _ = checks.tick() => {}
@@ -143,9 +147,10 @@ pub async fn run(
                 .await;
         }
         let leads = status.leads().then_some(status.term);
-        if let (Some(options), Some(_)) = (moving.rebalancing, leads) {
+        let busy = placing.is_busy(&());
+        if let (Some(options), Some(_), false) = (moving.rebalancing, leads, busy) {
             let placements = looks.due((leads, now), &cluster, &liveness, options);
-            place(&handle, placements).await;
+            place(&mut placing, &placer, placements);
         }
         if leads.is_none()
             || planned.replace((leads, cluster.version)) == Some((leads, cluster.version))
@@ -156,7 +161,7 @@ pub async fn run(
         placements.extend(moves::evacuations(&cluster, &tried));
         if !placements.is_empty() {
             planned = None;
-            place(&handle, placements).await;
+            place(&mut placing, &placer, placements);
         }
         let cluster = handle.cluster();
         let joins = joins::plan(&cluster, &tried, moving.limits);
@@ -173,12 +178,19 @@ pub async fn run(
     }
 }
 
-async fn place(handle: &Handle, placements: Vec<Placement>) {
-    if !placements.is_empty() {
-        info!(?placements, "shards are placed");
-        let placements = placements.into_iter().map(v1::ShardPlacement::from).collect();
-        propose(handle, Body::Place(v1::PlaceShardsRequest { placements })).await;
+/// Unless some are being placed: what is due is found again.
+fn place(placing: &mut Beside<()>, placer: &Placer, placements: Vec<Placement>) {
+    if placements.is_empty() || placing.is_busy(&()) {
+        return;
     }
+    info!(?placements, "shards are to be placed");
+    let placements = placements.into_iter().map(v1::ShardPlacement::from).collect();
+    let placer = placer.clone();
+    placing.begin((), async move {
+        if let Err(error) = placer.place(placements).await {
+            debug!(%error, "shards are not placed yet");
+        }
+    });
 }
 
 async fn judge(handle: &Handle, dead: Vec<ServerRef>, metrics: &ClusterMetrics) {
@@ -263,6 +275,7 @@ mod tests {
                     origin: String::new(),
                     exclusive_name: false,
                     isolation_ms: 0,
+                    lease_ms: 0,
                 };
                 world.apply(Command::RegisterServer(registration));
             }

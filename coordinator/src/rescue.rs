@@ -4,19 +4,23 @@
 //! long as the operator says.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use downpour_checkpoint::catalog::Catalog;
 use downpour_checkpoint::name::CheckpointName;
 use downpour_checkpoint::store::Access;
 use downpour_core::id::JobId;
+use parking_lot::Mutex;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::beside::Beside;
 use crate::command::{AgainEntry, Body, SetBackShards};
 use crate::raft::Handle;
 use crate::scribe::{Failure, open};
+use crate::state::Cluster;
 use crate::state::checkpoints::epoch_after;
 use crate::state::lost::{Last, Lost, lost, place};
 
@@ -25,7 +29,7 @@ const ROUND: Duration = Duration::from_millis(500);
 /// How long what is lost is waited for.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// Of servers.
+    /// Of servers, now; another leader may have given longer ones.
     pub lease: Duration,
     /// On top of the lease, for a last copy that may only be unreachable. None: for ever.
     pub unreachable: Option<Duration>,
@@ -36,11 +40,12 @@ impl Patience {
     ///
     /// The last copy stops by itself when it was cut off for its bound, which began before it was judged; the lease on top is the margin for clocks that run differently. A server
     /// that registered when there was no bound may go on for ever, whatever the option is now.
-    fn with(self, last: Option<Last>) -> Option<Duration> {
-        let Some(last) = last else { return Some(self.lease) };
+    fn with(self, last: Option<Last>, cluster: &Cluster) -> Option<Duration> {
+        let lease = self.lease.max(Duration::from_millis(cluster.lease_ms));
+        let Some(last) = last else { return Some(lease) };
         let bound = Duration::from_millis(last.isolation_ms);
         let unreachable = self.unreachable.filter(|_| !bound.is_zero())?;
-        Some(unreachable.max(bound) + self.lease)
+        Some(unreachable.max(bound) + lease)
     }
 }
 
@@ -50,7 +55,8 @@ pub async fn run(handle: Handle, patience: Patience, stop: CancellationToken) {
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Of this leadership: a new leader waits anew.
     let mut since: BTreeMap<Lost, Instant> = BTreeMap::new();
-    let mut told = BTreeMap::new();
+    let mut jobs = Beside::new();
+    let told = Arc::new(Mutex::new(BTreeMap::new()));
     loop {
         tokio::select! {
             _ = rounds.tick() => {}
@@ -61,24 +67,27 @@ pub async fn run(handle: Handle, patience: Patience, stop: CancellationToken) {
             continue;
         }
         let now = Instant::now();
-        let found = lost(&handle.cluster());
+        let cluster = handle.cluster();
+        let found = lost(&cluster);
         since.retain(|lost, _| found.binary_search(lost).is_ok());
         let mut ripe: BTreeMap<JobId, Vec<Lost>> = BTreeMap::new();
         for lost in found {
             let waited = now.duration_since(*since.entry(lost).or_insert(now));
-            if patience.with(lost.last).is_some_and(|long_enough| waited >= long_enough) {
+            if patience.with(lost.last, &cluster).is_some_and(|long_enough| waited >= long_enough) {
                 ripe.entry(lost.job).or_default().push(lost);
             }
         }
-        told.retain(|job, _| ripe.contains_key(job));
+        told.lock().retain(|job, _| ripe.contains_key(job));
         for (job, lost) in ripe {
-            if let Err(error) = set_back(&handle, job, &lost).await {
+            let (handle, told) = (handle.clone(), told.clone());
+            jobs.begin(job, async move {
+                let Err(error) = set_back(&handle, job, &lost).await else { return };
                 let error = error.to_string();
-                if told.get(&job) != Some(&error) {
+                if told.lock().get(&job) != Some(&error) {
                     warn!(%job, shards = lost.len(), error, "lost shards cannot go on from a checkpoint");
-                    told.insert(job, error);
+                    told.lock().insert(job, error);
                 }
-            }
+            });
         }
     }
 }
@@ -143,15 +152,24 @@ mod tests {
         let bound = |isolation_ms| Some(Last { server, judged: 7, isolation_ms });
         let patience = |unreachable| Patience { lease: seconds(10), unreachable };
         let after = patience(Some(seconds(60)));
-        assert_eq!(after.with(None), Some(seconds(10)), "known to be gone");
-        assert_eq!(after.with(bound(60_000)), Some(seconds(70)));
+        let mut cluster = Cluster::default();
+        assert_eq!(after.with(None, &cluster), Some(seconds(10)), "known to be gone");
+        assert_eq!(after.with(bound(60_000), &cluster), Some(seconds(70)));
         assert_eq!(
-            after.with(bound(90_000)),
+            after.with(bound(90_000), &cluster),
             Some(seconds(100)),
             "the option was longer when it registered"
         );
-        assert_eq!(after.with(bound(1_000)), Some(seconds(70)), "the operator wants it waited for");
-        assert_eq!(after.with(bound(0)), None, "the option was off when it registered");
-        assert_eq!(patience(None).with(bound(60_000)), None);
+        assert_eq!(
+            after.with(bound(1_000), &cluster),
+            Some(seconds(70)),
+            "the operator wants it waited for"
+        );
+        assert_eq!(after.with(bound(0), &cluster), None, "the option was off when it registered");
+        assert_eq!(patience(None).with(bound(60_000), &cluster), None);
+        // Another leader gave longer leases.
+        cluster.lease_ms = 15_000;
+        assert_eq!(after.with(None, &cluster), Some(seconds(15)));
+        assert_eq!(after.with(bound(60_000), &cluster), Some(seconds(75)));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use downpour_checkpoint::Error as StoreError;
 use downpour_checkpoint::catalog::Catalog;
@@ -10,6 +10,7 @@ use downpour_checkpoint::manifest::{CHAIN_MAX, Manifest};
 use downpour_checkpoint::name::CheckpointName;
 use downpour_checkpoint::store::{Access, Store};
 use downpour_core::id::JobId;
+use downpour_core::ledger::Ledger;
 use downpour_core::mix::mix64;
 use downpour_core::spec::JobSpec;
 use downpour_proto::{threads, v1};
@@ -19,10 +20,13 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::beside::Beside;
+use crate::command::deleting::{CHECKPOINTS_MAX, CheckpointEntry, CheckpointList};
 use crate::command::{BeginCheckpoint, Body, ERROR_BYTES_MAX, EndCheckpoint, RestoreJob};
 use crate::liveness::Liveness;
 use crate::raft::{Error as RaftError, Handle};
-use crate::state::checkpoints::{checkpoints_in_use, epoch_after, missing};
+use crate::state::checkpoints::{epoch_after, missing};
+use crate::state::deletions::Filed;
 use crate::state::{Cluster, Job};
 
 const ROUND: Duration = Duration::from_millis(200);
@@ -30,6 +34,8 @@ const ROUND: Duration = Duration::from_millis(200);
 const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(900);
 /// What is left of checkpoints that were deleted or given up goes when it is so old: nobody still writes to them.
 const SWEEP_AGE: Duration = CHECKPOINT_TIMEOUT.saturating_mul(4);
+/// After an error, before the same is tried again.
+const ERROR_PAUSE: Duration = Duration::from_secs(1);
 /// After one that failed, the next that is due waits.
 const FAILED_PAUSE: Duration = Duration::from_secs(10);
 
@@ -52,8 +58,7 @@ pub enum Failure {
 
 /// Works while this member leads, until told to stop.
 pub async fn run(handle: Handle, liveness: Arc<Mutex<Liveness>>, stop: CancellationToken) {
-    // By this process: who leads after it looks itself.
-    let mut discarded = BTreeMap::new();
+    let (mut jobs, mut seen) = (Beside::new(), Seen::default());
     let mut rounds = tokio::time::interval(ROUND);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -62,64 +67,144 @@ pub async fn run(handle: Handle, liveness: Arc<Mutex<Liveness>>, stop: Cancellat
             () = stop.cancelled() => return,
         }
         if !handle.status().leads() {
+            seen = Seen::default();
             continue;
         }
-        let jobs: Vec<JobId> = handle.cluster().jobs.keys().copied().collect();
-        for job in jobs {
-            let clock = liveness.lock().clock(&handle.cluster(), job);
-            if let Err(error) = look_after(&handle, job, clock).await {
-                warn!(%job, %error, "a checkpoint does not go on");
-            }
-            if let Err(error) = discard_failed(&handle.cluster(), job, &mut discarded).await {
-                warn!(%job, %error, "what is left of a checkpoint that failed is not deleted");
-            }
+        let cluster = handle.cluster();
+        seen.look(&cluster, Instant::now());
+        for (&id, job) in &cluster.jobs {
+            let clock = liveness.lock().clock(&cluster, id);
+            let known = seen.known(id, Instant::now());
+            let ledger = cluster.ledgers.get(&id).map(AsRef::as_ref);
+            let Some(due) = due(job, ledger, (unix_ms(), known), clock) else { continue };
+            let handle = handle.clone();
+            jobs.begin(id, async move {
+                if let Err(error) = carry_out(&handle, id, due, clock).await {
+                    warn!(job = %id, %error, "a checkpoint does not go on");
+                    tokio::time::sleep(ERROR_PAUSE).await;
+                }
+            });
         }
     }
 }
 
-async fn look_after(handle: &Handle, id: JobId, clock: u64) -> Result<(), Failure> {
+/// For how long this leader has known of a job's checkpoints, by a clock that no other leader's time disturbs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Known {
+    open: Duration,
+    whole: Duration,
+}
+
+/// When this leader first saw each job's open checkpoint and its last whole one.
+#[derive(Default)]
+struct Seen(BTreeMap<JobId, [Option<(String, Instant)>; 2]>);
+
+impl Seen {
+    fn look(&mut self, cluster: &Cluster, now: Instant) {
+        self.0.retain(|id, _| cluster.jobs.contains_key(id));
+        for (&id, job) in &cluster.jobs {
+            let open = job.view.orders.checkpoint.as_ref().map(|order| &order.checkpoint);
+            let whole = job.checkpoints.whole.as_ref().map(|whole| &whole.checkpoint);
+            for (seen, is) in self.0.entry(id).or_default().iter_mut().zip([open, whole]) {
+                if seen.as_ref().map(|(name, _)| name) != is {
+                    *seen = is.map(|name| (name.clone(), now));
+                }
+            }
+        }
+    }
+
+    fn known(&self, id: JobId, now: Instant) -> Known {
+        let known = |at: usize| {
+            let (_, since) = self.0.get(&id)?[at].as_ref()?;
+            Some(now.saturating_duration_since(*since))
+        };
+        Known { open: known(0).unwrap_or_default(), whole: known(1).unwrap_or_default() }
+    }
+}
+
+/// What is to be done about a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    /// All of it is stored: its manifest.
+    Finish,
+    /// It takes too long.
+    GiveUp,
+    Begin {
+        incremental: bool,
+    },
+}
+
+fn due(
+    job: &Job,
+    ledger: Option<&Ledger>,
+    (now_ms, known): (u64, Known),
+    clock: u64,
+) -> Option<Due> {
+    let checkpoints = &job.checkpoints;
+    if checkpoints.open.is_some() {
+        return match job.manifest().is_some() {
+            true => Some(Due::Finish),
+            false => (known.open > CHECKPOINT_TIMEOUT).then_some(Due::GiveUp),
+        };
+    }
+    let schedule = checkpoints.schedule.as_ref()?;
+    let due = is_due(checkpoints, schedule, (now_ms, known.whole), clock)
+        || is_last_due(job, ledger, now_ms);
+    let begin = Due::Begin { incremental: schedule.full_every > 1 };
+    (due && !job.view.variables.is_empty()).then_some(begin)
+}
+
+async fn carry_out(handle: &Handle, id: JobId, due: Due, clock: u64) -> Result<(), Failure> {
     let cluster = handle.cluster();
     let Some(job) = cluster.job(id) else { return Ok(()) };
-    let now_ms = unix_ms();
-    if let Some(open) = &job.checkpoints.open {
-        if job.manifest().is_some() {
-            return finish(handle, id).await;
-        }
-        if now_ms.saturating_sub(open.created_ms) > CHECKPOINT_TIMEOUT.as_millis() as u64 {
+    match due {
+        Due::Finish => finish(handle, id).await,
+        Due::GiveUp => {
+            let Some(open) = &job.checkpoints.open else { return Ok(()) };
             let shards = missing(open, job.view.spec.shards);
-            let error = format!("not stored in time: shards {shards:?}");
-            end(handle, job, error).await?;
+            end(handle, job, format!("not stored in time: shards {shards:?}")).await
         }
-        return Ok(());
+        Due::Begin { incremental } => {
+            let nonce = mix64(unix_ms() ^ id.0 << 48 ^ cluster.version << 20) as u32;
+            begin(handle, id, Asked { uri: "", incremental, nonce, clock }).await.map(drop)
+        }
     }
-    if let Some(schedule) = &job.checkpoints.schedule
-        && !job.view.variables.is_empty()
-        && is_due(&job.checkpoints, schedule, now_ms, clock)
-    {
-        let nonce = mix64(now_ms ^ id.0 << 48 ^ cluster.version << 20) as u32;
-        let incremental = schedule.full_every > 1;
-        begin(handle, id, Asked { uri: "", incremental, nonce, clock }).await?;
-    }
-    Ok(())
 }
 
-/// Whether enough time or steps have passed since the last whole one began.
+/// Whether enough time or steps have passed since the last whole one began. The leader at which it did may have had another time, ahead of this one's: then it counts for how long this
+/// leader has known of it.
 fn is_due(
     checkpoints: &v1::JobCheckpoints,
     schedule: &v1::CheckpointSchedule,
-    now_ms: u64,
+    (now_ms, known): (u64, Duration),
     clock: u64,
 ) -> bool {
     let whole = checkpoints.whole.as_ref();
-    let failed_ms = checkpoints.failed.as_ref().map_or(0, |failed| failed.ended_ms);
     // A clock is as high as some worker says: at the highest number there is, nothing has passed since.
     let passed = |now: u64, began: u64, every: u64| {
         every > 0 && now.checked_sub(began).is_some_and(|since| since >= every)
     };
-    let by_time = passed(now_ms, whole.map_or(0, |whole| whole.created_ms), schedule.every_ms);
+    let by_time = passed(now_ms, whole.map_or(0, |whole| whole.created_ms), schedule.every_ms)
+        || passed(known.as_millis() as u64, 0, schedule.every_ms);
     let by_steps = passed(clock, whole.map_or(0, |whole| whole.clock), schedule.every_steps);
-    // The leader at which it failed may have had another time.
-    (by_time || by_steps) && now_ms.abs_diff(failed_ms) >= FAILED_PAUSE.as_millis() as u64
+    (by_time || by_steps) && !failed_of_late(checkpoints, now_ms)
+}
+
+/// The leader at which it failed may have had another time.
+fn failed_of_late(checkpoints: &v1::JobCheckpoints, now_ms: u64) -> bool {
+    let failed_ms = checkpoints.failed.as_ref().map_or(0, |failed| failed.ended_ms);
+    now_ms.abs_diff(failed_ms) < FAILED_PAUSE.as_millis() as u64
+}
+
+/// Whether all of the job's data is trained, the last checkpoint does not have all of it, and no worker is there any more who might see to that: the one that trained the last of it has
+/// one taken, unless it dies.
+fn is_last_due(job: &Job, ledger: Option<&Ledger>, now_ms: u64) -> bool {
+    let trained = ledger.filter(|one| one.is_over() && one.finished_by().is_some());
+    let saved = job.checkpoints.whole.as_ref().map_or(0, |whole| whole.tasks_done);
+    let mut sessions = job.sessions.values();
+    trained.is_some_and(|ledger| ledger.totals().tasks > saved)
+        && sessions.all(|session| session.kind != v1::SessionKind::Worker)
+        && !failed_of_late(&job.checkpoints, now_ms)
 }
 
 /// A checkpoint that is to begin.
@@ -252,40 +337,41 @@ async fn finish(handle: &Handle, id: JobId) -> Result<(), Failure> {
     let schedule = job.checkpoints.schedule.as_ref().filter(|one| one.uri == *uri);
     if let Some(schedule) = schedule.filter(|one| one.keep > 0) {
         let name = &job.view.spec.name;
-        let used = checkpoints_in_use(&cluster, uri, name);
-        let kept = catalog.keep(name, schedule.keep as usize, &used).await?;
-        for name in &kept.deleted {
-            info!(job = %id, checkpoint = %name, "checkpoint deleted: newer ones are kept");
-        }
+        let sorted = catalog.sort(name, schedule.keep as usize, &used(&cluster, uri, name)).await?;
+        condemn(handle, uri, name, sorted.surplus).await?;
         let long_ago =
             CheckpointName::at(unix_ms().saturating_sub(SWEEP_AGE.as_millis() as u64), 0);
-        let before = kept.kept.first().map_or(&long_ago, |oldest| oldest.min(&long_ago));
+        let before = sorted.kept.first().map_or(&long_ago, |oldest| oldest.min(&long_ago));
         catalog.sweep(name, before).await?;
     }
     Ok(())
 }
 
-/// The files of the checkpoint that failed last, and its manifest: a leader may have written that before the checkpoint was given up, or be about to, and what is listed is
-/// what trainings begin from. Whoever leads does it once; what is older was swept.
-async fn discard_failed(
-    cluster: &Cluster,
-    id: JobId,
-    discarded: &mut BTreeMap<JobId, String>,
-) -> Result<(), StoreError> {
-    discarded.retain(|job, _| cluster.jobs.contains_key(job));
-    let Some(job) = cluster.job(id) else { return Ok(()) };
-    let Some(failed) = &job.checkpoints.failed else { return Ok(()) };
-    let Ok(name) = CheckpointName::new(failed.checkpoint.as_str()) else { return Ok(()) };
-    let of = &job.view.spec.name;
-    let old = unix_ms().saturating_sub(failed.created_ms) > SWEEP_AGE.as_millis() as u64;
-    if old || discarded.get(&id) == Some(&failed.checkpoint) {
-        return Ok(());
+/// The checkpoints of a job, in this place, that must stay.
+fn used(cluster: &Cluster, uri: &str, name: &str) -> Vec<CheckpointName> {
+    let here = Filed::new(uri, name, "");
+    let used = cluster.checkpoints_in_use().into_iter();
+    used.filter(|one| (&one.uri, &one.job) == (&here.uri, &here.job))
+        .filter_map(|one| CheckpointName::new(one.checkpoint).ok())
+        .collect()
+}
+
+/// Has what is too old deleted. Only now, in the log, is decided of each whether it is used.
+async fn condemn(
+    handle: &Handle,
+    uri: &str,
+    of: &str,
+    surplus: Vec<Manifest>,
+) -> Result<(), Failure> {
+    let entry = |manifest: &Manifest| CheckpointEntry {
+        name: manifest.checkpoint.to_string(),
+        chain: manifest.chain.iter().map(ToString::to_string).collect(),
+    };
+    for some in surplus.chunks(CHECKPOINTS_MAX) {
+        let checkpoints = some.iter().map(entry).collect();
+        let list = CheckpointList { uri: uri.into(), of: of.into(), checkpoints };
+        handle.propose(Body::Condemn(list)).await?;
     }
-    if !checkpoints_in_use(cluster, &failed.uri, of).contains(&name) {
-        let catalog = Catalog::new(open(&failed.uri, Access::Write).await?);
-        catalog.discard(of, &name).await?;
-    }
-    discarded.insert(id, failed.checkpoint.clone());
     Ok(())
 }
 
@@ -304,23 +390,26 @@ async fn end(handle: &Handle, job: &Job, mut error: String) -> Result<(), Failur
     Ok(())
 }
 
-/// The command that makes a job of a checkpoint, which is read up to its manifests: servers prove the files.
+/// The command that makes a job of a checkpoint, which is read up to its manifests: servers prove the files. It is pinned before, so that what was read is still there when the command is
+/// applied, or that is refused.
 ///
 /// # Errors
 /// There is no such checkpoint, or what it builds on is not there.
 pub async fn restore(
+    handle: &Handle,
     request: v1::RestoreJobRequest,
 ) -> Result<(RestoreJob, CheckpointName), Failure> {
     let v1::RestoreJobRequest { uri, job, checkpoint, name, replace, replicas, if_version } =
         request;
     let catalog = Catalog::new(open(&uri, Access::Read).await?);
-    let manifest = if checkpoint.is_empty() {
-        catalog.latest(&job).await?
+    let checkpoint = if checkpoint.is_empty() {
+        catalog.latest(&job).await?.checkpoint
     } else {
         let name = CheckpointName::new(checkpoint);
-        let name = name.map_err(|bad| Failure::Invalid(bad.to_string()))?;
-        catalog.manifest(&job, &name).await?
+        name.map_err(|bad| Failure::Invalid(bad.to_string()))?
     };
+    handle.propose(Body::Pin(CheckpointList::of(&uri, &job, [&checkpoint]))).await?;
+    let manifest = catalog.manifest(&job, &checkpoint).await?;
     let chain = catalog.chain(manifest).await?;
     let Some(manifest) = chain.last() else {
         return Err(Failure::Invalid("chain: is empty".into()));
@@ -367,47 +456,39 @@ fn unix_ms() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use downpour_checkpoint::manifest::Manifest;
-    use downpour_core::spec::JobSpec;
-
     use super::*;
-    use crate::command::{Command, Registration};
-    use crate::state::State;
+    use crate::state::tests::Machine;
+    use crate::state::tests::checkpoints::{begun, ended, saved};
+    use crate::state::tests::ledgers::{plan, wants};
 
-    /// A job with a checkpoint that failed after a leader had written its manifest.
-    fn with_failed(uri: &str, created_ms: u64) -> (State, Manifest) {
-        let (mut state, mut index) = (State::default(), 0);
-        let mut apply = |command| {
-            index += 1;
-            state.apply(index, command).expect("allowed");
+    const JUST_SEEN: Duration = Duration::ZERO;
+
+    #[test]
+    fn a_leader_whose_time_is_behind_the_last_ones_counts_for_how_long_it_knows_a_checkpoint() {
+        let whole = v1::EndedCheckpoint { created_ms: 9_000_000, ..Default::default() };
+        let checkpoints = v1::JobCheckpoints { whole: Some(whole), ..Default::default() };
+        let schedule = v1::CheckpointSchedule { every_ms: 1000, ..Default::default() };
+        let due =
+            |known| is_due(&checkpoints, &schedule, (50_000, Duration::from_millis(known)), 0);
+        assert!(!due(999) && due(1000));
+
+        let (mut machine, _) = Machine::with_job(1, 1);
+        let mut seen = Seen::default();
+        let start = Instant::now();
+        let mut look = |machine: &Machine, s| {
+            let now = start + Duration::from_secs(s);
+            seen.look(machine.state.cluster(), now);
+            let Known { open, whole } = seen.known(JobId(1), now);
+            (open.as_secs(), whole.as_secs())
         };
-        apply(Command::RegisterServer(Registration {
-            name: "ps-0".into(),
-            address: "host:1".into(),
-            zone: String::new(),
-            request_id: "1".into(),
-            origin: String::new(),
-            exclusive_name: false,
-            isolation_ms: 0,
-        }));
-        let spec = JobSpec { name: "ctr".into(), shards: 1, replicas: 1, min_in_sync: 1, seed: 1 };
-        apply(Command::CreateJob(spec));
-        let name = CheckpointName::at(created_ms, 7).to_string();
-        let order = v1::CheckpointOrder {
-            uri: uri.into(),
-            checkpoint: name.clone(),
-            newer_than: Vec::new(),
-        };
-        let (order, chain) = (Some(order), Vec::new());
-        let begin = BeginCheckpoint { job: 1, order, created_ms, chain, clock: 0 };
-        apply(Body::BeginCheckpoint(begin).try_into().expect("valid"));
-        let saved = v1::ShardSaved { shard: 0, epoch: 1, lsn: 1 << 40, ..Default::default() };
-        apply(Command::ShardsSaved(JobId(1), name.clone(), vec![saved]));
-        let manifest = state.cluster().job(JobId(1)).and_then(Job::manifest).expect("all stored");
-        let end = EndCheckpoint { job: 1, checkpoint: name, error: "given up".into(), ended_ms: 1 };
-        let end = Body::EndCheckpoint(end).try_into().expect("valid");
-        state.apply(index + 1, end).expect("allowed");
-        (state, manifest)
+        assert_eq!(look(&machine, 0), (0, 0));
+        machine.apply(begun("file:///x", "a")).expect("allowed");
+        assert_eq!((look(&machine, 5), look(&machine, 7)), ((0, 0), (2, 0)));
+        machine.apply(saved("a", 1, 9)).expect("allowed");
+        machine.apply(ended("a", "")).expect("allowed");
+        assert_eq!((look(&machine, 9), look(&machine, 12)), ((0, 0), (0, 3)));
+        machine.apply(begun("file:///x", "b")).expect("allowed");
+        assert_eq!((look(&machine, 13), look(&machine, 14)), ((0, 4), (1, 5)));
     }
 
     #[test]
@@ -418,7 +499,7 @@ mod tests {
             v1::JobCheckpoints { whole: Some(ended(50_000, 300)), ..Default::default() };
         let due = |every_ms, every_steps, now_ms, clock| {
             let schedule = v1::CheckpointSchedule { every_ms, every_steps, ..Default::default() };
-            is_due(&checkpoints, &schedule, now_ms, clock)
+            is_due(&checkpoints, &schedule, (now_ms, JUST_SEEN), clock)
         };
         assert!(!due(0, 100, 900_000, 399) && due(0, 100, 50_001, 400));
         assert!(!due(1000, 0, 50_999, 9000) && due(1000, 0, 51_000, 300));
@@ -427,13 +508,39 @@ mod tests {
         // The first one, and one after one that failed.
         let schedule = v1::CheckpointSchedule { every_steps: 100, ..Default::default() };
         let mut none = v1::JobCheckpoints::default();
-        assert!(!is_due(&none, &schedule, 50_000, 99) && is_due(&none, &schedule, 50_000, 100));
+        let due = |none: &_, now_ms, clock| is_due(none, &schedule, (now_ms, JUST_SEEN), clock);
+        assert!(!due(&none, 50_000, 99) && due(&none, 50_000, 100));
         none.failed = Some(v1::EndedCheckpoint { ended_ms: 45_000, ..Default::default() });
-        assert!(!is_due(&none, &schedule, 54_999, 100) && is_due(&none, &schedule, 55_000, 100));
-        assert!(
-            is_due(&none, &schedule, 35_000, 100),
-            "it failed at a leader whose time was ahead"
-        );
+        assert!(!due(&none, 54_999, 100) && due(&none, 55_000, 100));
+        assert!(due(&none, 35_000, 100), "it failed at a leader whose time was ahead");
+    }
+
+    #[test]
+    fn what_was_trained_last_is_saved_also_where_nobody_is_left_who_would_ask_for_it() {
+        let (mut machine, _) = Machine::with_job(1, 1);
+        let worker = machine.open(JobId(1));
+        machine.define_tasks(worker, plan(2, 1)).expect("allowed");
+        let due = |machine: &Machine| {
+            let cluster = machine.state.cluster();
+            let job = cluster.job(JobId(1)).expect("it is there");
+            is_last_due(job, cluster.ledgers.get(&JobId(1)).map(AsRef::as_ref), 50_000)
+        };
+        machine.advance(worker, wants(2, 0));
+        machine.finish_task(worker, 0);
+        let mut left = machine.clone();
+        left.close(JobId(1), worker);
+        assert!(!due(&left), "it is for others");
+        machine.finish_task(worker, 1);
+        assert!(!due(&machine), "it may be about to ask");
+        let mut dead = machine.clone();
+        dead.close(JobId(1), worker);
+        assert!(due(&dead));
+        // Whoever asked for it.
+        for (name, error, still) in [("a", "no", true), ("b", "", false)] {
+            dead.apply(begun("file:///x", name)).expect("allowed");
+            dead.apply(ended(name, error)).expect("allowed");
+            assert_eq!(due(&dead), still, "{name}");
+        }
     }
 
     #[test]
@@ -442,29 +549,9 @@ mod tests {
         let mut checkpoints = v1::JobCheckpoints::default();
         for (clock, again) in [(u64::MAX - 50, u64::MAX), (u64::MAX, u64::MAX)] {
             checkpoints.whole = None;
-            assert!(is_due(&checkpoints, &schedule, 50_000, clock));
+            assert!(is_due(&checkpoints, &schedule, (50_000, JUST_SEEN), clock));
             checkpoints.whole = Some(v1::EndedCheckpoint { clock, ..Default::default() });
-            assert!(!is_due(&checkpoints, &schedule, 50_000, again));
+            assert!(!is_due(&checkpoints, &schedule, (50_000, JUST_SEEN), again));
         }
-    }
-
-    #[tokio::test]
-    async fn a_checkpoint_that_was_given_up_is_not_listed_even_if_its_manifest_is_written() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let uri = format!("file://{}", folder.path().display());
-        let catalog = Catalog::new(open(&uri, Access::Write).await.expect("a place"));
-        let (state, manifest) = with_failed(&uri, unix_ms());
-        let listed = async || catalog.list("ctr").await.expect("readable").len();
-        let mut discarded = BTreeMap::new();
-        catalog.create_manifest(&manifest).await.expect("the first leader writes it");
-        assert_eq!(listed().await, 1);
-        let discard = discard_failed(state.cluster(), JobId(1), &mut discarded);
-        discard.await.expect("deleted");
-        assert_eq!(listed().await, 0);
-        // One that had slept.
-        let late = catalog.create_manifest(&manifest).await;
-        assert!(matches!(late, Err(StoreError::Missing(_))), "{late:?}");
-        assert_eq!(listed().await, 0);
-        assert_eq!(discarded[&JobId(1)], manifest.checkpoint.as_str(), "once");
     }
 }

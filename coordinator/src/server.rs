@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::liveness::Liveness;
 use crate::metrics::{ClusterMetrics, RaftMetrics};
 use crate::overseer;
+use crate::placer::Placer;
 use crate::raft::entry::{self, Directory};
 use crate::raft::log::{self, Admission, Disk, Identity, Log};
 use crate::raft::peers::{Carrier, Group, Links, Receiver};
@@ -66,8 +67,9 @@ pub async fn run_on<D: Disk>(
     });
     node.readiness.started();
     let liveness = Arc::new(Mutex::new(Liveness::new(Instant::now())));
+    let placer = Placer::new(handle.clone());
     let overseeing = overseer::run(
-        handle.clone(),
+        (handle.clone(), placer.clone()),
         liveness.clone(),
         config.timeouts(),
         overseer::Moves { limits: config.limits(), rebalancing: config.rebalancing() },
@@ -78,14 +80,21 @@ pub async fn run_on<D: Disk>(
 
     node.shutdown
         .spawn("scribe", crate::scribe::run(handle.clone(), liveness.clone(), stop.clone()));
+    node.shutdown.spawn("deleter", crate::deleter::run(handle.clone(), stop.clone()));
     let rescuing = crate::rescue::run(handle.clone(), config.patience(), stop.clone());
     node.shutdown.spawn("rescue", rescuing);
 
     // Raft's streams must last until leadership is handed over: they end after `stop`.
     let closed = CancellationToken::new();
     let _close = closed.clone().drop_guard();
-    let (service, operator) =
-        Service::servers(handle.clone(), liveness, group.clone(), config.times(), closed.clone());
+    let (service, operator) = Service::servers(
+        handle.clone(),
+        liveness,
+        group.clone(),
+        placer,
+        config.times(),
+        closed.clone(),
+    );
     let receiver = Receiver::service(carrier, closed.clone());
     let serving = transport::server_builder()
         .trace_fn(downpour_node::trace::server_span)

@@ -27,6 +27,7 @@ use tracing::info;
 
 use crate::command::{self, Body, COMMAND_BYTES_MAX, SessionList};
 use crate::liveness::Liveness;
+use crate::placer::Placer;
 use crate::raft::Handle;
 use crate::raft::peers::Group;
 use crate::scribe::{self, Failure};
@@ -59,6 +60,7 @@ pub struct Service {
     handle: Handle,
     liveness: Arc<Mutex<Liveness>>,
     group: Group,
+    placer: Placer,
     times: Times,
     stop: CancellationToken,
 }
@@ -74,11 +76,12 @@ impl Service {
         handle: Handle,
         liveness: Arc<Mutex<Liveness>>,
         group: Group,
+        placer: Placer,
         times: Times,
         stop: CancellationToken,
     ) -> (UpToDate<CoordinatorServer<Service>>, UpToDate<OperatorServer<Service>>) {
         let behind = Behind(handle.clone());
-        let service = Service { handle, liveness, group, times, stop };
+        let service = Service { handle, liveness, group, placer, times, stop };
         let operator = OperatorServer::new(service.clone())
             .max_decoding_message_size(REQUEST_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -117,6 +120,11 @@ impl Service {
             ))),
             None => Ok(()),
         }
+    }
+
+    /// No lease is longer than what is committed: that long everybody waits who waits for leases to end, also a leader whose option is lower.
+    fn lease_ms(&self, cluster: &Cluster) -> u64 {
+        self.times.lease_ms.min(cluster.lease_ms)
     }
 
     /// Whether all of these are heard within two heartbeats from now, on the leader. Who is stopped or gone is not.
@@ -179,7 +187,7 @@ impl Coordinator for Service {
     ) -> Answer<v1::RegisterServerReply> {
         let mut request = request.into_inner();
         self.check_name_is_free(&request).await?;
-        request.isolation_ms = self.times.isolation_ms;
+        (request.isolation_ms, request.lease_ms) = (self.times.isolation_ms, self.times.lease_ms);
         let reply = self.propose(Body::RegisterServer(request)).await?;
         let Reply::Registered(server) = reply else { return Err(mismatch(&reply)) };
         // As committed: it may have been asked for before, at a leader with other options.
@@ -220,7 +228,7 @@ impl Coordinator for Service {
         if let Some(load) = load {
             liveness.take_load(server, load);
         }
-        let lease_ms = self.times.lease_ms;
+        let lease_ms = self.lease_ms(&cluster);
         Ok(Response::new(v1::HeartbeatReply { lease_ms, fenced: false }))
     }
 
@@ -247,11 +255,12 @@ impl Coordinator for Service {
         let Reply::InSync { changed, route } = reply else { return Err(mismatch(&reply)) };
         info!(job, %shard, changed, epoch = %route.epoch, set = ?route.in_sync, "in-sync set");
         // Committed after the request arrived: that confirms leadership as a ReadIndex does.
-        let heard = self.handle.cluster().life(primary) == Life::Alive;
+        let cluster = self.handle.cluster();
+        let heard = cluster.life(primary) == Life::Alive;
         Ok(Response::new(v1::ChangeInSyncReply {
             changed,
             route: Some(convert::shard_route(shard, &route)),
-            lease_ms: if heard { self.times.lease_ms } else { 0 },
+            lease_ms: if heard { self.lease_ms(&cluster) } else { 0 },
         }))
     }
 
@@ -388,7 +397,7 @@ impl Coordinator for Service {
     ) -> Answer<v1::RestoreJobReply> {
         // Who does not lead need not look.
         self.read().await?;
-        let restoring = scribe::restore(request.into_inner()).await;
+        let restoring = scribe::restore(&self.handle, request.into_inner()).await;
         let (restore, checkpoint) = restoring.map_err(|failure| self.failure(failure))?;
         let reply = self.propose(Body::RestoreJob(restore)).await?;
         let Reply::Created { job, .. } = reply else { return Err(mismatch(&reply)) };

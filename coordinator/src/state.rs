@@ -5,11 +5,12 @@
 //! and job in it names the position in the log that last changed it, so that a watcher can be told exactly what it lacks.
 //!
 //! Follow a command: [`State::apply`] dispatches to [`nodes`] (registering, judging), [`jobs`] (creating, variables, labels) or [`sessions`], or [`ledgers`] (who trains what);
-//! whenever a life of a server begins or ends, [`routes`] decides what that means for each shard; [`joins`] finds those that lack a member, [`moves`] carries copies elsewhere. [`members`] is the group of coordinators itself. [`snapshot`] is the encoding of it
+//! whenever a life of a server begins or ends, [`routes`] decides what that means for each shard; [`joins`] finds those that lack a member, [`moves`] carries copies elsewhere. [`members`] is the group of coordinators itself, [`deletions`] what is to go of checkpoints. [`snapshot`] is the encoding of it
 //! all, and [`size`] keeps that within one message.
 
 pub mod checkpoints;
 mod consistency;
+pub mod deletions;
 mod events;
 mod jobs;
 pub mod joins;
@@ -24,7 +25,7 @@ mod sessions;
 mod size;
 mod snapshot;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -78,6 +79,10 @@ pub struct Cluster {
     pub events: Arc<VecDeque<Event>>,
     /// The group of coordinators, where it was changed.
     pub members: Arc<members::Members>,
+    /// Checkpoints that are to be deleted, or must not be.
+    pub deletions: Arc<deletions::Deletions>,
+    /// The longest lease that a leader may have given: none gives longer ones, and all wait for it, whatever their option is.
+    pub lease_ms: u64,
 }
 
 /// A server.
@@ -100,14 +105,14 @@ pub struct Job {
     pub view: JobView,
     /// For people and tools.
     pub labels: BTreeMap<String, String>,
-    /// The version at which they became those of a checkpoint.
-    labels_set_back: u64,
     /// Open sessions.
     pub sessions: BTreeMap<SessionId, Session>,
     /// Taken, being taken, to be taken.
     pub checkpoints: v1::JobCheckpoints,
     /// Dense variables.
     dense: BTreeMap<VariableId, Dense>,
+    /// Shards that were set back since all of them last were.
+    back: lost::Back,
 }
 
 /// An open session.
@@ -259,6 +264,9 @@ impl State {
                 self.advance_ledger(job, session, generation, &advance)
             }
             Command::SetConsistency(job, change) => self.set_consistency(job, change),
+            Command::Condemn(checkpoints) => self.condemn(checkpoints),
+            Command::Pin(checkpoint) => self.pin(checkpoint),
+            Command::Forget(checkpoints) => self.forget_condemned(&checkpoints),
         }
     }
 

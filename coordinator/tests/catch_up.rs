@@ -11,13 +11,8 @@ fn compact_often(config: &mut Config) {
 }
 
 async fn label(group: &Group, job: u64, value: u64) {
-    let request = v1::LabelJobRequest {
-        job,
-        key: "count".into(),
-        value: value.to_string(),
-        expected: None,
-        since: None,
-    };
+    let request =
+        v1::LabelJobRequest { job, key: "count".into(), value: value.to_string(), expected: None };
     group.ask(async |mut client| client.label_job(request.clone()).await).await.unwrap();
 }
 

@@ -166,7 +166,6 @@ impl Worker {
             key: key.into(),
             value: text(new),
             expected: expected.map(text),
-            since: None,
         };
         let labelling = tokio::time::timeout(PATIENCE, client.label_job(request));
         let reply = labelling.await.map_err(|_| Status::deadline_exceeded("patience"))??;

@@ -6,6 +6,7 @@ mod network;
 use downpour_coordinator::raft::{Error, WishKind};
 use downpour_coordinator::state::{Refused, Reply};
 use network::Network;
+use raft::eraftpb::MessageType;
 
 fn added(id: u64) -> WishKind {
     WishKind::Add(id, format!("c{id}:1"))
@@ -116,4 +117,23 @@ async fn a_member_without_its_data_has_no_way_back_into_a_group_that_was_changed
     let leader = network.leader().unwrap();
     let refused = network.members[&leader].0.meet(2, 99).await;
     assert!(matches!(refused, Err(Error::Refused(Refused::FailedPrecondition(_)))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_learner_to_which_nobody_speaks_says_something_so_that_it_can_be_told_that_it_was_removed()
+ {
+    let mut network = Network::new(true);
+    network.commit(30).await;
+    // Nobody hears it, so it does not come to vote.
+    network.mute.insert(4);
+    network.change(added(4)).await.unwrap();
+    network.start_new(4);
+    network.change(WishKind::Remove(4)).await.unwrap();
+    network.mute.clear();
+    // Answers to heartbeats go to who leads, except these.
+    let leader = network.leader().unwrap();
+    let follower = (1..=3).find(|&id| id != leader).unwrap();
+    let told = (follower, MessageType::MsgHeartbeatResponse);
+    let before = network.delivered.get(&told).copied();
+    network.carry_until(|network| network.delivered.get(&told).copied() > before).await;
 }

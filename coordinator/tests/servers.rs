@@ -302,3 +302,22 @@ async fn a_late_server_that_refuses_connections_is_judged_before_the_failure_tim
     };
     eventually("it is judged", judged).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_lease_is_longer_than_what_a_leader_with_another_option_waits_for() {
+    let patient = |config: &mut Config| {
+        (config.lease_ms, config.failure_timeout_ms) = (5_000, 60_000);
+    };
+    let mut group = Group::start_with(1, patient).await;
+    let server = group.register("ps-0", "").await;
+    assert_eq!(heartbeat(&group, server).await.lease_ms, 5_000);
+    for (lease_ms, now, after) in [(20_000, 5_000, 20_000), (3_000, 3_000, 3_000)] {
+        group.stop(1).await.unwrap();
+        group.adjust(1, |config| config.lease_ms = lease_ms);
+        group.restart(1).await;
+        assert_eq!(heartbeat(&group, server).await.lease_ms, now);
+        // From then on it is committed.
+        group.register(&format!("ps-{lease_ms}"), "").await;
+        assert_eq!(heartbeat(&group, server).await.lease_ms, after);
+    }
+}

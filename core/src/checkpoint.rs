@@ -40,8 +40,8 @@ impl Orders {
         self.set_back.iter().find_map(|back| back.shards.get(&shard).copied())
     }
 
-    /// Takes note that shards are set back, which they may have been before, and says how many were set back to this checkpoint in all.
-    pub fn set_back(&mut self, mut back: SetBack) -> usize {
+    /// Takes note that shards are set back, which they may have been before.
+    pub fn set_back(&mut self, mut back: SetBack) {
         for known in &mut self.set_back {
             known.shards.retain(|shard, _| !back.shards.contains_key(shard));
             if (&known.uri, &known.checkpoint) == (&back.uri, &back.checkpoint) {
@@ -49,9 +49,7 @@ impl Orders {
             }
         }
         self.set_back.retain(|known| !known.shards.is_empty());
-        let count = back.shards.len();
         self.set_back.push(back);
-        count
     }
 }
 

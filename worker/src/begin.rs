@@ -238,7 +238,7 @@ pub(crate) async fn started_over(
     session: SessionId,
 ) -> Result<(), Error> {
     let session = session.to_string();
-    coordinators.label_job(job, STARTED_OVER, &session, None, None).await.map(drop)
+    coordinators.label_job(job, STARTED_OVER, &session, None).await.map(drop)
 }
 
 /// Takes a checkpoint of a job and waits until it is whole: its name. What is asked for while another is being taken begins after that.

@@ -40,7 +40,7 @@ pub(crate) async fn write(
     for (n, part) in wanted {
         let key = key(n);
         if labels.get(&key).map_or("", String::as_str) != part {
-            coordinators.label_job(job, &key, part, None, None).await.map_err(Error::from)?;
+            coordinators.label_job(job, &key, part, None).await.map_err(Error::from)?;
         }
     }
     Ok(())

@@ -24,8 +24,8 @@ fn a_command_out_of_bounds_is_refused_by_field_and_never_logged() {
     assert_eq!(field(Body::DeleteJob(v1::DeleteJobRequest::default())), "job");
     let long = "x".repeat(LABEL_VALUE_BYTES_MAX + 1);
     let label = |value, expected| {
-        let (key, since) = ("k".into(), None);
-        Body::LabelJob(v1::LabelJobRequest { job: 1, key, value, expected, since })
+        let key = "k".into();
+        Body::LabelJob(v1::LabelJobRequest { job: 1, key, value, expected })
     };
     assert_eq!(field(label(long, None)), "value");
     assert_eq!(field(label("v".into(), Some("x".repeat(COMMAND_BYTES_MAX)))), "request");

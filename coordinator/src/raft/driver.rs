@@ -106,12 +106,12 @@ pub struct Driver<D: Disk, O> {
     pub(super) node: RawNode<Log<D>>,
     pub(super) state: State,
     applied: u64,
-    outbox: O,
+    pub(super) outbox: O,
     inputs: mpsc::Receiver<Input>,
     pub(super) proposals: Proposals,
     reads: Reads,
     leaving: Option<(oneshot::Sender<()>, u32)>,
-    joining: Option<Joining>,
+    pub(super) joining: Option<Joining>,
     /// Of the data directories of other members that were met.
     pub(super) births: BTreeMap<u64, u64>,
     /// The index at which this member counts as ready: what a leader had committed when it was asked.
@@ -251,6 +251,7 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
         if self.ready_at.is_none() && self.leader().is_some() {
             self.node.read_index(self.readiness_context());
         }
+        self.ask_for_news();
         self.ticks_without_lead += 1;
         self.ticks_leading += 1;
         if self.node.raft.state == StateRole::Leader {

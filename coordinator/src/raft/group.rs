@@ -7,7 +7,7 @@
 use prost::Message as _;
 use protobuf::Message as _;
 use raft::StateRole;
-use raft::eraftpb::{ConfChange, ConfChangeType, Entry, EntryType};
+use raft::eraftpb::{ConfChange, ConfChangeType, Entry, EntryType, Message, MessageType};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
@@ -61,6 +61,22 @@ impl<D: Disk, O: Outbox> Driver<D, O> {
                  Give member {me} its own directory back, or remove member {me} and add another in its place"
             )
         })
+    }
+
+    /// Who does not vote does not campaign either, so it would never learn that it was removed: the others send it nothing any more, and refuse what it sends. It says something that
+    /// means nothing, once in an election's time, while nobody says anything to it.
+    pub(super) fn ask_for_news(&mut self) {
+        let (me, raft) = (self.options.id, &self.node.raft);
+        let due = self.ticks.is_multiple_of(self.options.election_ticks as u64);
+        if !due || raft.promotable() || self.joining.is_some() || self.standing().heard.len() > 1 {
+            return;
+        }
+        let term = raft.term;
+        for to in self.members().list.into_keys().filter(|&id| id != me) {
+            let mut message = Message { from: me, to, term, ..Message::default() };
+            message.set_msg_type(MessageType::MsgHeartbeatResponse);
+            _ = self.outbox.send(message);
+        }
     }
 
     /// How the group stands, as far as this member sees.

@@ -6,7 +6,6 @@ use std::time::Duration;
 use downpour_core::id::{JobId, NodeId};
 use downpour_core::spec::check_range;
 use downpour_proto::v1::operator_server::Operator;
-use downpour_proto::v1::shard_placement::Placing as Wire;
 use downpour_proto::{Invalid, v1};
 use tonic::{Request, Response, Status};
 use tracing::info;
@@ -17,32 +16,6 @@ use crate::command::{Body, check_address};
 use crate::raft::{Wish, WishKind};
 use crate::state::moves::{self, Placement, Placing};
 use crate::state::{Cluster, Reply};
-
-/// Changes of primary that are made at once: who pushes to all of them waits for all.
-const PROMOTIONS_MIN: usize = 4;
-/// A request takes no more turns than this; then more are made at once.
-const TURNS_MAX: usize = 20;
-/// Between two turns.
-const PROMOTIONS_PAUSE: Duration = Duration::from_millis(250);
-
-/// In turns: everything else and the first changes of primary, then the others, some at a time.
-fn paced(placements: Vec<v1::ShardPlacement>) -> Vec<Vec<v1::ShardPlacement>> {
-    let promotes = |one: &v1::ShardPlacement| matches!(one.placing, Some(Wire::Promote(_)));
-    let (promotions, mut first): (Vec<_>, Vec<_>) = placements.into_iter().partition(promotes);
-    let at_once = PROMOTIONS_MIN.max(promotions.len().div_ceil(TURNS_MAX));
-    let mut promotions = promotions.into_iter();
-    first.extend(promotions.by_ref().take(at_once));
-    let mut turns = vec![first];
-    loop {
-        let turn: Vec<_> = promotions.by_ref().take(at_once).collect();
-        if turn.is_empty() {
-            break;
-        }
-        turns.push(turn);
-    }
-    turns.retain(|turn| !turn.is_empty());
-    turns
-}
 
 /// For another member to take over; it has the log already, or nearly.
 const TRANSFER_PATIENCE: Duration = Duration::from_secs(2);
@@ -97,15 +70,7 @@ impl Operator for Service {
         let due = request.placements.into_iter().zip(&checked);
         let due: Vec<_> =
             due.filter(|(_, check)| **check == Check::Due).map(|(one, _)| one).collect();
-        for (number, some) in paced(due).into_iter().enumerate() {
-            if number > 0 {
-                tokio::time::sleep(PROMOTIONS_PAUSE).await;
-            }
-            let placements = v1::PlaceShardsRequest { placements: some };
-            let reply = self.propose(Body::Place(placements)).await?;
-            let Reply::Placed(placed) = reply else { return Err(mismatch(&reply)) };
-            info!(placed, "shards are placed");
-        }
+        self.placer.place(due).await.map_err(|error| self.status(error))?;
         // Of those that were passed over, for something changed meanwhile, the state now says it.
         let cluster = self.handle.cluster();
         let problem = |(placement, before): (&Placement, Check)| match before {
@@ -257,33 +222,4 @@ fn check(cluster: &Cluster, placement: &Placement) -> Check {
         Placing::Cancel => route.moving.is_none(),
     };
     if done { Check::Done } else { said("it has changed meanwhile: look again") }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn placement(number: u32, placing: Wire) -> v1::ShardPlacement {
-        v1::ShardPlacement { shard: number, placing: Some(placing), ..Default::default() }
-    }
-
-    #[test]
-    fn few_primaries_change_at_once_and_everything_is_placed() {
-        let server = v1::ServerRef { node: 1, incarnation: 1 };
-        for (promotions, turns, most) in [(0, 1, 0), (4, 1, 4), (11, 3, 4), (400, 20, 20)] {
-            let moves =
-                (0..30).map(|number| placement(number, Wire::Move(v1::ShardMove::default())));
-            let changes =
-                (30..30 + promotions).map(|number| placement(number, Wire::Promote(server)));
-            let paced = paced(moves.chain(changes).collect());
-            assert_eq!(paced.len(), turns);
-            let promotes =
-                |one: &&v1::ShardPlacement| matches!(one.placing, Some(Wire::Promote(_)));
-            let at_once = paced.iter().map(|turn| turn.iter().filter(promotes).count());
-            assert_eq!(at_once.max(), Some(most));
-            let placed: Vec<u32> = paced.iter().flatten().map(|one| one.shard).collect();
-            assert_eq!(placed, (0..30 + promotions).collect::<Vec<_>>());
-        }
-        assert!(paced(Vec::new()).is_empty());
-    }
 }

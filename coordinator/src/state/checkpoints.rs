@@ -15,9 +15,11 @@ use downpour_core::spec::{Shape, Variable};
 use downpour_core::view::JobView;
 use downpour_proto::v1;
 
+use super::deletions::Filed;
 use super::jobs::check_version;
+use super::lost::Back;
 use super::size::{JOB_BYTES, SHARD_BYTES, VARIABLE_BYTES, label_bytes, ledger_bytes};
-use super::{Cluster, Dense, Job, Outcome, Refused, Reply, State};
+use super::{Dense, Job, Outcome, Refused, Reply, State};
 use crate::command::{CheckpointEnd, CheckpointStart, Restoring};
 
 /// Upper bound of what the file of a shard takes in a snapshot.
@@ -38,6 +40,8 @@ impl State {
             let problem = format!("newer_than: give one for each of the {shards} shards, or none");
             return Err(Refused::FailedPrecondition(problem));
         }
+        let name = job.view.spec.name.as_str();
+        self.check_deletions(chain.iter().map(|base| Filed::new(&order.uri, name, base)))?;
         let labels: usize = job.labels.iter().map(|(key, value)| label_bytes(key, value)).sum();
         let tasks = self.captured_ledger_bytes(id);
         self.check_room(
@@ -96,8 +100,11 @@ impl State {
             return Ok(Reply::Done);
         }
         let job = self.job_mut(end.job);
-        job.end_checkpoint(end.error, Some(end.ended_ms));
         job.view.version = version;
+        match end.error.is_empty() {
+            true => _ = job.end_checkpoint(String::new(), Some(end.ended_ms)),
+            false => self.give_up_checkpoint(end.job, &end.error, Some(end.ended_ms)),
+        }
         Ok(Reply::Done)
     }
 
@@ -144,6 +151,7 @@ impl State {
             check_version(job, if_version)?;
         }
         let replaced = same.map(|job| job.view.job);
+        self.check_pinned(&Filed::new(&order.uri, &*order.job, &*order.checkpoint))?;
         let shards = spec.shards as usize;
         let tasks = ledger.as_ref().map_or(0, |ledger| ledger_bytes(ledger.plan()));
         self.check_room(
@@ -151,6 +159,7 @@ impl State {
         )?;
         let plan = placement::place(&self.cluster.candidates(), spec.shards, 1)?;
         if let Some(id) = replaced {
+            self.give_up_checkpoint(id, "the job was replaced", None);
             self.cluster.jobs.remove(&id);
             self.set_ledger(id, None);
         }
@@ -181,9 +190,9 @@ impl State {
                 consistency: Consistency::default(),
             },
             labels,
-            labels_set_back: 0,
             sessions: [].into(),
             checkpoints: v1::JobCheckpoints::default(),
+            back: Back::default(),
         };
         self.cluster.jobs.insert(id, Arc::new(job));
         self.set_ledger(id, ledger);
@@ -202,27 +211,11 @@ fn first_route() -> ShardRoute {
     }
 }
 
-/// The checkpoints of jobs of this name, in this place, that shards begin from, or would if they were lost.
-#[must_use]
-pub fn checkpoints_in_use(cluster: &Cluster, uri: &str, name: &str) -> Vec<CheckpointName> {
-    let used = cluster.jobs.values().flat_map(|job| {
-        let orders = &job.view.orders;
-        let restore = orders.restore.iter().map(|one| (&*one.uri, &*one.job, &*one.checkpoint));
-        let back = orders.set_back.iter().map(|one| (&*one.uri, &*one.job, &*one.checkpoint));
-        restore.chain(back).chain(job.newest_checkpoint())
-    });
-    let here = used.filter(|(place, of, _)| (*place, *of) == (uri, name));
-    here.filter_map(|(_, _, checkpoint)| CheckpointName::new(checkpoint).ok()).collect()
-}
-
 impl Job {
     /// The open checkpoint, if there is one, is whole, or has failed with `error`.
-    fn end_checkpoint(&mut self, error: String, ended_ms: Option<u64>) {
-        let (Some(open), Some(order)) =
-            (self.checkpoints.open.take(), self.view.orders.checkpoint.take())
-        else {
-            return;
-        };
+    pub(super) fn end_checkpoint(&mut self, error: String, ended_ms: Option<u64>) -> Option<Filed> {
+        let (open, order) = self.checkpoints.open.take().zip(self.view.orders.checkpoint.take())?;
+        let filed = Filed::new(&order.uri, &*self.view.spec.name, &*order.checkpoint);
         let ended = v1::EndedCheckpoint {
             uri: order.uri,
             checkpoint: order.checkpoint,
@@ -232,17 +225,14 @@ impl Job {
             error,
             chain: open.chain.len() as u32,
             clock: open.clock,
+            tasks_done: open.ledger.map_or(0, |ledger| ledger.tasks_done),
         };
         let place = match ended.error.is_empty() {
             true => &mut self.checkpoints.whole,
             false => &mut self.checkpoints.failed,
         };
         *place = Some(ended);
-    }
-
-    /// The open checkpoint can no longer become whole.
-    pub(super) fn give_up_checkpoint(&mut self, error: &str) {
-        self.end_checkpoint(error.into(), None);
+        Some(filed)
     }
 
     /// Place, job and name of the newest checkpoint of this very job, or of the one that it began from.

@@ -10,6 +10,7 @@ use downpour_core::routing::ShardRoute;
 use downpour_core::spec::{JobSpec, Shape, Variable, VariableSpec};
 use downpour_core::view::JobView;
 
+use super::lost::Back;
 use super::size::{JOB_BYTES, SHARD_BYTES, VARIABLE_BYTES, label_bytes};
 use super::{Defined, Dense, Job, Outcome, Refused, Reply, State};
 use crate::command::{COMMAND_BYTES_MAX, LabelChange};
@@ -56,10 +57,10 @@ impl State {
         let job_state = Job {
             view,
             labels: BTreeMap::new(),
-            labels_set_back: 0,
             sessions: BTreeMap::new(),
             checkpoints: downpour_proto::v1::JobCheckpoints::default(),
             dense: BTreeMap::new(),
+            back: Back::default(),
         };
         self.cluster.jobs.insert(job, Arc::new(job_state));
         Ok(Reply::Created { job, created: true })
@@ -73,6 +74,7 @@ impl State {
         if let Some(known) = self.cluster.job(job) {
             check_version(known, if_version)?;
         }
+        self.give_up_checkpoint(job, "the job was deleted", None);
         self.cluster.jobs.remove(&job);
         self.set_ledger(job, None);
         Ok(Reply::Done)
@@ -170,12 +172,11 @@ impl State {
         Ok(Reply::Done)
     }
 
-    /// Compare-and-swap where `expected` is given. Where `since` is, it knows labels that were set back from ones that never changed: a value may be what it was.
+    /// Compare-and-swap where `expected` is given.
     pub(super) fn label_job(&mut self, id: JobId, change: LabelChange) -> Outcome {
         let job = self.job(id)?;
         let now = job.labels.get(&change.key).cloned().unwrap_or_default();
-        let set_back = change.since.is_some_and(|since| since < job.labels_set_back);
-        if set_back || change.expected.is_some_and(|expected| expected != now) {
+        if change.expected.is_some_and(|expected| expected != now) {
             return Ok(Reply::Labelled { changed: false, value: now });
         }
         if now.is_empty() && !change.value.is_empty() && job.labels.len() == LABELS_MAX {

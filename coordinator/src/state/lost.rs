@@ -1,6 +1,6 @@
 //! Shards whose last copy is gone, and that go on from a checkpoint of their job (protocol 4.4, 8.5): which, on whom, and the step that does it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use downpour_core::checkpoint::SetBack;
 use downpour_core::id::{Epoch, JobId, ServerRef, ShardId, VariableId};
@@ -67,6 +67,33 @@ pub struct SettingBack {
     pub ledger: Option<Ledger>,
 }
 
+/// Which shards of a job were set back to one checkpoint since all of them last were: a shard that is lost after that takes no tasks back that were trained meanwhile.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Back {
+    pub(super) checkpoint: String,
+    pub(super) shards: BTreeSet<ShardId>,
+}
+
+impl Back {
+    /// Whether all `count` are at the checkpoint with these.
+    fn takes(
+        &mut self,
+        checkpoint: &str,
+        shards: impl Iterator<Item = ShardId>,
+        count: usize,
+    ) -> bool {
+        if self.checkpoint != checkpoint {
+            *self = Back { checkpoint: checkpoint.into(), shards: BTreeSet::new() };
+        }
+        self.shards.extend(shards);
+        let all = self.shards.len() == count;
+        if all {
+            *self = Back::default();
+        }
+        all
+    }
+}
+
 /// What is lost, in order.
 #[must_use]
 pub fn lost(cluster: &Cluster) -> Vec<Lost> {
@@ -112,8 +139,8 @@ pub fn place(cluster: &Cluster, lost: &[Lost]) -> Vec<Again> {
 impl State {
     /// Shards get a primary that loads them from a checkpoint, alone in its set, in an epoch above all that the shard and the checkpoint have seen. What is not lost (so)
     /// any more is passed over, and so is what is based on a checkpoint that is not the newest any more (it may be deleted), or on a dense variable that has got its
-    /// first values meanwhile. Who was giving a variable its first values is not to say that they are there: some may be gone. A checkpoint that is being taken is given up: it may hold what is rolled back here. Where every shard is at the checkpoint now, so are the labels and the tasks: workers
-    /// go on from what was done then.
+    /// first values meanwhile. Who was giving a variable its first values is not to say that they are there: some may be gone. A checkpoint that is being taken is given up: it may hold what is rolled back here. Where with these every shard was set back to the checkpoint, one after the other or
+    /// at once, so are the labels and the tasks: workers go on from what was done then.
     pub(super) fn set_back(&mut self, setting: SettingBack) -> Outcome {
         let SettingBack { job: id, from, epoch_min, shards, labels, initialized, ledger } = setting;
         let job = self.job(id)?;
@@ -152,18 +179,19 @@ impl State {
             format!("{count} lost shards of job {name} go on from checkpoint {}", from.checkpoint);
         self.tell("failover", text);
         let job = self.job_mut(id);
+        let all = job.back.takes(&from.checkpoint, routes.keys().copied(), job.view.shards.len());
         let epochs = routes.iter().map(|(shard, route)| (*shard, route.epoch)).collect();
-        let all = job.view.orders.set_back(SetBack { shards: epochs, ..from });
-        if all == job.view.shards.len() {
-            (job.labels, job.labels_set_back) = (labels, version);
+        job.view.orders.set_back(SetBack { shards: epochs, ..from });
+        if all {
+            job.labels = labels;
         }
         for (shard, route) in routes {
             job.view.shards[shard.0 as usize] = route;
         }
         job.view.version = version;
         job.forget_initializers();
-        job.give_up_checkpoint("a shard was set back to an older one");
-        if all == job.view.shards.len() {
+        self.give_up_checkpoint(id, "a shard was set back to an older one", None);
+        if all {
             self.set_ledger(id, ledger);
         }
         Ok(Reply::Done)

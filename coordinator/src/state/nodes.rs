@@ -41,8 +41,16 @@ impl State {
     /// A new life replaces the old one of the same name in the same step (protocol 1.1): else a server that restarts empty under its name
     /// could be promoted. But a name is no proof that the old process is gone: while the old life has the last copy of a shard, only who proves that replaces it (8.7).
     pub(super) fn register_server(&mut self, registration: Registration) -> Outcome {
-        let Registration { name, address, zone, request_id, origin, exclusive_name, isolation_ms } =
-            registration;
+        let Registration {
+            name,
+            address,
+            zone,
+            request_id,
+            origin,
+            exclusive_name,
+            isolation_ms,
+            lease_ms,
+        } = registration;
         let request = format!("register {name} {request_id}");
         if let Some(&Remembered::Server(server)) = self.requests.find(&request) {
             return Ok(Reply::Registered(server));
@@ -79,6 +87,7 @@ impl State {
         let view = NodeView { name, server, address, zone, alive: true, admission };
         let version = self.cluster.version;
         self.cluster.nodes.insert(node, Arc::new(Node { view, version, origin, isolation_ms }));
+        self.cluster.lease_ms = self.cluster.lease_ms.max(lease_ms);
         self.requests.remember(request, Remembered::Server(server));
         self.settle_routes();
         Ok(Reply::Registered(server))

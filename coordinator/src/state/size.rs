@@ -21,7 +21,8 @@ pub(super) const VARIABLE_BYTES: usize = 640;
 pub(super) const SESSION_BYTES: usize = 320;
 const REQUEST_BYTES: usize = 320;
 const LABEL_BYTES: usize = 16;
-const SET_BACK_SHARD_BYTES: usize = 24;
+/// In its order, and as one of those that were since all were.
+const SET_BACK_SHARD_BYTES: usize = 30;
 const LEDGER_BYTES: usize = 512;
 /// A task that is out, a range of its own.
 const TASK_BYTES: usize = 12;
@@ -75,6 +76,7 @@ impl State {
             + self.cluster.nodes.len() * NODE_BYTES
             + self.cluster.jobs.values().map(|job| job.bytes_max()).sum::<usize>()
             + self.requests.len() * REQUEST_BYTES
+            + self.cluster.deletions.bytes_max()
             + self.cluster.ledgers.values().map(|one| ledger_bytes(one.plan())).sum::<usize>()
     }
 

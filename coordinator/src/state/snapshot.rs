@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use downpour_core::id::{JobId, ServerRef, SessionId, VariableId};
+use downpour_core::id::{JobId, ServerRef, SessionId, ShardId, VariableId};
 use downpour_core::ledger::Ledger;
 use downpour_core::view::{JobView, NodeView};
 use downpour_proto::{Invalid, v1};
 use prost::Message;
 
+use super::deletions::DeletionsRecord;
+use super::lost::Back;
 use super::members::{Members, MembersRecord};
 use super::requests::{Remembered, Requests};
 use super::{Cluster, Counters, Dense, Event, Job, Node, Session, State};
@@ -39,6 +41,10 @@ struct Snapshot {
     members: Option<MembersRecord>,
     #[prost(message, repeated, tag = "60")]
     ledgers: Vec<LedgerOfJob>,
+    #[prost(uint64, tag = "100")]
+    lease_ms: u64,
+    #[prost(message, optional, tag = "101")]
+    deletions: Option<DeletionsRecord>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -80,8 +86,11 @@ struct JobRecord {
     dense: Vec<DenseRecord>,
     #[prost(message, optional, tag = "5")]
     checkpoints: Option<v1::JobCheckpoints>,
-    #[prost(uint64, tag = "6")]
-    labels_set_back: u64,
+    /// See [`Back`].
+    #[prost(string, tag = "100")]
+    back_to: String,
+    #[prost(uint32, repeated, tag = "101")]
+    back: Vec<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -138,6 +147,8 @@ impl State {
             members: (self.cluster.members.version > 0)
                 .then(|| self.cluster.members.as_ref().into()),
             ledgers: self.cluster.ledgers.iter().map(ledger).collect(),
+            lease_ms: self.cluster.lease_ms,
+            deletions: Some(self.cluster.deletions.as_ref().into()),
         };
         snapshot.encode_to_vec()
     }
@@ -149,7 +160,9 @@ impl State {
     pub fn restore(bytes: &[u8]) -> Result<State, Invalid> {
         let snapshot =
             Snapshot::decode(bytes).map_err(|error| Invalid::new("snapshot", error.to_string()))?;
-        let mut cluster = Cluster { version: snapshot.version, ..Cluster::default() };
+        let (version, lease_ms) = (snapshot.version, snapshot.lease_ms);
+        let deletions = Arc::new(snapshot.deletions.unwrap_or_default().into());
+        let mut cluster = Cluster { version, lease_ms, deletions, ..Cluster::default() };
         for record in snapshot.nodes {
             let view: NodeView = given("snapshot.nodes.view", record.view)?.try_into()?;
             let NodeRecord { version, origin, isolation_ms, .. } = record;
@@ -222,7 +235,8 @@ impl From<&Job> for JobRecord {
             sessions: job.sessions.iter().map(session).collect(),
             dense: job.dense.iter().map(dense).collect(),
             checkpoints: Some(job.checkpoints.clone()),
-            labels_set_back: job.labels_set_back,
+            back_to: job.back.checkpoint.clone(),
+            back: job.back.shards.iter().map(|shard| shard.0).collect(),
         }
     }
 }
@@ -246,7 +260,10 @@ impl TryFrom<JobRecord> for Job {
             sessions: record.sessions.into_iter().map(session).collect(),
             dense: record.dense.into_iter().map(dense).collect(),
             checkpoints: record.checkpoints.unwrap_or_default(),
-            labels_set_back: record.labels_set_back,
+            back: Back {
+                checkpoint: record.back_to,
+                shards: record.back.into_iter().map(ShardId).collect(),
+            },
         })
     }
 }

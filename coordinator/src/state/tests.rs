@@ -1,7 +1,7 @@
-mod checkpoints;
+pub(crate) mod checkpoints;
 mod consistency;
 mod invariants;
-mod ledgers;
+pub(crate) mod ledgers;
 mod lost;
 mod moves;
 mod operators;
@@ -26,15 +26,15 @@ const LIMITS: Limits = Limits { joins_per_server: 2, moves: 4 };
 
 /// A state machine with the position in its log.
 #[derive(Clone, Default)]
-struct Machine {
-    state: State,
+pub(crate) struct Machine {
+    pub(crate) state: State,
     index: u64,
     requests: u64,
 }
 
 impl Machine {
     /// `servers` servers and a job of one shard with `replicas` copies, the primary first.
-    fn with_job(servers: u32, replicas: u32) -> (Machine, Vec<ServerRef>) {
+    pub(crate) fn with_job(servers: u32, replicas: u32) -> (Machine, Vec<ServerRef>) {
         let mut machine = Machine::default();
         for number in 0..servers {
             machine.register(number);
@@ -47,7 +47,7 @@ impl Machine {
         (machine, members)
     }
 
-    fn apply(&mut self, command: Command) -> Outcome {
+    pub(crate) fn apply(&mut self, command: Command) -> Outcome {
         self.index += 1;
         self.state.apply(self.index, command)
     }
@@ -70,6 +70,7 @@ impl Machine {
             origin: origin.into(),
             exclusive_name,
             isolation_ms: 60_000,
+            lease_ms: 0,
         };
         self.apply(Command::RegisterServer(registration))
     }
@@ -114,7 +115,7 @@ impl Machine {
         }
     }
 
-    fn open(&mut self, job: JobId) -> SessionId {
+    pub(crate) fn open(&mut self, job: JobId) -> SessionId {
         self.requests += 1;
         let opening = Opening {
             name: "worker".into(),
@@ -127,7 +128,7 @@ impl Machine {
         }
     }
 
-    fn close(&mut self, job: JobId, session: SessionId) {
+    pub(crate) fn close(&mut self, job: JobId, session: SessionId) {
         assert_eq!(self.apply(Command::CloseSessions(vec![(job, session)])), Ok(Reply::Done));
     }
 
@@ -531,6 +532,7 @@ fn a_repeated_request_gives_the_same_life_and_the_same_session() {
         origin: String::new(),
         exclusive_name: false,
         isolation_ms: 0,
+        lease_ms: 0,
     };
     let first = machine.apply(Command::RegisterServer(registration.clone()));
     assert_eq!(machine.apply(Command::RegisterServer(registration)), first);
@@ -637,7 +639,6 @@ fn a_label_is_a_register_with_compare_and_swap() {
             key: "owner".into(),
             value: value.into(),
             expected: expected.map(Into::into),
-            since: None,
         };
         match machine.apply(Command::LabelJob(JOB, change)) {
             Ok(Reply::Labelled { changed, value }) => (changed, value),
@@ -656,8 +657,7 @@ fn the_labels_of_a_job_fit_into_a_command_and_removing_one_makes_room() {
     let (mut machine, _) = Machine::with_job(1, 1);
     let mut label = |number: usize, value: String| {
         let key = format!("label/{number}");
-        machine
-            .apply(Command::LabelJob(JOB, LabelChange { key, value, expected: None, since: None }))
+        machine.apply(Command::LabelJob(JOB, LabelChange { key, value, expected: None }))
     };
     let full = (0..256).find(|&number| label(number, "x".repeat(4096)).is_err());
     assert_eq!(full, Some(127));

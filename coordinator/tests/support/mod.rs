@@ -11,9 +11,9 @@ use std::time::Duration;
 use downpour_coordinator::Config;
 use downpour_node::config::Common;
 use downpour_node::process::Node;
+use downpour_proto::group::{Connection, Known};
 use downpour_proto::transport;
 use downpour_proto::v1;
-use downpour_proto::group::{Connection, Known};
 use downpour_proto::v1::coordinator_client::CoordinatorClient;
 use downpour_proto::v1::operator_client::OperatorClient;
 use downpour_proto::v1::raft_client::RaftClient;
@@ -170,6 +170,11 @@ impl Group {
         let result = tokio::time::timeout(DEADLINE, running.task).await.expect("stops in time");
         tokio::time::timeout(DEADLINE, running.node.shutdown.finish(DEADLINE)).await.unwrap()?;
         result.unwrap()
+    }
+
+    /// Gives a member other options, from its next start on.
+    pub fn adjust(&mut self, id: u64, adjust: impl FnOnce(&mut Config)) {
+        adjust(&mut self.members.get_mut(&id).unwrap().config);
     }
 
     /// How a member that cannot go on ended.

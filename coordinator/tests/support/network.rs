@@ -85,6 +85,8 @@ pub type Member = (Handle, JoinHandle<Result<(), Fatal>>);
 pub struct Network {
     /// Members whose messages are lost, to and fro.
     pub isolated: BTreeSet<u64>,
+    /// Members that are not heard, and hear.
+    pub mute: BTreeSet<u64>,
     platters: BTreeMap<u64, Platters>,
     /// Of disks that came in place of lost ones.
     births: BTreeMap<u64, u64>,
@@ -109,9 +111,10 @@ impl Network {
         let (sender, receiver) = mpsc::unbounded_channel();
         let platters = (1..=3).map(|id| (id, Platters::default())).collect();
         let (members, findings) = (BTreeMap::new(), Arc::default());
-        let isolated = BTreeSet::new();
+        let (isolated, mute) = (BTreeSet::new(), BTreeSet::new());
         let mut network = Network {
             isolated,
+            mute,
             platters,
             births: BTreeMap::new(),
             members,
@@ -207,7 +210,8 @@ impl Network {
         while !done(self) {
             let message = tokio::time::timeout_at(deadline, self.receiver.recv()).await;
             let (message, birth) = message.expect("in time").expect("the network goes on");
-            if self.isolated.contains(&message.from) || self.isolated.contains(&message.to) {
+            let cut_off = |id| self.isolated.contains(id);
+            if cut_off(&message.from) || cut_off(&message.to) || self.mute.contains(&message.from) {
                 continue;
             }
             if let Some((handle, _)) = self.members.get(&message.to) {

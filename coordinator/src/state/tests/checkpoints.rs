@@ -7,12 +7,17 @@ use downpour_proto::v1;
 
 use super::*;
 use crate::command::{CheckpointEnd, CheckpointStart, Restoring};
+use crate::state::deletions::Filed;
 
 const URI: &str = "file:///x";
 
 pub(super) fn start(name: &str) -> Command {
+    begun(URI, name)
+}
+
+pub(crate) fn begun(uri: &str, name: &str) -> Command {
     let order =
-        CheckpointOrder { uri: URI.into(), checkpoint: name.into(), newer_than: Vec::new() };
+        CheckpointOrder { uri: uri.into(), checkpoint: name.into(), newer_than: Vec::new() };
     Command::BeginCheckpoint(CheckpointStart {
         job: JOB,
         order,
@@ -22,12 +27,12 @@ pub(super) fn start(name: &str) -> Command {
     })
 }
 
-pub(super) fn saved(name: &str, epoch: u64, lsn: u64) -> Command {
+pub(crate) fn saved(name: &str, epoch: u64, lsn: u64) -> Command {
     let saved = v1::ShardSaved { shard: 0, epoch, lsn, bytes: 7, ..Default::default() };
     Command::ShardsSaved(JOB, name.into(), vec![saved])
 }
 
-pub(super) fn end(name: &str, error: &str) -> Command {
+pub(crate) fn ended(name: &str, error: &str) -> Command {
     let (checkpoint, error) = (name.into(), error.into());
     Command::EndCheckpoint(CheckpointEnd { job: JOB, checkpoint, error, ended_ms: 9 })
 }
@@ -35,6 +40,24 @@ pub(super) fn end(name: &str, error: &str) -> Command {
 impl Machine {
     fn done(&mut self, command: Command) {
         assert_eq!(self.apply(command), Ok(Reply::Done));
+    }
+
+    /// A checkpoint of the job `ctr` is about to be read.
+    pub(super) fn pin(&mut self, name: &str) {
+        self.done(Command::Pin(filed(name)));
+    }
+
+    /// What is old by the leader's list, the newest first, each with what it builds on.
+    fn condemn(&mut self, old: &[(&str, &[&str])]) {
+        let entry = |&(name, chain): &(&str, &[&str])| {
+            (filed(name), chain.iter().map(|base| filed(base)).collect())
+        };
+        self.done(Command::Condemn(old.iter().map(entry).collect()));
+    }
+
+    pub(crate) fn condemned(&self) -> Vec<&str> {
+        let condemned = self.state.cluster().deletions.condemned.iter();
+        condemned.map(|one| one.checkpoint.as_str()).collect()
     }
 
     fn job(&self) -> &crate::state::Job {
@@ -53,14 +76,14 @@ fn one_checkpoint_at_a_time_is_whole_when_each_shard_is_stored() {
     machine.done(saved("a", 1, 9));
     let manifest = machine.job().manifest().unwrap();
     assert_eq!((manifest.files[0].lsn, manifest.files[0].bytes), (Lsn(9), 7));
-    machine.done(end("b", ""));
+    machine.done(ended("b", ""));
     assert!(machine.job().view.orders.checkpoint.is_some(), "another one ended");
-    machine.done(end("a", ""));
+    machine.done(ended("a", ""));
     assert_eq!(machine.job().view.orders.checkpoint, None);
     assert_eq!(machine.job().base(URI), Some("a"));
     assert_eq!(machine.job().base("file:///y"), None, "increments stay with their base");
     machine.done(start("b"));
-    machine.done(end("b", "no"));
+    machine.done(ended("b", "no"));
     assert_eq!(machine.job().base(URI), Some("a"), "what failed is no base");
     assert_eq!(State::restore(&machine.state.snapshot()).unwrap(), machine.state);
 }
@@ -76,6 +99,10 @@ fn a_primary_that_was_replaced_reports_in_vain_and_the_first_file_counts() {
     machine.done(saved("a", 2, 8));
     machine.done(saved("a", 2, 10));
     assert_eq!(machine.job().manifest().unwrap().files[0].lsn, Lsn(8));
+}
+
+fn filed(name: &str) -> Filed {
+    Filed::new(URI, "ctr", name)
 }
 
 pub(super) fn restoring(name: &str, replace: bool) -> Command {
@@ -107,6 +134,7 @@ pub(super) fn restoring(name: &str, replace: bool) -> Command {
 fn a_restored_job_begins_after_its_checkpoint_with_all_old_sessions_ended() {
     let (mut machine, _) = Machine::with_job(2, 2);
     assert!(matches!(machine.apply(restoring("ctr", false)), Err(Refused::AlreadyExists(_))));
+    machine.pin("a");
     let created = machine.apply(restoring("ctr", true));
     let Ok(Reply::Created { job, created: true }) = created else { panic!("{created:?}") };
     assert!(machine.state.cluster().job(JOB).is_none(), "replaced in the same step");
@@ -158,7 +186,7 @@ fn a_checkpoint_says_of_labels_and_first_values_what_held_when_it_began() {
     machine.done(Command::MarkInitialized(JOB, session, vec![VariableId(1)]));
     let label = |value: &str| {
         let (key, value) = ("done".into(), value.into());
-        Command::LabelJob(JOB, LabelChange { key, value, expected: None, since: None })
+        Command::LabelJob(JOB, LabelChange { key, value, expected: None })
     };
     assert!(machine.apply(label("1 of 2")).is_ok());
     machine.done(start("a"));
@@ -177,6 +205,88 @@ fn a_client_that_lost_the_answer_finds_the_checkpoint_that_it_began() {
     machine.done(start(name.as_str()));
     assert_eq!(machine.job().begun(0xAB), Some((name.clone(), 0)));
     assert_eq!(machine.job().begun(0xAC), None, "another request");
-    machine.done(end(name.as_str(), ""));
+    machine.done(ended(name.as_str(), ""));
     assert_eq!(machine.job().begun(0xAB), Some((name, 0)), "it may have ended meanwhile");
+}
+
+// Protocol 8.6.
+
+#[test]
+fn what_is_condemned_is_never_used_again_and_what_is_used_or_about_to_be_is_never_condemned() {
+    let (mut machine, _) = Machine::with_job(2, 2);
+    // A leader has listed what is old, and sleeps; somebody begins to restore the second of them.
+    let old: [(&str, &[&str]); 4] = [("d", &["c"]), ("c", &[]), ("b", &["a"]), ("a", &[])];
+    machine.pin("b");
+    machine.condemn(&old);
+    assert_eq!(machine.condemned(), ["c", "d"], "what it builds on stays, too");
+    assert!(matches!(machine.apply(Command::Pin(filed("c"))), Err(Refused::Later(_))));
+    let Command::RestoreJob(restore) = restoring("other", false) else { panic!() };
+    let of = |name: &str| {
+        let order = RestoreOrder { checkpoint: name.into(), ..restore.order.clone() };
+        Command::RestoreJob(Restoring { order, ..restore.clone() })
+    };
+    for name in ["a", "c"] {
+        let refused = machine.apply(of(name));
+        assert!(matches!(refused, Err(Refused::Later(_))), "{name} was not pinned: {refused:?}");
+    }
+    assert!(machine.apply(of("b")).is_ok());
+    // The job uses it now; a leader that hears of that late changes nothing.
+    machine.state.tell_time(u64::MAX);
+    machine.condemn(&old);
+    assert_eq!(machine.condemned(), ["c", "d"]);
+    assert_eq!(State::restore(&machine.state.snapshot()).unwrap(), machine.state);
+    machine.done(Command::Forget(vec![(filed("d"), Vec::new())]));
+    assert_eq!(machine.condemned(), ["c"]);
+}
+
+#[test]
+fn a_pin_that_nobody_uses_ends_and_what_was_read_under_it_counts_no_more() {
+    let (mut machine, _) = Machine::with_job(2, 2);
+    machine.pin("a");
+    machine.state.tell_time(900_000);
+    machine.condemn(&[("a", &[])]);
+    assert_eq!(machine.condemned(), ["a"]);
+    assert!(matches!(machine.apply(restoring("other", false)), Err(Refused::Later(_))));
+    // More than there is room for.
+    for name in 0..65 {
+        machine.pin(&format!("p-{name}"));
+    }
+    machine.condemn(&[("p-1", &[]), ("p-0", &[])]);
+    assert_eq!(machine.condemned(), ["a", "p-0"]);
+}
+
+#[test]
+fn what_an_open_checkpoint_builds_on_stays_and_none_begins_on_what_is_condemned() {
+    let (mut machine, _) = Machine::with_job(2, 2);
+    let on = |base: &str| {
+        let Command::BeginCheckpoint(mut begin) = start("c") else { panic!() };
+        begin.chain = vec![base.into()];
+        Command::BeginCheckpoint(begin)
+    };
+    machine.condemn(&[("a", &[])]);
+    assert!(matches!(machine.apply(on("a")), Err(Refused::Later(_))));
+    machine.done(on("b"));
+    machine.condemn(&[("b", &[])]);
+    assert_eq!(machine.condemned(), ["a"]);
+    machine.done(ended("c", "no"));
+    machine.condemn(&[("b", &[])]);
+    assert_eq!(machine.condemned(), ["a", "b", "c"], "it was given up");
+}
+
+#[test]
+fn every_checkpoint_that_is_given_up_is_condemned_and_not_only_the_last_one() {
+    let (mut machine, _) = Machine::with_job(2, 1);
+    for name in ["a", "b"] {
+        machine.done(start(name));
+        machine.done(ended(name, "no"));
+    }
+    assert_eq!(machine.condemned(), ["a", "b"]);
+    // A leader had written its manifest, and somebody makes a job of it.
+    machine.done(start("c"));
+    machine.pin("c");
+    machine.done(ended("c", "no"));
+    assert_eq!(machine.condemned(), ["a", "b"]);
+    machine.done(start("d"));
+    machine.done(Command::DeleteJob(JOB, None));
+    assert_eq!(machine.condemned(), ["a", "b", "d"], "it went with its job");
 }

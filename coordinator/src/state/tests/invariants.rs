@@ -133,6 +133,7 @@ fn command(cluster: &Cluster, step: Step) -> Command {
             origin: format!("origin-{}", request % 2),
             exclusive_name: false,
             isolation_ms: 0,
+            lease_ms: 0,
         }),
         Step::Judge(index) => Command::JudgeDead(vec![any_server(cluster, &index)]),
         Step::Revive(index) => Command::Revive(any_server(cluster, &index)),
@@ -210,10 +211,7 @@ fn command(cluster: &Cluster, step: Step) -> Command {
         Step::Label { job, value, expected } => {
             let (key, value) = ("key".into(), value.to_string());
             let expected = expected.map(|value| (value % 3).to_string());
-            Command::LabelJob(
-                any_job(cluster, &job),
-                LabelChange { key, value, expected, since: None },
-            )
+            Command::LabelJob(any_job(cluster, &job), LabelChange { key, value, expected })
         }
         Step::Open { job, request } => {
             let opening = Opening {

@@ -2,20 +2,20 @@
 
 use downpour_core::ledger::{Advance, Done, Ledger, Plan};
 
-use super::checkpoints::{end, saved, start};
+use super::checkpoints::{ended, saved, start};
 use super::*;
 use crate::command::Command;
 
-fn plan(tasks: u32, passes: u64) -> Plan {
+pub(crate) fn plan(tasks: u32, passes: u64) -> Plan {
     Plan { data: "d".into(), tasks, passes, seed: 1, shuffled: true }
 }
 
-fn wants(started: u32, ahead: u32) -> Advance {
+pub(crate) fn wants(started: u32, ahead: u32) -> Advance {
     Advance { started, ahead, ..Advance::default() }
 }
 
 impl Machine {
-    fn define_tasks(&mut self, session: SessionId, plan: Plan) -> Outcome {
+    pub(crate) fn define_tasks(&mut self, session: SessionId, plan: Plan) -> Outcome {
         self.apply(Command::DefineLedger(JOB, session, plan))
     }
 
@@ -24,7 +24,7 @@ impl Machine {
     }
 
     /// What the session has started then.
-    fn advance(&mut self, session: SessionId, request: Advance) -> Vec<u32> {
+    pub(crate) fn advance(&mut self, session: SessionId, request: Advance) -> Vec<u32> {
         let ledger = self.ledger();
         let turn = ledger.holder(session).map_or(0, |holder| holder.turn) + 1;
         let (generation, pass) = (ledger.generation(), ledger.pass());
@@ -35,7 +35,7 @@ impl Machine {
         holder.map_or_else(Vec::new, |holder| holder.started.iter().copied().collect())
     }
 
-    fn finish_task(&mut self, session: SessionId, position: u32) -> Vec<u32> {
+    pub(crate) fn finish_task(&mut self, session: SessionId, position: u32) -> Vec<u32> {
         let done = vec![Done { position, clock: 1, rows: 5 }];
         self.advance(session, Advance { done, ..wants(1, 1) })
     }
@@ -102,7 +102,7 @@ fn captured(machine: &mut Machine, name: &str, while_open: impl FnOnce(&mut Mach
     while_open(machine);
     machine.apply(saved(name, 1, 9)).unwrap();
     let manifest = machine.state.cluster().job(JOB).unwrap().manifest().unwrap();
-    machine.apply(end(name, "")).unwrap();
+    machine.apply(ended(name, "")).unwrap();
     manifest.ledger.unwrap()
 }
 
@@ -158,6 +158,7 @@ fn a_job_that_is_set_back_or_restored_has_the_tasks_of_the_checkpoint_and_old_re
     assert_eq!(machine.ledger().done(), 1, "it was trained in rows that are gone");
     assert_eq!(machine.advance(worker, wants(2, 0)), [1, 2], "the session goes on");
 
+    machine.pin("a");
     let mut restoring = super::checkpoints::restoring("again", false);
     if let Command::RestoreJob(restoring) = &mut restoring {
         restoring.ledger = Some(captured);
@@ -167,4 +168,57 @@ fn a_job_that_is_set_back_or_restored_has_the_tasks_of_the_checkpoint_and_old_re
     machine.apply(Command::DeleteJob(job, None)).unwrap();
     assert!(!machine.state.cluster().ledgers.contains_key(&job));
     assert_eq!(State::restore(&machine.state.snapshot()).unwrap(), machine.state);
+}
+
+#[test]
+fn a_shard_that_is_lost_after_all_were_set_back_takes_no_tasks_with_it_until_all_were_again() {
+    use downpour_core::checkpoint::SetBack;
+
+    use crate::state::lost::{SettingBack, lost, place};
+    let name = "19700101T000000-000-00000001";
+    let mut machine = Machine::default();
+    (0..4).for_each(|number| _ = machine.register(number));
+    machine.apply(Command::CreateJob(job_spec("ctr", 2, 1))).unwrap();
+    let worker = machine.open(JOB);
+    machine.define_tasks(worker, plan(5, 1)).unwrap();
+    let captured = machine.ledger().clone();
+    machine.apply(start(name)).unwrap();
+    machine.apply(ended(name, "")).unwrap();
+    let lose = |machine: &mut Machine, shards: &[usize]| {
+        for &shard in shards {
+            let routes = &machine.state.cluster().job(JOB).unwrap().view.shards;
+            let primary = routes[shard].primary.unwrap();
+            machine.restart(primary);
+        }
+        let lost = lost(machine.state.cluster());
+        assert_eq!(lost.len(), shards.len());
+        let (uri, job, checkpoint) = ("file:///x".into(), "ctr".into(), name.into());
+        let from = SetBack { uri, job, checkpoint, shards: BTreeMap::new() };
+        let setting = SettingBack {
+            job: JOB,
+            from,
+            epoch_min: Epoch(5),
+            shards: place(machine.state.cluster(), &lost),
+            labels: BTreeMap::new(),
+            initialized: Vec::new(),
+            ledger: Some(captured.clone()),
+        };
+        machine.apply(Command::SetBack(setting)).unwrap();
+        *machine = Machine {
+            state: State::restore(&machine.state.snapshot()).unwrap(),
+            ..machine.clone()
+        };
+        machine.ledger().done()
+    };
+    let train = |machine: &mut Machine| {
+        let first = machine.advance(worker, wants(1, 0))[0];
+        machine.finish_task(worker, first);
+    };
+    train(&mut machine);
+    assert_eq!(lose(&mut machine, &[0, 1]), 0);
+    train(&mut machine);
+    assert_eq!(lose(&mut machine, &[1]), 1, "what was trained since is in the other shard");
+    assert_eq!(lose(&mut machine, &[1]), 1, "again");
+    train(&mut machine);
+    assert_eq!(lose(&mut machine, &[0]), 0, "now all were set back once more");
 }

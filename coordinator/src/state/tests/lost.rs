@@ -1,13 +1,12 @@
 //! Lost shards that go on from a checkpoint.
 
-use downpour_checkpoint::name::CheckpointName;
 use downpour_core::checkpoint::SetBack;
 use downpour_core::id::{Epoch, VariableId};
 
-use super::checkpoints::{end, saved, start};
+use super::checkpoints::{ended, saved, start};
 use super::*;
 use crate::command::Restoring;
-use crate::state::checkpoints::checkpoints_in_use;
+use crate::state::deletions::Filed;
 use crate::state::lost::{Again, Last, Lost, SettingBack, lost, place};
 
 const A: &str = "19700101T000000-000-00000001";
@@ -29,7 +28,7 @@ fn setting(epoch_min: u64, shards: Vec<Again>) -> Command {
 impl Machine {
     /// A checkpoint of the only shard, in epoch 1, is whole.
     fn checkpoint(&mut self, name: &str) {
-        for command in [start(name), saved(name, 1, 9), end(name, "")] {
+        for command in [start(name), saved(name, 1, 9), ended(name, "")] {
             assert_eq!(self.apply(command), Ok(Reply::Done));
         }
     }
@@ -45,17 +44,6 @@ impl Machine {
 
     fn is_set_back(&self) -> bool {
         self.state.cluster().job(JOB).unwrap().view.orders.set_back_in(ShardId(0)).is_some()
-    }
-
-    /// As a worker that read its label at this version of the job's view.
-    fn label(&mut self, since: u64, value: &str, expected: &str) -> (bool, String) {
-        let (key, value) = ("position".into(), value.into());
-        let change =
-            LabelChange { key, value, expected: Some(expected.into()), since: Some(since) };
-        match self.apply(Command::LabelJob(JOB, change)) {
-            Ok(Reply::Labelled { changed, value }) => (changed, value),
-            other => panic!("{other:?}"),
-        }
     }
 }
 
@@ -108,7 +96,7 @@ fn a_checkpoint_that_is_not_the_newest_any_more_sets_nothing_back_for_it_may_be_
     machine.apply(saved(B, 1, 10)).unwrap();
     let setting = machine.lose();
     // The leader was reading the manifest of the first when the second became whole.
-    machine.apply(end(B, "")).unwrap();
+    machine.apply(ended(B, "")).unwrap();
     machine.apply(setting).unwrap();
     assert!(!machine.is_set_back());
     assert_eq!(lost(machine.state.cluster()).len(), 1, "the next round takes the newest");
@@ -124,13 +112,12 @@ fn what_shards_were_set_back_to_is_in_use_also_where_a_newer_one_has_a_manifest(
     machine.apply(setting).unwrap();
     assert!(machine.is_set_back());
     // Its manifest may be written, but it was given up.
-    machine.apply(end(B, "")).unwrap();
+    machine.apply(ended(B, "")).unwrap();
     let cluster = machine.state.cluster();
     let whole = cluster.job(JOB).unwrap().checkpoints.whole.as_ref();
     assert_eq!(whole.map(|whole| whole.checkpoint.as_str()), Some(A));
-    let used = checkpoints_in_use(cluster, "file:///x", "ctr");
-    assert!(used.contains(&CheckpointName::new(A).unwrap()), "{used:?}");
-    assert!(checkpoints_in_use(cluster, "file:///y", "ctr").is_empty());
+    let used = cluster.checkpoints_in_use();
+    assert_eq!(used, [Filed::new("file:///x/", "ctr", A)].into());
 }
 
 #[test]
@@ -154,20 +141,6 @@ fn first_values_that_a_checkpoint_lacks_are_never_said_to_be_there_after_a_set_b
         "acknowledged before"
     );
     assert_eq!(machine.define(session, dense("net")), (session, false), "they are given again");
-}
-
-#[test]
-fn a_worker_that_slept_finds_its_label_set_back_although_it_says_the_same() {
-    let (mut machine, _) = Machine::with_job(2, 1);
-    assert!(machine.label(1, "7", "").0);
-    machine.checkpoint(A);
-    let since = machine.state.cluster().job(JOB).unwrap().view.version;
-    let setting = machine.lose();
-    machine.apply(setting).unwrap();
-    assert_eq!(machine.label(since, "9", "7"), (false, "7".into()), "8 and 9 were rolled back");
-    let since = machine.state.cluster().job(JOB).unwrap().view.version;
-    assert_eq!(State::restore(&machine.state.snapshot()).unwrap(), machine.state);
-    assert_eq!(machine.label(since, "8", "7"), (true, "8".into()));
 }
 
 #[test]
@@ -216,6 +189,7 @@ fn a_last_copy_that_was_heard_in_between_is_waited_for_anew() {
 fn whoever_saw_a_job_lost_neither_deletes_nor_replaces_what_was_set_back_since() {
     let (mut machine, _) = Machine::with_job(2, 1);
     machine.checkpoint(A);
+    machine.pin("a");
     let setting = machine.lose();
     let seen = machine.state.cluster().job(JOB).unwrap().view.version;
     let delete = Command::DeleteJob(JOB, Some(seen));
