@@ -5,19 +5,12 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use downpour_chaos_tests::faults::Scenario;
 use downpour_chaos_tests::scenario::{Options, run};
-use downpour_psctl::local::Interrupt;
 
 /// A full disk is left out where this test may not mount.
 #[test]
 fn coordinators_stop_for_full_and_damaged_disks_and_come_back() -> Result<()> {
-    let options = Options {
-        duration: Duration::from_secs(15),
-        // Begins with a damaged file.
-        seed: 3,
-        clients: 2,
-        bytes: 0,
-        interrupt: Interrupt::default(),
-    };
+    // Begins with a damaged file.
+    let options = Options { duration: Duration::from_secs(15), seed: 3, ..Options::default() };
     let report = run(Scenario::DiskFull, &options)?;
     ensure!(report.passed(), "{report:?}");
     ensure!(report.client_errors + report.pushes_unknown == 0, "{report:?}");

@@ -5,17 +5,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use downpour_chaos_tests::faults::Scenario;
 use downpour_chaos_tests::scenario::{Options, run};
-use downpour_psctl::local::Interrupt;
 
 #[test]
 fn clients_push_on_while_leading_coordinators_die() -> Result<()> {
-    let options = Options {
-        duration: Duration::from_secs(15),
-        seed: 1,
-        clients: 2,
-        bytes: 0,
-        interrupt: Interrupt::default(),
-    };
+    let options = Options { duration: Duration::from_secs(15), seed: 1, ..Options::default() };
     let report = run(Scenario::KillCoordinator, &options)?;
     ensure!(report.passed(), "{report:?}");
     ensure!(report.client_errors + report.pushes_unknown == 0, "{report:?}");

@@ -5,17 +5,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use downpour_chaos_tests::faults::Scenario;
 use downpour_chaos_tests::scenario::{Options, run};
-use downpour_psctl::local::Interrupt;
 
 #[test]
 fn nothing_acknowledged_is_lost_in_a_minute_of_mixed_faults() -> Result<()> {
-    let options = Options {
-        duration: Duration::from_secs(60),
-        seed: 3,
-        clients: 2,
-        bytes: 0,
-        interrupt: Interrupt::default(),
-    };
+    let options = Options { duration: Duration::from_secs(60), seed: 3, ..Options::default() };
     let report = run(Scenario::Mixed, &options)?;
     ensure!(report.passed(), "{report:?}");
     ensure!(report.promotions > 0 && report.leader_changes > 0, "{report:?}");

@@ -27,6 +27,10 @@ pub enum Scenario {
     Mixed,
     /// No fault: two servers more, and away again.
     Scale,
+    /// No fault: 8 of 64 shards carry 60 % of the rows, and are all on one of four servers.
+    Hot,
+    /// Three of six workers are killed in the midst of a pass, and two join.
+    Workers,
 }
 
 /// One kind of fault.
@@ -143,7 +147,7 @@ impl Scenario {
             ],
             Scenario::Pause => &[Kind::PauseServer, Kind::PauseServerLong, Kind::PauseLeader],
             Scenario::DiskFull => &[Kind::DiskFull, Kind::CorruptFile],
-            Scenario::Scale => &[],
+            Scenario::Scale | Scenario::Hot | Scenario::Workers => &[],
             Scenario::Mixed => &[
                 Kind::KillServer,
                 Kind::PauseServer,

@@ -76,26 +76,31 @@ impl<'a> Injector<'a> {
         }
     }
 
-    /// Injects faults as long as each can still be undone before `end`; then waits until the cluster is whole again.
+    /// Injects faults as long as each can still be undone before all is `over`, which is asked of a moment to come; then waits until the cluster is
+    /// whole again.
     ///
     /// # Errors
     /// The cluster does not recover in time, a process crashed, or the run was interrupted.
-    pub fn run(&mut self, schedule: impl Iterator<Item = Fault>, end: Instant) -> Result<()> {
+    pub fn run(
+        &mut self,
+        schedule: impl Iterator<Item = Fault>,
+        over: impl Fn(Instant) -> bool,
+    ) -> Result<()> {
         for fault in schedule {
             let at = Instant::now() + fault.after;
-            if at + fault.lasts > end {
+            if over(at + fault.lasts) {
                 break;
             }
             while Instant::now() < at {
                 self.step()?;
             }
             self.make_way(&fault)?;
-            if Instant::now() + fault.lasts > end {
+            if over(Instant::now() + fault.lasts) {
                 break;
             }
             self.inject(fault)?;
         }
-        while Instant::now() < end {
+        while !over(Instant::now()) {
             self.step()?;
         }
         self.wait(|injector| injector.active.is_empty(), "the last faults to be undone")?;

@@ -26,6 +26,8 @@ pub struct Seen {
     pub short: usize,
     /// Shards without any copy, as last seen.
     pub lost: usize,
+    /// Shards of which a copy moves, as last seen.
+    pub moving: usize,
     /// A checkpoint is being taken, as last seen.
     pub checkpointing: bool,
     /// Servers that are known to live, as last seen.
@@ -58,6 +60,7 @@ impl Seen {
         self.checkpointing = view.orders.checkpoint.is_some();
         let wanted = view.spec.replicas as usize;
         self.short = view.shards.iter().filter(|route| route.in_sync.len() < wanted).count();
+        self.moving = view.shards.iter().filter(|route| route.moving.is_some()).count();
         self.lost = view.shards.iter().filter(|route| route.lost()).count();
     }
 

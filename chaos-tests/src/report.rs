@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::faults::Scenario;
-use downpour_psctl::acks::Recovery;
+use crate::monitor::Seen;
+use crate::scenario::Options;
+use downpour_psctl::acks::{Acks, Outage, Recovery};
+use downpour_psctl::probe::Tally;
 
 /// See the module. Every number is there in every report.
 #[derive(Clone, Debug, Serialize)]
@@ -47,14 +50,53 @@ pub struct Report {
     /// Of a cluster that grows and shrinks.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub scale: Option<Scale>,
+    /// Of hot shards.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub hot: Option<Hot>,
+}
+
+/// What came of shards that have more to do than others and were all on one server.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Hot {
+    /// Share of the rows that clients push to the hot shards.
+    pub rows_share: f64,
+    /// Of the busiest server, times the mean: rows a second of the shards that it leads, as the servers report them.
+    pub load: BeforeAndAfter,
+    /// The same, by what clients push.
+    pub pushed: BeforeAndAfter,
+    /// Copies that went from one server to another.
+    pub moves: u64,
+    /// From when shards could go anywhere until the last move was done.
+    pub spread_s: f64,
+    /// Nothing moved for so long after it.
+    pub quiet_s: f64,
+}
+
+/// One number twice.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[allow(missing_docs)]
+pub struct BeforeAndAfter {
+    pub before: f64,
+    pub after: f64,
+}
+
+impl Hot {
+    /// Whether it is as good as was promised.
+    #[must_use]
+    pub fn is_spread(&self) -> bool {
+        let good = |load: &BeforeAndAfter| load.before >= 1.8 && load.after <= 1.15;
+        good(&self.load) && good(&self.pushed) && (1..=12).contains(&self.moves)
+    }
 }
 
 /// What a cluster that grows and shrinks showed.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Scale {
+    /// Times that it grew and shrank.
+    pub rounds: u64,
     /// Copies that went from one server to another.
     pub moves: u64,
-    /// Of copies that were sent, as the servers count them.
+    /// Of copies that were sent, as the servers count them that still live.
     pub bytes_moved: u64,
     /// Of the same, as the plans said.
     pub bytes_planned: u64,
@@ -64,7 +106,7 @@ pub struct Scale {
     pub longest_stall_ms: f64,
     /// Pushes in the worst second while shards moved, in percent of the mean before.
     pub worst_window_pct: f64,
-    /// From the start of the new servers until they had their part.
+    /// From the start of the new servers until they had their part; the last time, where it grew several times.
     pub grown_s: f64,
     /// From the first drain until the new servers held nothing.
     pub shrunk_s: f64,
@@ -117,10 +159,55 @@ impl DetectedBy {
 }
 
 impl Report {
+    /// What the clients saw; nothing else yet.
+    pub(crate) fn of(
+        scenario: Scenario,
+        options: &Options,
+        faults: BTreeMap<&'static str, u64>,
+        tally: &Tally,
+    ) -> Self {
+        Report {
+            scenario,
+            seed: options.seed,
+            faults,
+            during: During::default(),
+            checkpoints: 0,
+            promotions: 0,
+            leader_changes: 0,
+            pushes_acked: tally.acknowledged,
+            pushes_unknown: tally.unknown,
+            lost: tally.lost,
+            duplicated: tally.duplicated,
+            epochs_regressed: 0,
+            detected_by: DetectedBy::default(),
+            recovery_ms: Recovery::default(),
+            recovery_silence_ms: Recovery::default(),
+            longest_ack_gap_ms: tally.longest_ack_gap_ms,
+            client_errors: tally.client_errors,
+            scale: None,
+            hot: None,
+        }
+    }
+
+    pub(crate) fn with_seen(self, seen: &Seen) -> Self {
+        let (promotions, leader_changes) = (seen.promotions, seen.leader_changes());
+        Report { promotions, leader_changes, epochs_regressed: seen.epochs_regressed, ..self }
+    }
+
+    pub(crate) fn with_waits(self, acks: &Acks) -> Self {
+        let recovery_ms = acks.recovery(Outage::Reset);
+        Report { recovery_ms, recovery_silence_ms: acks.recovery(Outage::Silence), ..self }
+    }
+
+    pub(crate) fn with_logs(self, logs: &[String]) -> Self {
+        Report { detected_by: DetectedBy::from_logs(logs.iter().map(String::as_str)), ..self }
+    }
+
     /// Whether the promises were kept.
     #[must_use]
     pub fn passed(&self) -> bool {
-        self.lost + self.duplicated + self.epochs_regressed == 0
+        let kept = self.lost + self.duplicated + self.epochs_regressed == 0;
+        kept && self.hot.is_none_or(|hot| hot.is_spread())
     }
 }
 

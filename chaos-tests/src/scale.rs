@@ -1,27 +1,31 @@
 //! A cluster grows from two servers to four and shrinks again, while clients push without pause: what moved, and what they noticed.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use downpour_client::{Job, PushBatch, RowGradients, Session, SessionOptions};
+use anyhow::{Context, Result, anyhow, ensure};
+use downpour_client::{Coordinators, Error, Job, PushBatch, RowGradients, Session, SessionOptions};
 use downpour_core::id::{NodeId, ShardId};
 use downpour_core::init::Init;
 use downpour_core::optimizer::{OptimizerSpec, Sgd};
 use downpour_core::spec::{JobSpec, Shape, TableSpec, VariableSpec};
-use downpour_core::view::Admission;
+use downpour_core::view::{Admission, JobView};
 use downpour_proto::v1;
 use downpour_proto::v1::shard_placement::Placing;
 use downpour_psctl::acks::Acks;
-use downpour_psctl::probe::{job, wait_for};
+use downpour_psctl::probe::{Tally, job, wait_for};
+use tokio::runtime::Handle;
 
 use crate::cluster::{DEADLINE, Setup, TestCluster};
 use crate::faults::Scenario;
+use crate::inject::Injector;
 use crate::monitor::Monitor;
-use crate::report::{DetectedBy, During, Latency, Report, Scale};
-use crate::scenario::{Options, count, start_client};
+use crate::report::{During, Latency, Report, Scale};
+use crate::scenario::{Options, count, logs, schedule, setup_for, start_client};
 
+const JOB: &str = "probe";
 const FIRST: usize = 2;
 const ALL: usize = 4;
 const SHARDS: u32 = 64;
@@ -34,6 +38,10 @@ const FILL_ROWS: u64 = 16_384;
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Plans until there is nothing more to do.
 const ROUNDS_MAX: usize = 8;
+/// Between two questions.
+const POLL: Duration = Duration::from_millis(50);
+/// Between two plans where faults happen.
+const SOON: Duration = Duration::from_secs(1);
 /// Servers have reported what they hold.
 const REPORTED: Duration = Duration::from_secs(5);
 
@@ -42,12 +50,9 @@ const REPORTED: Duration = Duration::from_secs(5);
 /// # Errors
 /// The cluster cannot be started, or does not grow or shrink in time.
 pub(crate) fn run(options: &Options) -> Result<Report> {
-    let mut cluster = TestCluster::launch(&Setup {
-        servers: ALL,
-        servers_later: ALL - FIRST,
-        interrupt: options.interrupt.clone(),
-        ..Setup::default()
-    })?;
+    let setup = setup_for(options.faults.unwrap_or(Scenario::Scale), options);
+    let setup = Setup { servers: ALL, servers_later: ALL - FIRST, ..setup };
+    let mut cluster = TestCluster::launch(&setup)?;
     let report = grow_and_shrink(&mut cluster, options);
     match &report {
         Ok(report) if report.passed() => {
@@ -61,7 +66,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
 }
 
 fn grow_and_shrink(cluster: &mut TestCluster, options: &Options) -> Result<Report> {
-    let main = job("probe", SHARDS, REPLICAS);
+    let main = job(JOB, SHARDS, REPLICAS);
     eprintln!("filling {} MiB", options.bytes >> 20);
     cluster.runtime.block_on(fill(cluster, &main, options.bytes / ROW_BYTES))?;
     let acks = Arc::new(Acks::recording());
@@ -80,7 +85,26 @@ fn grow_and_shrink(cluster: &mut TestCluster, options: &Options) -> Result<Repor
     std::thread::sleep(options.duration.min(Duration::from_secs(20)));
     let before = acks.take_pushes();
 
-    let mut scale = Scale::default();
+    let mut operator = Operator::new(cluster, options.faults.is_some());
+    let disturbed = match options.faults {
+        None => calmly(cluster, &mut operator).map(|()| Disturbed::default()),
+        Some(faults) => disturbed(cluster, &mut operator, (&monitor, &acks), faults, options),
+    }?;
+    let mut scale = operator.scale;
+    let during = acks.take_pushes();
+    stop.store(true, Ordering::Relaxed);
+    measure(&mut scale, &before, &during);
+
+    eprintln!("reading everything back");
+    let tally = cluster.runtime.block_on(count(clients))?.merge(&disturbed.newcomers);
+    let report = Report::of(Scenario::Scale, options, disturbed.faults, &tally);
+    Ok(Report { scale: Some(scale), during: disturbed.during, ..report }
+        .with_seen(&monitor.seen())
+        .with_waits(&acks)
+        .with_logs(&logs(cluster)?))
+}
+
+fn calmly(cluster: &mut TestCluster, operator: &mut Operator) -> Result<()> {
     let began = Instant::now();
     for server in &mut cluster.processes.servers[FIRST..] {
         server.start()?;
@@ -89,41 +113,79 @@ fn grow_and_shrink(cluster: &mut TestCluster, options: &Options) -> Result<Repor
         server.wait_ready(DEADLINE)?;
     }
     eprintln!("two servers more");
-    grow(cluster, &mut scale)?;
-    scale.grown_s = began.elapsed().as_secs_f64();
-    eprintln!("grown in {:.1} s", scale.grown_s);
+    operator.grow()?;
+    operator.scale.grown_s = began.elapsed().as_secs_f64();
+    eprintln!("grown in {:.1} s", operator.scale.grown_s);
     std::thread::sleep(REPORTED);
     let began = Instant::now();
-    shrink(cluster, &mut scale)?;
-    scale.shrunk_s = began.elapsed().as_secs_f64();
-    eprintln!("shrunk in {:.1} s", scale.shrunk_s);
-    let during = acks.take_pushes();
-    stop.store(true, Ordering::Relaxed);
-    measure(&mut scale, &before, &during);
+    let leaving = operator.shrink()?;
+    operator.scale.bytes_moved = copied_bytes(cluster);
+    forget(cluster, operator, leaving)?;
+    operator.scale.shrunk_s = began.elapsed().as_secs_f64();
+    operator.scale.rounds = 1;
+    eprintln!("shrunk in {:.1} s", operator.scale.shrunk_s);
+    Ok(())
+}
 
-    eprintln!("reading everything back");
-    let tally = cluster.runtime.block_on(count(clients))?;
-    let seen = monitor.seen();
-    Ok(Report {
-        scenario: Scenario::Scale,
-        seed: options.seed,
-        faults: [].into(),
-        during: During::default(),
-        checkpoints: 0,
-        promotions: seen.promotions,
-        leader_changes: seen.leader_changes(),
-        pushes_acked: tally.acknowledged,
-        pushes_unknown: tally.unknown,
-        lost: tally.lost,
-        duplicated: tally.duplicated,
-        epochs_regressed: seen.epochs_regressed,
-        detected_by: DetectedBy::default(),
-        recovery_ms: acks.recovery(downpour_psctl::acks::Outage::Reset),
-        recovery_silence_ms: acks.recovery(downpour_psctl::acks::Outage::Silence),
-        longest_ack_gap_ms: tally.longest_ack_gap_ms,
-        client_errors: tally.client_errors,
-        scale: Some(scale),
-    })
+/// What happened meanwhile.
+#[derive(Default)]
+struct Disturbed {
+    faults: BTreeMap<&'static str, u64>,
+    during: During,
+    newcomers: Tally,
+}
+
+/// Grows and shrinks again and again while a scenario's faults happen to all servers, also to those that are coming, and to the coordinators.
+fn disturbed(
+    cluster: &mut TestCluster,
+    operator: &mut Operator,
+    (monitor, acks): (&Monitor, &Acks),
+    faults: Scenario,
+    options: &Options,
+) -> Result<Disturbed> {
+    let schedule = schedule(cluster, faults, options.seed);
+    for server in &mut cluster.processes.servers[FIRST..] {
+        server.start()?;
+    }
+    let given_up = operator.given_up.clone();
+    let over = AtomicBool::new(false);
+    let mut injector = Injector::new(cluster, monitor, acks, options.interrupt.clone());
+    let (injected, leaving) = std::thread::scope(|scope| {
+        let operating = scope.spawn(|| {
+            let end = Instant::now() + options.duration;
+            let leaving = operator.again_and_again(|| Instant::now() >= end);
+            over.store(true, Ordering::Relaxed);
+            leaving
+        });
+        let injected = injector.run(schedule, |_| over.load(Ordering::Relaxed));
+        // Whatever it waits for will not come, if faults could not be undone.
+        given_up.store(true, Ordering::Relaxed);
+        (injected, operating.join())
+    });
+    let leaving = leaving.map_err(|_| anyhow!("the operator panicked"));
+    injected?;
+    let leaving = leaving??;
+    let found = Disturbed {
+        faults: std::mem::take(&mut injector.faults),
+        during: injector.during,
+        newcomers: injector.newcomers()?,
+    };
+    operator.given_up.store(false, Ordering::Relaxed);
+    operator.scale.bytes_moved = copied_bytes(cluster);
+    forget(cluster, operator, leaving)?;
+    Ok(found)
+}
+
+/// Ends the servers that hold nothing any more.
+fn forget(cluster: &mut TestCluster, operator: &Operator, leaving: Vec<NodeId>) -> Result<()> {
+    for server in &mut cluster.processes.servers[FIRST..] {
+        server.stop(DEADLINE)?;
+    }
+    for node in leaving {
+        let forget = || async { cluster.coordinators.remove_node(node).await.ok() };
+        operator.handle.block_on(wait_for("a server to be forgotten", DEADLINE, forget))?;
+    }
+    Ok(())
 }
 
 /// Makes rows that have to move.
@@ -156,92 +218,162 @@ async fn fill(cluster: &TestCluster, job: &JobSpec, rows: u64) -> Result<()> {
     Ok(session.close().await?)
 }
 
-fn grow(cluster: &TestCluster, scale: &mut Scale) -> Result<()> {
-    for _ in 0..ROUNDS_MAX {
-        let coordinators = &cluster.coordinators;
-        let planned = cluster.runtime.block_on(coordinators.plan_placement(None))?;
-        if planned.placements.is_empty() {
-            break;
+/// Whoever changes the number of servers. It knows the coordinators alone, so that faults can happen to the processes meanwhile.
+struct Operator {
+    coordinators: Coordinators,
+    handle: Handle,
+    /// Servers that come and go.
+    names: Vec<String>,
+    /// Faults happen: what fails is asked again, and a plan may come to nothing.
+    insists: bool,
+    /// Nothing is waited for any more.
+    given_up: Arc<AtomicBool>,
+    scale: Scale,
+}
+
+impl Operator {
+    fn new(cluster: &TestCluster, insists: bool) -> Self {
+        let names = cluster.processes.servers[FIRST..].iter();
+        Operator {
+            coordinators: cluster.coordinators.clone(),
+            handle: cluster.runtime.handle().clone(),
+            names: names.map(|server| server.name().to_owned()).collect(),
+            insists,
+            given_up: Arc::default(),
+            scale: Scale::default(),
         }
-        note(cluster, &planned.placements, scale)?;
-        let problems = cluster.runtime.block_on(coordinators.place_shards(planned.placements))?;
-        ensure!(problems.iter().all(String::is_empty), "{problems:?}");
-        until(cluster, "every move to end", |view| {
-            view.shards.iter().all(|one| one.moving.is_none())
-        })?;
-        std::thread::sleep(REPORTED);
     }
-    let cluster_view = cluster.runtime.block_on(cluster.coordinators.job("probe"))?;
-    let mut holders: Vec<NodeId> = cluster_view
-        .shards
-        .iter()
-        .flat_map(|route| route.in_sync.iter().map(|one| one.node))
-        .collect();
-    holders.sort_unstable();
-    holders.dedup();
-    ensure!(holders.len() == ALL, "only {holders:?} hold shards");
-    Ok(())
-}
 
-fn shrink(cluster: &mut TestCluster, scale: &mut Scale) -> Result<()> {
-    let names: Vec<String> =
-        cluster.processes.servers[FIRST..].iter().map(|server| server.name().to_owned()).collect();
-    let status = cluster.runtime.block_on(cluster.coordinators.cluster())?;
-    let leaving = status.nodes.iter().filter(|node| names.contains(&node.name));
-    let leaving: Vec<NodeId> = leaving.map(|node| NodeId(node.node)).collect();
-    for &node in &leaving {
-        // Before the drain: what one of them holds must not go to the other.
-        cluster.runtime.block_on(cluster.coordinators.admit_node(node, Admission::Cordoned))?;
-    }
-    for &node in &leaving {
-        let planned = cluster.runtime.block_on(cluster.coordinators.plan_drain(node))?;
-        note(cluster, &planned.placements, scale)?;
-        cluster.runtime.block_on(cluster.coordinators.admit_node(node, Admission::Draining))?;
-        until(cluster, "a server to hold nothing", |view| {
-            view.shards.iter().all(|one| one.in_sync.iter().all(|member| member.node != node))
-        })?;
-    }
-    scale.bytes_moved = copied_bytes(cluster);
-    for server in &mut cluster.processes.servers[FIRST..] {
-        server.stop(DEADLINE)?;
-    }
-    for node in leaving {
-        let forget = || async { cluster.coordinators.remove_node(node).await.ok() };
-        cluster.runtime.block_on(wait_for("a server to be forgotten", DEADLINE, forget))?;
-    }
-    Ok(())
-}
-
-/// Counts what a plan says.
-fn note(cluster: &TestCluster, placements: &[v1::ShardPlacement], scale: &mut Scale) -> Result<()> {
-    let status = cluster.runtime.block_on(cluster.coordinators.cluster())?;
-    for placement in placements {
-        if !matches!(placement.placing, Some(Placing::Move(_))) {
-            continue;
+    /// Until there is an answer.
+    fn ask<T, F: Future<Output = Result<T, Error>>>(&self, call: impl Fn() -> F) -> Result<T> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match self.handle.block_on(call()) {
+                Ok(answer) => return Ok(answer),
+                Err(error) if !self.insists || Instant::now() > end => return Err(error.into()),
+                Err(_) => self.rest()?,
+            }
         }
-        let job = status
-            .jobs
-            .iter()
-            .find(|job| job.view.as_ref().is_some_and(|view| view.job == placement.job));
-        let reports = job.map_or(&[][..], |job| &job.reports);
-        let report =
-            reports.iter().find(|report| ShardId(report.shard) == ShardId(placement.shard));
-        scale.moves += 1;
-        scale.bytes_planned += report.map_or(0, |report| report.copy_bytes);
     }
-    Ok(())
-}
 
-fn until(
-    cluster: &TestCluster,
-    what: &str,
-    condition: impl Fn(&downpour_core::view::JobView) -> bool,
-) -> Result<()> {
-    let look = || async {
-        let view = cluster.coordinators.job("probe").await.ok()?;
-        condition(&view).then_some(())
-    };
-    cluster.runtime.block_on(wait_for(what, PATIENCE, look))
+    fn rest(&self) -> Result<()> {
+        ensure!(!self.given_up.load(Ordering::Relaxed), "the faults ended before this did");
+        std::thread::sleep(POLL);
+        Ok(())
+    }
+
+    fn until(&self, what: &str, condition: impl Fn(&JobView) -> bool) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        while !condition(&self.ask(|| self.coordinators.job(JOB))?) {
+            ensure!(Instant::now() < end, "{what}: not within {PATIENCE:?}");
+            self.rest()?;
+        }
+        Ok(())
+    }
+
+    /// Plans and places until every server has its part.
+    fn grow(&mut self) -> Result<()> {
+        let began = Instant::now();
+        for round in 0.. {
+            ensure!(began.elapsed() < PATIENCE, "not grown within {PATIENCE:?}");
+            self.rest()?;
+            let planned = self.ask(|| self.coordinators.plan_placement(None))?.placements;
+            let part = SHARDS * REPLICAS / ALL as u32 / 2;
+            let done = match self.insists {
+                true => self.least_copies()? >= part,
+                false => planned.is_empty() || round == ROUNDS_MAX,
+            };
+            if done {
+                break;
+            }
+            self.note(&planned)?;
+            let problems = self.ask(|| self.coordinators.place_shards(planned.clone()))?;
+            ensure!(self.insists || problems.iter().all(String::is_empty), "{problems:?}");
+            self.until("every move to end", |view| {
+                view.shards.iter().all(|one| one.moving.is_none())
+            })?;
+            std::thread::sleep(if self.insists { SOON } else { REPORTED });
+        }
+        ensure!(self.least_copies()? > 0, "a server holds nothing");
+        Ok(())
+    }
+
+    /// Of the server that has fewest; none where one has not come yet.
+    fn least_copies(&self) -> Result<u32> {
+        let view = self.ask(|| self.coordinators.job(JOB))?;
+        let mut copies: BTreeMap<NodeId, u32> = BTreeMap::new();
+        for member in view.shards.iter().flat_map(|route| &route.in_sync) {
+            *copies.entry(member.node).or_default() += 1;
+        }
+        Ok(if copies.len() < ALL { 0 } else { copies.into_values().min().unwrap_or(0) })
+    }
+
+    /// The numbers of those that come and go.
+    fn leaving(&self) -> Result<Vec<NodeId>> {
+        let status = self.ask(|| self.coordinators.cluster())?;
+        let leaving = status.nodes.iter().filter(|node| self.names.contains(&node.name));
+        Ok(leaving.map(|node| NodeId(node.node)).collect())
+    }
+
+    fn admit(&self, node: NodeId, admission: Admission) -> Result<()> {
+        self.ask(|| self.coordinators.admit_node(node, admission))
+    }
+
+    fn shrink(&mut self) -> Result<Vec<NodeId>> {
+        let leaving = self.leaving()?;
+        for &node in &leaving {
+            // Before the drain: what one of them holds must not go to the other.
+            self.admit(node, Admission::Cordoned)?;
+        }
+        for &node in &leaving {
+            let planned = self.ask(|| self.coordinators.plan_drain(node))?;
+            self.note(&planned.placements)?;
+            self.admit(node, Admission::Draining)?;
+            self.until("a server to hold nothing", |view| {
+                view.shards.iter().all(|one| one.in_sync.iter().all(|member| member.node != node))
+            })?;
+        }
+        Ok(leaving)
+    }
+
+    /// At least once, and until it is over. The servers that were drained stay there, empty, until they are opened again.
+    fn again_and_again(&mut self, over: impl Fn() -> bool) -> Result<Vec<NodeId>> {
+        loop {
+            let began = Instant::now();
+            self.grow()?;
+            self.scale.grown_s = began.elapsed().as_secs_f64();
+            let began = Instant::now();
+            let leaving = self.shrink()?;
+            self.scale.shrunk_s = began.elapsed().as_secs_f64();
+            self.scale.rounds += 1;
+            let Scale { grown_s, shrunk_s, .. } = self.scale;
+            eprintln!("grown in {grown_s:.1} s, shrunk in {shrunk_s:.1} s");
+            if over() {
+                return Ok(leaving);
+            }
+            leaving.into_iter().try_for_each(|node| self.admit(node, Admission::Open))?;
+        }
+    }
+
+    /// Counts what a plan says.
+    fn note(&mut self, placements: &[v1::ShardPlacement]) -> Result<()> {
+        let status = self.ask(|| self.coordinators.cluster())?;
+        for placement in placements {
+            if !matches!(placement.placing, Some(Placing::Move(_))) {
+                continue;
+            }
+            let job = status
+                .jobs
+                .iter()
+                .find(|job| job.view.as_ref().is_some_and(|view| view.job == placement.job));
+            let reports = job.map_or(&[][..], |job| &job.reports);
+            let report =
+                reports.iter().find(|report| ShardId(report.shard) == ShardId(placement.shard));
+            self.scale.moves += 1;
+            self.scale.bytes_planned += report.map_or(0, |report| report.copy_bytes);
+        }
+        Ok(())
+    }
 }
 
 /// Of all servers that run.

@@ -5,20 +5,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use downpour_core::spec::JobSpec;
 use downpour_psctl::local::Interrupt;
 use tokio::task::JoinHandle;
 
 use crate::cluster::{Setup, TestCluster};
 use crate::disk;
-use crate::faults::{Kind, Scenario, Schedule};
+use crate::faults::{Fault, Kind, Scenario, Schedule};
+use crate::hot;
 use crate::inject::Injector;
 use crate::monitor::Monitor;
-use crate::report::{DetectedBy, Report};
+use crate::report::Report;
 use crate::saved::Saved;
 use crate::scale;
-use downpour_psctl::acks::{Acks, Outage};
+use downpour_psctl::acks::Acks;
 use downpour_psctl::probe::{self, Probe, Tally, job};
 
 const SERVERS: usize = 3;
@@ -36,18 +37,52 @@ pub struct Options {
     pub clients: u64,
     /// Bytes of rows that are there before a cluster grows and shrinks.
     pub bytes: u64,
+    /// Whose faults happen while it does.
+    pub faults: Option<Scenario>,
+    /// For how long nothing may move once hot shards are spread.
+    pub quiet: Duration,
     /// Ends the run early.
     pub interrupt: Interrupt,
 }
 
-/// Runs a scenario on a cluster of three coordinators and three servers.
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            duration: Duration::from_secs(60),
+            seed: 1,
+            clients: 2,
+            bytes: 2 << 30,
+            faults: None,
+            quiet: Duration::from_secs(300),
+            interrupt: Interrupt::default(),
+        }
+    }
+}
+
+/// Runs a scenario: on a cluster of three coordinators and three servers, where it does not want others.
 ///
 /// # Errors
 /// The cluster cannot be started, does not recover from a fault in time, or the run was interrupted.
 pub fn run(scenario: Scenario, options: &Options) -> Result<Report> {
-    if scenario == Scenario::Scale {
-        return scale::run(options);
+    match scenario {
+        Scenario::Scale => return scale::run(options),
+        Scenario::Hot => return hot::run(options),
+        Scenario::Workers => bail!("what happens to workers has a report of its own"),
+        _ => {}
     }
+    let setup = Setup { servers: SERVERS, ..setup_for(scenario, options) };
+    let mut cluster = TestCluster::launch(&setup)?;
+    let report = disturb(&mut cluster, scenario, options);
+    match &report {
+        Ok(report) if report.passed() => cluster.stop()?,
+        _ if options.interrupt.is_set() => {}
+        _ => cluster.keep_dir(),
+    }
+    report
+}
+
+/// What a cluster needs so that the faults of a scenario can happen to it.
+pub(crate) fn setup_for(scenario: Scenario, options: &Options) -> Setup {
     let may_mount = disk::may_mount();
     if scenario.has(&[Kind::DiskFull]) && !may_mount {
         eprintln!("disk_full is left out: it needs the right to mount (run as root)");
@@ -58,21 +93,22 @@ pub fn run(scenario: Scenario, options: &Options) -> Result<Report> {
         Kind::PartitionCoordinator,
         Kind::Delay,
     ];
-    let mut cluster = TestCluster::launch(&Setup {
-        servers: SERVERS,
-        servers_later: 0,
+    Setup {
         proxied: scenario.has(&network),
         small_disks: scenario.has(&[Kind::DiskFull]) && may_mount,
         interrupt: options.interrupt.clone(),
         ..Setup::default()
-    })?;
-    let report = disturb(&mut cluster, scenario, options);
-    match &report {
-        Ok(report) if report.passed() => cluster.stop()?,
-        _ if options.interrupt.is_set() => {}
-        _ => cluster.keep_dir(),
     }
-    report
+}
+
+/// The faults of a scenario, without those that this cluster cannot have.
+pub(crate) fn schedule(
+    cluster: &TestCluster,
+    scenario: Scenario,
+    seed: u64,
+) -> impl Iterator<Item = Fault> + use<> {
+    let no_disk = cluster.disks.is_empty();
+    Schedule::new(scenario, seed).filter(move |fault| !(no_disk && fault.kind == Kind::DiskFull))
 }
 
 fn disturb(cluster: &mut TestCluster, scenario: Scenario, options: &Options) -> Result<Report> {
@@ -89,11 +125,10 @@ fn disturb(cluster: &mut TestCluster, scenario: Scenario, options: &Options) -> 
         let _on = cluster.runtime.enter();
         Monitor::start(&cluster.coordinators, &main.name)
     };
-    let schedule = Schedule::new(scenario, options.seed);
-    let no_disk = cluster.disks.is_empty();
-    let schedule = schedule.filter(|fault| !(no_disk && fault.kind == Kind::DiskFull));
+    let schedule = schedule(cluster, scenario, options.seed);
     let mut injector = Injector::new(cluster, &monitor, &acks, options.interrupt.clone());
-    injector.run(schedule, Instant::now() + options.duration)?;
+    let end = Instant::now() + options.duration;
+    injector.run(schedule, |moment| moment >= end)?;
     let (faults, during) = (std::mem::take(&mut injector.faults), injector.during);
     let mut tally = injector.newcomers()?;
 
@@ -102,32 +137,19 @@ fn disturb(cluster: &mut TestCluster, scenario: Scenario, options: &Options) -> 
     let counted = cluster.runtime.block_on(count(clients))?;
     tally = tally.merge(&counted);
     let checkpoints = saved.map_or(Ok(0), |saved| saved.verify(cluster))?;
-    let seen = monitor.seen();
+    Ok(Report { during, checkpoints, ..Report::of(scenario, options, faults, &tally) }
+        .with_seen(&monitor.seen())
+        .with_waits(&acks)
+        .with_logs(&logs(cluster)?))
+}
+
+/// What the coordinators said.
+pub(crate) fn logs(cluster: &TestCluster) -> Result<Vec<String>> {
     let logs = cluster.processes.coordinators.iter().map(|coordinator| {
         let log = coordinator.log();
         fs::read_to_string(log).with_context(|| format!("read {}", log.display()))
     });
-    let logs = logs.collect::<Result<Vec<String>>>()?;
-    Ok(Report {
-        scenario,
-        seed: options.seed,
-        faults,
-        during,
-        checkpoints,
-        promotions: seen.promotions,
-        leader_changes: seen.leader_changes(),
-        pushes_acked: tally.acknowledged,
-        pushes_unknown: tally.unknown,
-        lost: tally.lost,
-        duplicated: tally.duplicated,
-        epochs_regressed: seen.epochs_regressed,
-        detected_by: DetectedBy::from_logs(logs.iter().map(String::as_str)),
-        recovery_ms: acks.recovery(Outage::Reset),
-        recovery_silence_ms: acks.recovery(Outage::Silence),
-        longest_ack_gap_ms: tally.longest_ack_gap_ms,
-        client_errors: tally.client_errors,
-        scale: None,
-    })
+    logs.collect()
 }
 
 pub(crate) async fn count(clients: Vec<JoinHandle<Result<Probe>>>) -> Result<Tally> {

@@ -89,7 +89,7 @@ pub struct Probe {
     session: Session,
     serials: VariableId,
     counters: VariableId,
-    /// A row on each shard that every push increments besides its own.
+    /// Rows that every push increments besides its own: one on each shard, or as many as [`Probe::weigh`] was told.
     counter_keys: Vec<u64>,
     acks: Arc<Acks>,
     next_serial: u64,
@@ -130,7 +130,7 @@ impl Probe {
         Ok(Probe {
             coordinators: coordinators.clone(),
             job: job.clone(),
-            counter_keys: key_of_each_shard(tables[1].routing_salt(), job.shards),
+            counter_keys: keys_on_shards(tables[1].routing_salt(), job.shards, |_| 1),
             acks,
             session,
             serials: defined[0].variable.id,
@@ -142,6 +142,12 @@ impl Probe {
             tally: Tally::default(),
             last_ack: None,
         })
+    }
+
+    /// From now on every push increments so many rows of each shard. All clients of a job must agree, and begin with it.
+    pub fn weigh(&mut self, rows: impl Fn(ShardId) -> usize) {
+        let salt = counting_table(COUNTERS).routing_salt();
+        self.counter_keys = keys_on_shards(salt, self.job.shards, rows);
     }
 
     /// Pushes until `stop` says so, several at a time.
@@ -259,7 +265,7 @@ impl Probe {
         Ok(())
     }
 
-    /// Value of the counter on every shard: each push of every client added 1.
+    /// Value of every counter: each push of every client added 1.
     ///
     /// # Errors
     /// The rows cannot be read.
@@ -297,10 +303,17 @@ pub async fn verify_all(mut probes: Vec<Probe>) -> Result<Tally> {
     Ok(tally)
 }
 
-/// The smallest key on each shard, sorted.
-fn key_of_each_shard(salt: u64, shards: u32) -> Vec<u64> {
-    let mut seen = BTreeSet::new();
-    (0..).filter(|&key| seen.insert(shard_of(key, salt, shards))).take(shards as usize).collect()
+/// The smallest keys on each shard, as many as it wants, sorted.
+fn keys_on_shards(salt: u64, shards: u32, wanted: impl Fn(ShardId) -> usize) -> Vec<u64> {
+    let mut wanted: Vec<usize> = (0..shards).map(|shard| wanted(ShardId(shard))).collect();
+    let all: usize = wanted.iter().sum();
+    let mut missing = |key: &u64| {
+        let left = &mut wanted[shard_of(*key, salt, shards).0 as usize];
+        let missing = *left > 0;
+        *left -= usize::from(missing);
+        missing
+    };
+    (0..).filter(|key| missing(key)).take(all).collect()
 }
 
 /// Waits until `condition` gives a value, at most `deadline`.
@@ -319,5 +332,23 @@ pub async fn wait_for<T, F: Future<Output = Option<T>>>(
         }
         ensure!(Instant::now() < end, "{what}: not within {deadline:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shard_gets_as_many_keys_as_it_wants_and_all_differ() {
+        let wanted = |shard: ShardId| if shard.0 < 3 { 21 } else { 2 };
+        let (salt, shards) = (counting_table(COUNTERS).routing_salt(), 16);
+        let keys = keys_on_shards(salt, shards, wanted);
+        assert!(keys.windows(2).all(|pair| pair[0] < pair[1]), "{keys:?}");
+        for shard in (0..shards).map(ShardId) {
+            let there = keys.iter().filter(|&&key| shard_of(key, salt, shards) == shard);
+            assert_eq!(there.count(), wanted(shard), "{shard}");
+        }
+        assert_eq!(keys_on_shards(salt, shards, |_| 0), [0; 0]);
     }
 }

@@ -13,6 +13,7 @@ const PACKAGES: [&str; 3] = ["downpour-coordinator", "downpour-ps", "downpour-ps
 /// Needs LibTorch.
 const WORKER: &str = "downpour";
 const CHAOS: &str = "downpour-chaos-tests";
+const DATA: &str = "downpour-data";
 
 /// What `cargo xtask demo` runs, from the root of the repository. The numbers are those of docs/quality.md.
 const DEMO: &str = "local --coordinators 3 --servers 2 --workers 2 --replicas 2 -- \
@@ -53,7 +54,12 @@ pub(crate) fn bench(root: &Path, bench: Bench) -> Result<()> {
 
 /// Release binaries: their timing is what users have.
 pub(crate) fn chaos(root: &Path, args: &[OsString]) -> Result<()> {
-    let packages = PACKAGES.iter().copied().chain([CHAOS]);
+    let trains = args.iter().any(|arg| arg == "workers" || arg == "--scenario=workers");
+    if trains {
+        libtorch::ensure(root)?;
+    }
+    let training = [DATA, WORKER].into_iter().filter(|_| trains);
+    let packages = PACKAGES.iter().copied().chain([CHAOS]).chain(training);
     process::exec(built(root, "release", packages, "downpour-chaos")?.args(args))
 }
 

@@ -78,6 +78,9 @@ struct ClicksArgs {
     first_row_group_rows: Option<u64>,
     #[arg(long, value_enum, default_value_t = Codec::Zstd)]
     compression: Codec,
+    /// Also a column `row` with the number of each row, from 0 through all files
+    #[arg(long)]
+    row_numbers: bool,
     /// Directory to write
     #[arg(long)]
     out: PathBuf,
@@ -142,6 +145,7 @@ fn clicks(args: &ClicksArgs) -> anyhow::Result<serde_json::Value> {
             Codec::Snappy => Compression::Snappy,
             Codec::Zstd => Compression::Zstd,
         },
+        row_numbers: args.row_numbers,
     };
     let total = args.rows.saturating_add(args.test_rows).max(1);
     let mut shown = 0;

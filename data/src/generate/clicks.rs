@@ -25,6 +25,8 @@ pub struct Clicks {
     /// The size of the first row group of all, if it is to be another.
     pub first_row_group_rows: Option<u64>,
     pub compression: Compression,
+    /// A first column `row` has the number of each row, from 0 through all files.
+    pub row_numbers: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,7 +67,7 @@ pub fn write_clicks(
     let mut writer = Writer {
         clicks,
         sampler: Sampler::new(clicks.shape),
-        arrow: arrow_schema(&clicks.shape),
+        arrow: arrow_schema(clicks),
         seen: vec![Bits::new(clicks.shape.ids_per_field.max(1)); clicks.shape.fields],
         group_rows: clicks.first_row_group_rows,
         bytes: 0,
@@ -159,6 +161,10 @@ impl Writer<'_> {
         let mut dense = vec![Vec::new(); shape.dense];
         let mut ids = vec![Vec::new(); shape.fields];
         let mut row = Row::default();
+        let numbers = self
+            .clicks
+            .row_numbers
+            .then(|| Int64Array::from_iter_values(rows.clone().map(|row| row as i64)));
         for index in rows {
             self.sampler.row(index, &mut row);
             score.add(row.logit, row.label);
@@ -173,7 +179,9 @@ impl Writer<'_> {
                 }
             }
         }
-        let mut columns: Vec<ArrayRef> = vec![Arc::new(Int32Array::from(labels))];
+        let mut columns: Vec<ArrayRef> = Vec::new();
+        columns.extend(numbers.map(|numbers| Arc::new(numbers) as ArrayRef));
+        columns.push(Arc::new(Int32Array::from(labels)));
         columns.extend(dense.into_iter().map(|x| Arc::new(Float32Array::from(x)) as ArrayRef));
         columns.extend(ids.into_iter().map(|x| Arc::new(Int64Array::from(x)) as ArrayRef));
         RecordBatch::try_new(self.arrow.clone(), columns)
@@ -194,8 +202,10 @@ impl Writer<'_> {
     }
 }
 
-fn arrow_schema(shape: &Shape) -> SchemaRef {
-    let mut fields = vec![Field::new("label", DataType::Int32, false)];
+fn arrow_schema(Clicks { shape, row_numbers, .. }: &Clicks) -> SchemaRef {
+    let mut fields = Vec::new();
+    fields.extend(row_numbers.then(|| Field::new("row", DataType::Int64, false)));
+    fields.push(Field::new("label", DataType::Int32, false));
     fields.extend((1..=shape.dense).map(|i| Field::new(format!("I{i}"), DataType::Float32, false)));
     fields.extend((1..=shape.fields).map(|i| Field::new(format!("C{i}"), DataType::Int64, false)));
     Arc::new(ArrowSchema::new(fields))

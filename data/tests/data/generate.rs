@@ -45,6 +45,7 @@ fn files_hold_what_the_summary_says() {
         row_group_rows: 400,
         first_row_group_rows: Some(1000),
         compression: Compression::Snappy,
+        row_numbers: false,
     };
     let mut told = 0;
     let summary =
@@ -63,4 +64,30 @@ fn files_hold_what_the_summary_says() {
     assert_eq!(batches[0].rows(), 2500);
     let distinct = batches[0].features.iter().map(|keys| keys.keys.iter().collect::<HashSet<_>>());
     assert_eq!(distinct.map(|keys| keys.len() as u64).sum::<u64>(), summary.distinct_keys);
+}
+
+#[test]
+fn rows_are_numbered_through_all_files_where_that_is_asked_for() {
+    let folder = Folder::new();
+    let clicks = Clicks {
+        shape: Shape { fields: 2, dense: 1, ..SHAPE },
+        rows: 500,
+        test_rows: 100,
+        file_rows: 300,
+        row_group_rows: 120,
+        first_row_group_rows: None,
+        compression: Compression::None,
+        row_numbers: true,
+    };
+    write_clicks(&clicks, &folder.path("out"), &mut |_| ()).expect("written");
+    let schema = "[[label]]\ncolumn = \"label\"\n[[key]]\ncolumn = \"row\"\ndim = 1\nraw = true\n";
+    let schema = Schema::parse(schema).expect("a schema");
+    let mut first = 0;
+    for (files, rows) in [("out/train-*.parquet", 500), ("out/test.parquet", 100)] {
+        let files = open(&[folder.name(files)], &schema).expect("files");
+        let batches = batches(files, schema.clone(), options(1000)).expect("batches");
+        let numbers: Vec<u64> = batches[0].features[0].keys.to_vec();
+        assert_eq!(numbers, (first..first + rows).collect::<Vec<_>>());
+        first += rows;
+    }
 }

@@ -2,6 +2,7 @@
 
 mod click;
 mod click_data;
+mod counted;
 mod evaluate;
 mod optimizers;
 mod options;
@@ -63,6 +64,12 @@ what --stopped-status says where a signal ended it.")]
         #[command(flatten)]
         options: click::Options,
     },
+    /// One worker of `cargo xtask chaos --scenario workers`
+    #[command(hide = true)]
+    CountClicks {
+        #[command(flatten)]
+        options: counted::Options,
+    },
     /// List the models
     Models,
 }
@@ -87,6 +94,7 @@ fn main() -> ExitCode {
             })
         }
         Command::BenchClick { options } => click::run(&options),
+        Command::CountClicks { options } => counted::run(&options),
         Command::Models => models(),
     };
     match outcome {
