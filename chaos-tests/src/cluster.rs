@@ -53,6 +53,10 @@ pub struct TestCluster {
     pub disks: Vec<SmallDisk>,
     /// One before each process, coordinators first, if it is proxied.
     pub proxies: Vec<Proxy>,
+    /// Those of coordinators that have left, in front of others now: servers start with the addresses of the first ones.
+    pub(crate) old_proxies: Vec<Proxy>,
+    /// Of coordinators that have left.
+    pub(crate) old_logs: Vec<PathBuf>,
     // Last: nothing runs or is mounted there any more.
     dir: TempDir,
 }
@@ -104,6 +108,8 @@ impl TestCluster {
             network,
             disks: Vec::new(),
             proxies,
+            old_proxies: Vec::new(),
+            old_logs: Vec::new(),
             dir,
         };
         for index in (0..COORDINATORS).filter(|_| setup.small_disks) {
@@ -126,7 +132,9 @@ impl TestCluster {
     /// What a coordinator keeps.
     #[must_use]
     pub fn data_dir(&self, coordinator: usize) -> PathBuf {
-        self.dir.path().join(format!("coordinators/{}", coordinator + 1))
+        let name = self.processes.coordinators[coordinator].name();
+        let number = name.rsplit('-').next().unwrap_or(name);
+        self.dir.path().join("coordinators").join(number)
     }
 
     /// Reads back what a probe that was alone in its job pushed.
@@ -166,7 +174,7 @@ impl TestCluster {
         let leader = || async {
             let cluster = self.coordinators.cluster().await.ok()?;
             let leader = cluster.members.iter().find(|member| member.leader)?;
-            Some(leader.id as usize - 1)
+            self.coordinator_at(&leader.address)
         };
         self.runtime.block_on(wait_for("a leading coordinator", DEADLINE, leader))
     }

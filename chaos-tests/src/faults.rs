@@ -23,7 +23,7 @@ pub enum Scenario {
     Pause,
     /// A coordinator's disk fills up, or a file on it is damaged.
     DiskFull,
-    /// All of these.
+    /// All of these, and coordinators are replaced.
     Mixed,
     /// No fault: two servers more, and away again.
     Scale,
@@ -65,6 +65,8 @@ pub enum Kind {
     DiskFull,
     /// A byte on a coordinator's disk changes: it must refuse to start, and come back without its data.
     CorruptFile,
+    /// A coordinator joins the group, and once it votes another one, which may lead, leaves for good. Every other time the leader dies while the new one learns.
+    ReplaceCoordinator,
 }
 
 impl Kind {
@@ -86,6 +88,7 @@ impl Kind {
             Kind::Reset => "reset",
             Kind::DiskFull => "disk_full",
             Kind::CorruptFile => "corrupt_file",
+            Kind::ReplaceCoordinator => "replace_coordinator",
         }
     }
 
@@ -112,6 +115,7 @@ impl Kind {
                 | Kind::PartitionCoordinator
                 | Kind::DiskFull
                 | Kind::CorruptFile
+                | Kind::ReplaceCoordinator
         )
     }
 
@@ -126,6 +130,7 @@ impl Kind {
             Kind::Delay | Kind::Loss => (1_000, 4_000),
             Kind::Reset => (0, 0),
             Kind::DiskFull | Kind::CorruptFile => (1_000, 2_000),
+            Kind::ReplaceCoordinator => (500, 3_000),
         }
     }
 }
@@ -155,7 +160,6 @@ impl Scenario {
                 Kind::PartitionServer,
                 Kind::PartitionServerOneWay,
                 Kind::KillLeader,
-                Kind::KillLeader,
                 Kind::KillCoordinator,
                 Kind::PauseLeader,
                 Kind::PartitionCoordinator,
@@ -164,6 +168,7 @@ impl Scenario {
                 Kind::Reset,
                 Kind::DiskFull,
                 Kind::CorruptFile,
+                Kind::ReplaceCoordinator,
             ],
         }
     }

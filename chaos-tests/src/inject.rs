@@ -37,6 +37,18 @@ struct Active {
     fault: Fault,
     victim: Victim,
     until: Instant,
+    change: Change,
+}
+
+/// How far the group of coordinators is with a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    /// Nothing was begun.
+    None,
+    /// The member of this number does not vote yet, as far as is known.
+    Joins(u64),
+    /// The victim is no member any more.
+    Leaves,
 }
 
 /// See the module.
@@ -48,6 +60,8 @@ pub struct Injector<'a> {
     start: Instant,
     active: Vec<Active>,
     newcomers: Vec<tokio::task::JoinHandle<Result<Tally>>>,
+    /// The group of coordinators is not the one that was founded.
+    replaced: bool,
     /// By kind.
     pub faults: BTreeMap<&'static str, u64>,
     /// What they coincided with.
@@ -71,6 +85,7 @@ impl<'a> Injector<'a> {
             start: Instant::now(),
             active: Vec::new(),
             newcomers: Vec::new(),
+            replaced: false,
             faults: BTreeMap::new(),
             during: During::default(),
         }
@@ -125,12 +140,13 @@ impl<'a> Injector<'a> {
     fn step(&mut self) -> Result<()> {
         ensure!(!self.interrupt.is_set(), "interrupted");
         let now = Instant::now();
-        for active in std::mem::take(&mut self.active) {
-            if now < active.until || !self.undo(&active)? {
+        for mut active in std::mem::take(&mut self.active) {
+            if now < active.until || !self.undo(&mut active)? {
                 self.active.push(active);
             }
         }
-        let stopping = |kind| matches!(kind, Kind::DiskFull | Kind::CorruptFile);
+        let stopping =
+            |kind| matches!(kind, Kind::DiskFull | Kind::CorruptFile | Kind::ReplaceCoordinator);
         let stopping = self.active.iter().filter(|active| stopping(active.fault.kind));
         let stopping: Vec<Victim> = stopping.map(|active| active.victim).collect();
         for (index, coordinator) in self.cluster.processes.coordinators.iter_mut().enumerate() {
@@ -214,13 +230,13 @@ impl<'a> Injector<'a> {
             kind if kind.lethal() => self.acks.outage(Outage::Silence, now),
             _ => {}
         }
-        self.hit(&fault, victim)?;
+        let change = self.hit(&fault, victim)?;
         self.say(&format!("{} {} for {:?}", fault.kind.name(), self.name(victim), fault.lasts));
         *self.faults.entry(fault.kind.name()).or_default() += 1;
         self.during.failover += u64::from(failing_over);
         self.during.catch_up += u64::from(seen.short > 0);
         self.during.checkpoint += u64::from(seen.checkpointing);
-        self.active.push(Active { fault, victim, until: now + fault.lasts });
+        self.active.push(Active { fault, victim, until: now + fault.lasts, change });
         Ok(())
     }
 
@@ -266,7 +282,7 @@ impl<'a> Injector<'a> {
         }
     }
 
-    fn hit(&mut self, fault: &Fault, victim: Victim) -> Result<()> {
+    fn hit(&mut self, fault: &Fault, victim: Victim) -> Result<Change> {
         match fault.kind {
             Kind::KillServer | Kind::KillCoordinator | Kind::KillLeader => {
                 self.process(victim)?.kill()?;
@@ -297,13 +313,24 @@ impl<'a> Injector<'a> {
                 disk::damage(&self.cluster.data_dir(index), fault.victim)?;
                 self.process(victim)?.start()?;
             }
+            Kind::ReplaceCoordinator => {
+                let joins = self.cluster.add_coordinator()?;
+                self.replaced = true;
+                if fault.victim & 1 << 32 != 0 {
+                    let leader = Victim::Coordinator(self.cluster.leader()?);
+                    let leader = self.process(leader)?;
+                    leader.kill()?;
+                    leader.start()?;
+                }
+                return Ok(Change::Joins(joins));
+            }
         }
-        Ok(())
+        Ok(Change::None)
     }
 
     /// True: it is undone. False: not yet, ask again.
-    fn undo(&mut self, active: &Active) -> Result<bool> {
-        let victim = active.victim;
+    fn undo(&mut self, active: &mut Active) -> Result<bool> {
+        let (victim, name) = (active.victim, self.name(active.victim));
         match active.fault.kind {
             Kind::KillServer | Kind::KillCoordinator | Kind::KillLeader => {
                 self.refuse(victim, false);
@@ -331,6 +358,9 @@ impl<'a> Injector<'a> {
                 self.process(victim)?.start()?;
             }
             Kind::CorruptFile => {
+                if let Change::Joins(id) = active.change {
+                    return self.votes(id, active);
+                }
                 let Victim::Coordinator(index) = victim else {
                     bail!("only coordinators have files")
                 };
@@ -340,13 +370,56 @@ impl<'a> Injector<'a> {
                     if !self.has_stopped(active, "refuse a damaged file")? {
                         return Ok(false);
                     }
+                    if self.replaced {
+                        // Since the group changed, who forgot what it promised is no member that it would take back (docs/protocol.md 12.4).
+                        self.cluster.remove_member(self.cluster.member(index)?)?;
+                        self.cluster.forget_coordinator(index);
+                        active.change = Change::Joins(self.cluster.add_coordinator()?);
+                        active.victim = Victim::Everybody;
+                        return Ok(false);
+                    }
                     empty(&self.cluster.data_dir(index))?;
                     self.process(victim)?.start()?;
                 }
             }
+            Kind::ReplaceCoordinator => {
+                let Victim::Coordinator(index) = victim else {
+                    bail!("only coordinators are replaced")
+                };
+                match active.change {
+                    Change::Joins(id) => {
+                        if self.votes(id, active)? {
+                            self.cluster.remove_member(self.cluster.member(index)?)?;
+                            active.change = Change::Leaves;
+                        }
+                        return Ok(false);
+                    }
+                    _ if !self.has_left(active)? => return Ok(false),
+                    _ => self.cluster.forget_coordinator(index),
+                }
+            }
         }
-        self.say(&format!("{} {} is over", active.fault.kind.name(), self.name(victim)));
+        self.say(&format!("{} {name} is over", active.fault.kind.name()));
         Ok(true)
+    }
+
+    /// Whether a member that joined votes by now.
+    fn votes(&self, id: u64, active: &Active) -> Result<bool> {
+        ensure!(Instant::now() < active.until + DEADLINE, "member {id} does not vote");
+        let members = self.cluster.members()?;
+        Ok(members.iter().any(|member| member.id == id && !member.learner))
+    }
+
+    /// Whether a member that was removed has ended, as it should.
+    fn has_left(&mut self, active: &Active) -> Result<bool> {
+        let late = Instant::now() > active.until + DEADLINE;
+        let process = self.process(active.victim)?;
+        match process.poll()? {
+            Some(status) if status.success() => Ok(true),
+            Some(status) => bail!("{} ended ({status}):\n{}", process.name(), process.tail()),
+            None if late => bail!("{} goes on though it was removed", process.name()),
+            None => Ok(false),
+        }
     }
 
     /// Whether the victim has ended by itself, and not in a crash of the harness's making.

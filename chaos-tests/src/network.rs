@@ -130,8 +130,7 @@ impl Network {
     }
 }
 
-/// Which process has the connection from this port to that one on loopback: the `--name` or `--id` (`coordinator-ID`) of a child of this
-/// process, or nobody, `""`: this process itself, and who has ended meanwhile.
+/// Which process has the connection from this port to that one on loopback: the `--name` of a child of this process, or `coordinator-` and the last part of its `--data-dir`, or nobody, `""`: this process itself, and who has ended meanwhile.
 pub(crate) fn process_at(from: u16, to: u16) -> String {
     let found = inode(from, to).and_then(|inode| {
         let socket = format!("socket:[{inode}]");
@@ -167,8 +166,11 @@ fn name_of(pid: &str) -> Option<String> {
     let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
     let arguments: Vec<&str> = line.split('\0').collect();
     let after = |flag| Some(*arguments.get(arguments.iter().position(|&at| at == flag)? + 1)?);
-    let id = || after("--id").map(|id| format!("coordinator-{id}"));
-    after("--name").map(ToOwned::to_owned).or_else(id)
+    let coordinator = || {
+        let number = Path::new(after("--data-dir")?).file_name()?.to_str()?;
+        Some(format!("coordinator-{number}"))
+    };
+    after("--name").map(ToOwned::to_owned).or_else(coordinator)
 }
 
 #[cfg(test)]

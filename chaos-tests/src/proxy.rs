@@ -36,7 +36,7 @@ pub struct Proxy {
 
 struct Shared {
     /// Whom it is in front of, as the network knows it.
-    name: String,
+    name: Mutex<String>,
     network: Option<Passages>,
     delay: Duration,
     target: watch::Sender<Option<String>>,
@@ -86,7 +86,7 @@ impl Proxy {
         let listener = runtime.block_on(TcpListener::bind(listen)).context("listen")?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
-            name,
+            name: Mutex::new(name),
             network,
             delay,
             target: watch::Sender::new(None),
@@ -107,6 +107,12 @@ impl Proxy {
     /// Whom connections reach, also those that wait.
     pub fn forward_to(&self, target: &str) {
         self.shared.target.send_replace(Some(target.to_owned()));
+    }
+
+    /// New connections reach another process from now on, of this name in the network.
+    pub fn move_to(&self, name: &str, target: &str) {
+        *self.shared.name.lock().unwrap_or_else(PoisonError::into_inner) = name.to_owned();
+        self.forward_to(target);
     }
 
     /// Refuses connections, as the system does where nobody listens, or takes them again.
@@ -138,6 +144,10 @@ impl Drop for Proxy {
 impl Shared {
     fn traffic(&self) -> MutexGuard<'_, Traffic> {
         self.traffic.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn name(&self) -> String {
+        self.name.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn saw(&self, request: (u64, u64), kind: Kind) {
@@ -207,17 +217,18 @@ async fn forward(
         started: false,
         buffer: BytesMut::new(),
     };
+    let name = shared.name();
     let both = async {
         tokio::try_join!(
-            carry(from_client, to_server, frames(true), &shared, (&source, &shared.name)),
-            carry(from_server, to_client, frames(false), &shared, (&shared.name, &source)),
+            carry(from_client, to_server, frames(true), &shared, (&source, &name)),
+            carry(from_server, to_client, frames(false), &shared, (&name, &source)),
         )
     };
     let Some(network) = &shared.network else { return both.await.map(drop) };
     tokio::select! {
         ended = both => ended.map(drop),
         // What is dropped with unread bytes is reset.
-        () = network.break_of([&source, &shared.name]) => Ok(()),
+        () = network.break_of([&source, &name]) => Ok(()),
     }
 }
 

@@ -1,13 +1,14 @@
 //! One run: a cluster, clients that never pause, and the faults of a scenario.
 
 use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use downpour_core::spec::JobSpec;
-use downpour_psctl::local::Interrupt;
+use downpour_psctl::local::{Interrupt, Process};
 use tokio::task::JoinHandle;
 
 use crate::cluster::{Setup, TestCluster};
@@ -145,10 +146,10 @@ fn disturb(cluster: &mut TestCluster, scenario: Scenario, options: &Options) -> 
 
 /// What the coordinators said.
 pub(crate) fn logs(cluster: &TestCluster) -> Result<Vec<String>> {
-    let logs = cluster.processes.coordinators.iter().map(|coordinator| {
-        let log = coordinator.log();
-        fs::read_to_string(log).with_context(|| format!("read {}", log.display()))
-    });
+    let logs = cluster.processes.coordinators.iter().map(Process::log);
+    let logs = logs
+        .chain(cluster.old_logs.iter().map(PathBuf::as_path))
+        .map(|log| fs::read_to_string(log).with_context(|| format!("read {}", log.display())));
     logs.collect()
 }
 

@@ -75,6 +75,7 @@ pub struct LocalCluster {
     pub servers: Vec<Process>,
     /// Where each coordinator is reached, where that is not where it listens.
     advertise: Vec<String>,
+    coordinator_args: Vec<String>,
     server_args: Vec<String>,
     /// Processor time of the servers that were removed.
     removed_cpu: Duration,
@@ -106,6 +107,7 @@ impl LocalCluster {
             coordinators: Vec::new(),
             servers: Vec::new(),
             advertise: options.advertise.iter().take(options.coordinators).cloned().collect(),
+            coordinator_args: options.coordinator_args.clone(),
             server_args: options.server_args.clone(),
             removed_cpu: Duration::ZERO,
             spawner: Spawner::new().map_err(Error::io("start a thread"))?,
@@ -203,6 +205,7 @@ impl LocalCluster {
         let data_dir = self.subdir(&format!("coordinators/{number}"))?;
         let mut all = strings(&["--cluster", "local", "--join", &self.coordinator_addresses()]);
         all.extend(["--data-dir".to_owned(), data_dir.to_string_lossy().into_owned()]);
+        all.extend(self.coordinator_args.iter().cloned());
         all.extend(advertise.iter().flat_map(|at| ["--advertise".to_owned(), at.clone()]));
         let name = format!("coordinator-{number}");
         let mut process =
