@@ -1,7 +1,7 @@
 //! Compiles the `.proto` files without an installed `protoc`.
 
 /// What definitions and the small state of a shard are made of: checkpoints hold them as JSON.
-const IN_CHECKPOINTS: [&str; 37] = [
+const IN_CHECKPOINTS: [&str; 39] = [
     "JobSpec",
     "Variable",
     "VariableSpec",
@@ -13,6 +13,7 @@ const IN_CHECKPOINTS: [&str; 37] = [
     "Optimizer",
     "Schedule",
     "StepSchedule",
+    "StalenessScaling",
     "CosineSchedule",
     "Sgd",
     "Adagrad",
@@ -34,6 +35,7 @@ const IN_CHECKPOINTS: [&str; 37] = [
     "PositionRange",
     "Board",
     "Tick",
+    "Left",
     "Round",
     "Regime",
     "Consistency",
@@ -44,6 +46,7 @@ const IN_CHECKPOINTS: [&str; 37] = [
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [
         "types",
+        "consistency",
         "coordinator",
         "operator",
         "raft",

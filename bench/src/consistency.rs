@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use downpour_client::{
-    Clock, Coordinators, Job, PushBatch, RowGradients, Session, SessionOptions, TableRows,
+    Clock, Coordinators, Job, Pulled, PushBatch, RowGradients, Session, SessionOptions, TableRows,
 };
 use downpour_core::consistency::Consistency;
 use downpour_core::id::VariableId;
 use downpour_core::init::Init;
-use downpour_core::optimizer::{OptimizerSpec, Sgd};
+use downpour_core::optimizer::{OptimizerSpec, Scaling, Sgd};
 use downpour_core::spec::{JobSpec, Shape, TableSpec, VariableSpec};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
@@ -191,6 +191,10 @@ pub struct Setting {
     pub step: Duration,
     /// How long all train.
     pub duration: Duration,
+    /// Times the problem's learning rate.
+    pub lr_times: f32,
+    /// What staleness does to it.
+    pub scaling: Scaling,
 }
 
 /// How one training went.
@@ -216,6 +220,8 @@ pub struct Report {
     pub ahead_mean: f64,
     /// The most.
     pub ahead_max: u64,
+    /// How many steps the furthest worker went on between the pull and the push of a step, as shards knew it: the mean.
+    pub stale_clocks: f64,
     /// The least that the loss can be.
     pub optimum: f64,
     /// Loss over time.
@@ -240,6 +246,7 @@ struct Worked {
     waited: Duration,
     ahead: u64,
     ahead_max: u64,
+    stale_clocks: u64,
 }
 
 /// Trains in a job of its own, which is deleted at the end.
@@ -261,13 +268,13 @@ pub async fn train(peer: &Peer, name: &str, setting: &Setting) -> anyhow::Result
     let looker = open("looker", downpour_client::SessionKind::Evaluator).await?;
     let consistency: Consistency = setting.mode.parse()?;
     coordinators.set_consistency(looker.job(), &consistency).await?;
-    let variable = define(&looker, setting.problem).await?;
+    let variable = define(&looker, setting).await?;
     let data = Arc::new(Data::new(setting.problem));
     let mut sessions = Vec::new();
     for worker in 0..setting.workers {
         let session =
             open(&format!("worker-{worker}"), downpour_client::SessionKind::Worker).await?;
-        define(&session, setting.problem).await?;
+        define(&session, setting).await?;
         sessions.push(session);
     }
     let begun = Instant::now();
@@ -315,14 +322,17 @@ pub async fn train(peer: &Peer, name: &str, setting: &Setting) -> anyhow::Result
         steps_s_max: setting.stalls.steps(setting.workers, setting.step, seconds) / seconds,
         idle: waited.as_secs_f64() / (seconds * setting.workers as f64),
         ahead_mean: sum(|one| one.ahead) / begun_steps,
+        stale_clocks: sum(|one| one.stale_clocks) / begun_steps,
         ahead_max: worked.iter().map(|one| one.ahead_max).max().unwrap_or_default(),
         optimum: data.optimum(samples),
         looks,
     })
 }
 
-async fn define(session: &Session, problem: Problem) -> anyhow::Result<VariableId> {
-    let optimizer: OptimizerSpec = Sgd { learning_rate: problem.learning_rate() }.into();
+async fn define(session: &Session, setting: &Setting) -> anyhow::Result<VariableId> {
+    let learning_rate = setting.problem.learning_rate() * setting.lr_times;
+    let sgd = OptimizerSpec::Sgd(Sgd { learning_rate });
+    let optimizer = OptimizerSpec { staleness: setting.scaling, ..sgd };
     let shape = Shape::Table(TableSpec::new(1, Init::Zeros, "rows"));
     let rows = VariableSpec { name: "rows".into(), optimizer, shape };
     let defined = session.define(&[rows]).await?;
@@ -357,14 +367,17 @@ async fn work(
         worked.ahead_max = worked.ahead_max.max(granted.ahead);
         let slow = setting.stalls.factor(index, setting.workers, begun.elapsed());
         let until = Instant::now() + setting.step * slow;
-        let (keys, gradients) = step(&session, variable, data, index, batches, setting).await?;
+        let (pulled, keys, gradients) =
+            step(&session, variable, data, index, batches, setting).await?;
         batches += 1;
         sleep(until.saturating_duration_since(Instant::now())).await;
         let round = granted.round(&session.state().view);
         let number = round.as_ref().map(|round| round.number);
         let rows = vec![RowGradients { variable, keys: &keys, gradients: &gradients }];
-        let batch = PushBatch { clock: steps, rows, round, ..PushBatch::default() };
-        session.push(&batch).await?.await?;
+        let read = Some(Arc::new(pulled));
+        let batch = PushBatch { clock: steps, rows, round, read, ..PushBatch::default() };
+        let outcome = session.push(&batch).await?.await?;
+        worked.stale_clocks += outcome.stale_clocks.unwrap_or_default();
         steps += 1;
         clock.finished(number);
         if !clock.awaits_round() {
@@ -386,7 +399,7 @@ async fn step(
     index: usize,
     batch: u64,
     setting: &Setting,
-) -> anyhow::Result<(Vec<u64>, Vec<f32>)> {
+) -> anyhow::Result<(Pulled, Vec<u64>, Vec<f32>)> {
     let first = (batch * setting.workers as u64 + index as u64) * setting.batch as u64;
     let samples: Vec<Sample> =
         (first..first + setting.batch as u64).map(|number| data.sample(1_000, number)).collect();
@@ -395,7 +408,8 @@ async fn step(
     keys.sort_unstable();
     keys.dedup();
     let mut values = vec![0.0; keys.len()];
-    session.pull(&mut [TableRows { variable, keys: &keys, values: &mut values }], None).await?;
+    let rows = TableRows { variable, keys: &keys, values: &mut values };
+    let pulled = session.pull(&mut [rows], None).await?;
     let at = |row: u32| keys.binary_search(&u64::from(row)).unwrap_or_default();
     let mut gradients = vec![0.0f32; keys.len()];
     for (rows, target) in &samples {
@@ -405,7 +419,7 @@ async fn step(
             gradients[at(row)] += (slope / setting.batch as f64) as f32;
         }
     }
-    Ok((keys, gradients))
+    Ok((pulled, keys, gradients))
 }
 
 #[cfg(test)]

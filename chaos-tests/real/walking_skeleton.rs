@@ -50,7 +50,7 @@ fn an_acknowledged_push_survives_its_primary_and_its_repeat_is_recognised() -> R
             epoch,
             sequence: 1,
             updates: vec![update.clone()],
-            numbering: 0,
+            ..Default::default()
         }],
     };
 

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 
 use downpour_core::cells::ClosedSessions;
+use downpour_core::consistency::Consistency;
 use downpour_core::id::{Lsn, ShardId, VariableId};
 use downpour_core::ledger::Ledger;
 use downpour_core::spec::{JobSpec, Variable, check_range};
@@ -46,6 +47,8 @@ pub struct Manifest {
     pub files: Vec<ShardEntry>,
     /// What was trained of the job's data, nothing of it held: what is done is in every shard.
     pub ledger: Option<Ledger>,
+    /// How far its workers were allowed to drift apart.
+    pub consistency: Consistency,
 }
 
 /// The file of a shard.
@@ -98,6 +101,9 @@ struct Text {
     files: Vec<FileText>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ledger: Option<v1::LedgerRecord>,
+    /// Not given: everything is asynchronous.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    consistency: Option<v1::Consistency>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -144,6 +150,8 @@ impl Manifest {
             chain: self.chain.iter().map(ToString::to_string).collect(),
             files: self.files.iter().zip(0..).map(file).collect(),
             ledger: self.ledger.as_ref().map(Into::into),
+            consistency: (self.consistency != Consistency::default())
+                .then(|| (&self.consistency).into()),
         };
         let text = serde_json::to_string(&text).expect("numbers and text are JSON");
         let crc32 = crc32fast::hash(text.as_bytes());
@@ -197,6 +205,7 @@ impl Manifest {
             chain,
             files,
             ledger: text.ledger.map(Ledger::try_from).transpose()?,
+            consistency: text.consistency.unwrap_or_default().try_into()?,
         })
     }
 

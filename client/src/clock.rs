@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use downpour_core::clocks::Round;
 use downpour_core::consistency::{Consistency, Mode};
 use downpour_core::id::{Epoch, ServerRef, ShardId, VariableId};
 use downpour_core::view::JobView;
@@ -42,6 +41,8 @@ pub struct Clock {
     servers: HashMap<ServerRef, ClockClient<Channel>>,
     /// What shard 0 has or is to be told. None: nothing of the job has clocks, as far as this worker has come.
     seat: Option<Seat>,
+    /// How many seats it took so far.
+    seats: u64,
     /// The last round whose end was brought to all shards.
     brought: u64,
     waited: Duration,
@@ -138,6 +139,7 @@ impl Clock {
             session: session.clone(),
             servers: HashMap::new(),
             seat: None,
+            seats: 0,
             brought: 0,
             waited: Duration::ZERO,
         }
@@ -181,18 +183,27 @@ impl Clock {
         }
         let begun = Instant::now();
         // Also if this is dropped before the answer: the servers may have heard of it, so it has to leave.
-        self.seat.get_or_insert_default();
+        if self.seat.is_none() {
+            self.seats += 1;
+            self.seat = Some(Seat::default());
+        }
+        let mut patience = Patience::new(&self.session, "bring the end of a round");
         let seated = loop {
             let seated = self.told(false).await?;
-            if seated.may_begin {
+            if !seated.may_begin {
+                patience = Patience::new(&self.session, "bring the end of a round");
+                continue;
+            }
+            let number = seated.last_round.as_ref().map_or(0, |round| round.number);
+            if number <= self.brought {
+                break seated;
+            }
+            // Where shards do not hear of it from shard 0, that one is asked again: it may have been set back to before this round.
+            if self.bring(number, &mut patience).await? {
+                self.brought = number;
                 break seated;
             }
         };
-        let round: Round = seated.last_round.unwrap_or_default().try_into()?;
-        if round.number > self.brought {
-            self.bring(&round).await?;
-            self.brought = round.number;
-        }
         self.waited += begun.elapsed();
         let contributed = self.seat.and_then(|seat| seat.contributed);
         let counted = contributed.map(|round| seated.counted == round);
@@ -239,6 +250,7 @@ impl Clock {
                         contributes: contributed.is_some(),
                         leaves,
                         wait_ms: WAIT_MS,
+                        seat: self.seats,
                     };
                     let within = ATTEMPT + Duration::from_millis(WAIT_MS.into());
                     let asking = async {
@@ -272,13 +284,11 @@ impl Clock {
         }
     }
 
-    /// Brings the end of a round to every shard of the job but the one that told of it. Should that one be set back meanwhile, it cannot end the round again before it was
-    /// told clocks again, which nobody does who waits for it here.
-    async fn bring(&mut self, round: &Round) -> Result<(), Error> {
+    /// Brings the end of a round to every shard of the job but the one that told of it. False: some shards have not taken it after a while.
+    async fn bring(&mut self, number: u64, patience: &mut Patience) -> Result<bool, Error> {
         let shards = (0..self.session.state().view.spec.shards).map(ShardId);
         let mut left: BTreeSet<ShardId> = shards.filter(|shard| *shard != CLOCK_SHARD).collect();
-        let mut patience = Patience::new(&self.session, "bring the end of a round");
-        while !left.is_empty() {
+        for _ in 0..ATTEMPTS_UNTIL_NUDGE {
             let state = self.session.state();
             let mut last = Failed::Later(String::from("no shard has a primary"));
             let mut requests: BTreeMap<ServerRef, (ClockClient<Channel>, Vec<v1::RoundPart>)> =
@@ -294,7 +304,7 @@ impl Clock {
             }
             let job = self.session.job().0;
             let asking = requests.into_iter().map(|(server, (mut client, parts))| async move {
-                let round = Some(round.into());
+                let round = Some(v1::Round { number, members: Vec::new() });
                 let incarnation = server.incarnation.0;
                 let request = v1::EndRoundRequest { job, incarnation, round, parts };
                 match timeout(ATTEMPT, client.end_round(request)).await {
@@ -315,11 +325,12 @@ impl Clock {
                     Err(failed) => last = failed,
                 }
             }
-            if !left.is_empty() {
-                patience.wait(self.session.watched(), last).await?;
+            if left.is_empty() {
+                return Ok(true);
             }
+            patience.wait(self.session.watched(), last).await?;
         }
-        Ok(())
+        Ok(false)
     }
 
     fn ended(&self, part: &v1::RoundPartReply) -> Result<(), Failed> {

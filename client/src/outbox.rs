@@ -9,16 +9,17 @@
 //! At most half of [`OUTCOME_WINDOW`] parts of a shard are on their way, so that the shard still remembers the outcome of each repeat.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use downpour_core::cells::{OUTCOME_WINDOW, Refusal};
 use downpour_core::id::{Epoch, JobId, Lsn, ServerRef, SessionId, ShardId};
 use downpour_proto::v1::{self, push_part_reply::Result as PartResult};
 
-use crate::Error;
 use crate::backoff::Backoff;
 use crate::push::{PushOutcome, RolledBack};
 use crate::state::Route;
+use crate::{Error, Pulled};
 
 const WINDOW: usize = OUTCOME_WINDOW as usize / 2;
 const BACKOFF: Backoff =
@@ -132,6 +133,8 @@ struct Part {
 struct Pending {
     clock: u64,
     view_version: u64,
+    /// What its gradients were computed with.
+    read: Option<Arc<Pulled>>,
     parts_left: usize,
     outcome: PushOutcome,
 }
@@ -235,8 +238,19 @@ impl Outbox {
         }
     }
 
-    /// Accepts a push: each part takes the next number of its shard.
+    /// Accepts a push that was computed with nothing that was pulled.
     pub(crate) fn push(&mut self, clock: u64, view_version: u64, parts: Vec<OutPart>) -> PushId {
+        self.push_read(clock, view_version, None, parts)
+    }
+
+    /// Accepts a push: each part takes the next number of its shard.
+    pub(crate) fn push_read(
+        &mut self,
+        clock: u64,
+        view_version: u64,
+        read: Option<Arc<Pulled>>,
+        parts: Vec<OutPart>,
+    ) -> PushId {
         let push = PushId(self.next_push);
         self.next_push += 1;
         let outcome = PushOutcome::default();
@@ -248,7 +262,7 @@ impl Outbox {
             self.completed.push((push, Ok(outcome)));
             return push;
         }
-        let pending = Pending { clock, view_version, parts_left: parts.len(), outcome };
+        let pending = Pending { clock, view_version, read, parts_left: parts.len(), outcome };
         self.pushes.insert(push, pending);
         for part in parts {
             let OutPart { shard, updates, bytes } = part;
@@ -297,12 +311,14 @@ impl Outbox {
             let part = &queue.parts[(sequence - queue.acknowledged - 1) as usize];
             let (numbering, generation) = (queue.numbering, queue.generation);
             let sent = Sent { shard, numbering, sequence, generation };
+            let read = self.pushes.get(&push).and_then(|pending| pending.read.as_ref());
             let wire = v1::PushPart {
                 shard: shard.0,
                 epoch: queue.route.epoch.0,
                 sequence,
                 updates: part.updates.clone(),
                 numbering: numbering.0,
+                read: read.and_then(|read| read.read(shard)),
             };
             let part_bytes = part.bytes;
             if open != Some((push, to)) || bytes + part_bytes > self.message_bytes {
@@ -378,7 +394,7 @@ impl Outbox {
         let mut redirects = Vec::new();
         for (sent, answer) in answers {
             match answer {
-                Answer::Done(lsn, refusal) => self.done(sent, lsn, refusal),
+                Answer::Done(done) => self.done(sent, done),
                 Answer::Redirect(epoch, primary) => {
                     redirects.push(Redirected { shard: sent.shard, epoch, primary });
                     self.go_back(sent, Cause::Redirect, now);
@@ -481,7 +497,7 @@ impl Outbox {
         self.pushes.first_key_value().is_none_or(|(oldest, _)| *oldest > push)
     }
 
-    fn done(&mut self, sent: Sent, lsn: Lsn, refusal: Option<Refusal>) {
+    fn done(&mut self, sent: Sent, Done { lsn, refusal, stale_clocks }: Done) {
         let queue = &mut self.shards[sent.shard.0 as usize];
         if sent.numbering != queue.numbering {
             // What the number meant is rolled back, or sent again under another.
@@ -512,6 +528,7 @@ impl Outbox {
         let Some(pending) = self.pushes.get_mut(&push) else { return };
         pending.outcome.lsns.insert(sent.shard, lsn);
         pending.outcome.refusals.extend(refusal.map(|refusal| (sent.shard, refusal)));
+        pending.outcome.stale_clocks = pending.outcome.stale_clocks.max(stale_clocks);
         pending.parts_left -= 1;
         if pending.parts_left == 0
             && let Some(pending) = self.pushes.remove(&push)
@@ -556,11 +573,18 @@ impl Outbox {
 
 /// A [`PartResult`] that was checked.
 enum Answer {
-    Done(Lsn, Option<Refusal>),
+    Done(Done),
     Redirect(Epoch, Option<ServerRef>),
     Retry(v1::RetryReason),
     Gap(u64, Epoch),
     SessionClosed,
+}
+
+/// What became of a part.
+struct Done {
+    lsn: Lsn,
+    refusal: Option<Refusal>,
+    stale_clocks: Option<u64>,
 }
 
 impl Answer {
@@ -568,7 +592,9 @@ impl Answer {
         Ok(match result {
             PartResult::Done(outcome) => {
                 let refusal = outcome.refusal.map(Refusal::try_from).transpose();
-                Answer::Done(Lsn(outcome.lsn), refusal.map_err(|_| "a refusal without a reason")?)
+                let refusal = refusal.map_err(|_| "a refusal without a reason")?;
+                let v1::PushOutcome { lsn, stale_clocks, .. } = outcome;
+                Answer::Done(Done { lsn: Lsn(lsn), refusal, stale_clocks })
             }
             PartResult::Redirect(redirect) => {
                 let primary = redirect.primary.map(ServerRef::try_from).transpose();

@@ -39,6 +39,16 @@ pub struct Pulled {
     /// For each shard that was asked: the values contain every record up to here (the lowest, when it was asked in several messages). The
     /// staleness of a push that later gets LSN `x` of the same epoch there is `x.count() - lsn.count() - 1`: the records in between.
     pub lsns: BTreeMap<ShardId, Lsn>,
+    /// For each of them its clock then, the lowest too: how many steps the furthest worker had finished, as far as the shard knew.
+    pub clocks: BTreeMap<ShardId, u64>,
+}
+
+impl Pulled {
+    /// What a push to a shard says of it.
+    pub(crate) fn read(&self, shard: ShardId) -> Option<v1::Read> {
+        let (lsn, clock) = (self.lsns.get(&shard)?.0, *self.clocks.get(&shard)?);
+        Some(v1::Read { lsn, clock })
+    }
 }
 
 /// For one attempt: a server that hangs without its connection breaking.
@@ -214,6 +224,8 @@ impl Puller {
                     plan.take(&part, &values, tables, dense.as_deref_mut()).map_err(broken)?;
                     let lsn = pulled.lsns.entry(shard).or_insert(Lsn(values.lsn));
                     *lsn = (*lsn).min(Lsn(values.lsn));
+                    let clock = pulled.clocks.entry(shard).or_insert(values.clock);
+                    *clock = (*clock).min(values.clock);
                     continue;
                 }
                 Some(PartResult::Redirect(redirect)) => {
@@ -278,7 +290,7 @@ mod tests {
     fn pulled(part: &v1::PullPart) -> v1::PullPartReply {
         let bytes: Vec<u8> =
             part.rows[0].keys.chunks(8).flat_map(|_| 5.0f32.to_le_bytes()).collect();
-        let values = v1::PulledPart { lsn: 3, rows: vec![bytes.into()], dense: Vec::new() };
+        let values = v1::PulledPart { lsn: 3, rows: vec![bytes.into()], ..Default::default() };
         v1::PullPartReply { shard: part.shard, result: Some(PartResult::Pulled(values)) }
     }
 

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::{Error, StepRound};
+use crate::{Error, Pulled, StepRound};
 
 /// Pushes that a shard had acknowledged and that are lost all the same: every copy of it died, and it goes on from a checkpoint (docs/protocol.md 8.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +58,8 @@ pub struct PushBatch<'a> {
     pub values: Vec<DenseTensor<'a>>,
     /// Given: the gradients of some variables are applied at the end of a round ([`crate::Clock`]).
     pub round: Option<StepRound>,
+    /// What the gradients were computed with. Given, servers measure how stale they are, and scale learning rates that are to heed it.
+    pub read: Option<Arc<Pulled>>,
 }
 
 /// Gradients of rows of one table.
@@ -87,6 +89,8 @@ pub struct PushOutcome {
     pub lsns: BTreeMap<ShardId, Lsn>,
     /// Shards that refused their part for good, and why: whole, or [in part](Refusal::partial). The others applied theirs.
     pub refusals: Vec<(ShardId, Refusal)>,
+    /// How far a shard's clock had gone on since what [`PushBatch::read`] says: the most of all shards. None: no shard said so.
+    pub stale_clocks: Option<u64>,
 }
 
 impl PushOutcome {
@@ -168,6 +172,7 @@ impl PushTicket {
                 Poll::Ready(Ok(outcome)) => {
                     self.outcome.lsns.extend(outcome.lsns);
                     self.outcome.refusals.extend(outcome.refusals);
+                    self.outcome.stale_clocks = self.outcome.stale_clocks.max(outcome.stale_clocks);
                     self.pending.pop();
                 }
                 Poll::Ready(Err(error)) => {

@@ -12,12 +12,12 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::Error;
 use crate::outbox::{Cause, LinkId, OutPart, Outbox, PushId, Send, Trouble};
 use crate::push::{PushOutcome, RolledBack};
 use crate::servers::Servers;
 use crate::state::JobState;
 use crate::watch::Watched;
+use crate::{Error, Pulled};
 
 /// Failed attempts in a row after which the routing looks old.
 const ATTEMPTS_UNTIL_NUDGE: u32 = 4;
@@ -37,6 +37,7 @@ pub(crate) enum Input {
 pub(crate) struct Accepted {
     pub(crate) clock: u64,
     pub(crate) view_version: u64,
+    pub(crate) read: Option<Arc<Pulled>>,
     pub(crate) parts: Vec<OutPart>,
     pub(crate) outcome: oneshot::Sender<Result<PushOutcome, Error>>,
     /// The caller's share of the bytes in flight, given back with the last outcome.
@@ -162,7 +163,8 @@ impl Pusher {
     fn input(&mut self, input: Input) {
         match input {
             Input::Push(push) => {
-                let id = self.outbox.push(push.clock, push.view_version, push.parts);
+                let Accepted { clock, view_version, read, parts, .. } = push;
+                let id = self.outbox.push_read(clock, view_version, read, parts);
                 self.waiting.insert(id, (push.outcome, push.share));
             }
             Input::Flush(done) => self.flushes.push((self.outbox.newest(), done)),

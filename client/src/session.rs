@@ -412,8 +412,8 @@ impl Session {
             }
             let (outcome, pending) = oneshot::channel();
             let (clock, view_version) = (batch.clock, state.view.version);
-            let share = Arc::clone(&share);
-            let accepted = Accepted { clock, view_version, parts, outcome, share };
+            let (share, read) = (Arc::clone(&share), batch.read.clone());
+            let accepted = Accepted { clock, view_version, read, parts, outcome, share };
             let refused = inner.pusher.send(Input::Push(accepted)).await.is_err();
             if refused && outcomes.is_empty() {
                 return Err(self.ended().unwrap_or(Error::SessionClosed(inner.id)));

@@ -123,6 +123,9 @@ pub(crate) fn variable_difference(
     if a.schedule != b.schedule {
         return differ("optimizer.schedule", &a.schedule, &b.schedule);
     }
+    if a.staleness != b.staleness {
+        return differ("optimizer.staleness", &a.staleness, &b.staleness);
+    }
     if a.clip_row_norm != b.clip_row_norm {
         return differ("optimizer.clip_row_norm", &a.clip_row_norm, &b.clip_row_norm);
     }

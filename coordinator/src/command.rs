@@ -244,6 +244,8 @@ pub struct RestoreJob {
     pub if_version: u64,
     #[prost(message, optional, tag = "60")]
     pub ledger: Option<v1::LedgerRecord>,
+    #[prost(message, optional, tag = "110")]
+    pub consistency: Option<v1::Consistency>,
 }
 
 /// Lost shards of a job go on from a checkpoint.
@@ -434,6 +436,7 @@ pub struct Restoring {
     pub replace: bool,
     pub if_version: Option<u64>,
     pub ledger: Option<Ledger>,
+    pub consistency: Consistency,
 }
 
 /// See [`v1::RegisterServerRequest`].
@@ -724,6 +727,7 @@ impl TryFrom<RestoreJob> for Restoring {
             replace,
             if_version,
             ledger,
+            consistency,
         } = restore;
         let order: RestoreOrder = order.ok_or_else(missing("order"))?.into();
         check_uri(&order.uri)?;
@@ -745,6 +749,7 @@ impl TryFrom<RestoreJob> for Restoring {
             replace,
             if_version: given(if_version),
             ledger: ledger.map(Ledger::try_from).transpose()?,
+            consistency: consistency.unwrap_or_default().try_into()?,
         })
     }
 }

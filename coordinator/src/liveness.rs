@@ -104,6 +104,8 @@ impl Liveness {
         progress: Option<v1::WorkerProgress>,
         now: Instant,
     ) {
+        // A server that asks whether a session is open says nothing of it.
+        let progress = progress.or_else(|| self.progress(session));
         self.sessions.insert(session, Renewal { job, at: now, progress });
     }
 

@@ -438,6 +438,7 @@ pub async fn restore(
         replace,
         if_version,
         ledger: manifest.ledger.as_ref().map(Into::into),
+        consistency: Some((&manifest.consistency).into()),
     };
     Ok((command, manifest.checkpoint.clone()))
 }

@@ -31,6 +31,8 @@ pub enum RefusalReason {
     MemoryLimit,
     /// It contributed to a round that was over. Everything else of the push was applied.
     RoundOver,
+    /// What is contributed to its round is more than a server keeps.
+    RoundTooLarge,
 }
 
 impl fmt::Display for RefusalReason {
@@ -43,6 +45,9 @@ impl fmt::Display for RefusalReason {
                 "new keys were refused: the server is at its memory limit (known keys were trained)"
             }
             Self::RoundOver => "the round that it contributed to was over",
+            Self::RoundTooLarge => {
+                "what workers contribute to one round is more than a server keeps: give the job more shards, or smaller batches or fewer workers to a round, or servers more --contribution-bytes-max"
+            }
         })
     }
 }

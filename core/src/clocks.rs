@@ -22,6 +22,8 @@ pub const REGIMES_MAX: usize = 64;
 /// What is known of one session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seat {
+    /// Which of the session's seats it is, from 1: what comes late from an earlier one changes nothing.
+    pub number: u64,
     /// Steps that it has finished, or that were closed without it.
     pub clock: u64,
     /// The last round that all of its contributions are there for.
@@ -57,6 +59,8 @@ pub struct CannotBe(&'static str);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Board {
     seats: BTreeMap<SessionId, Seat>,
+    /// Who has none any more, and may take another: the number of the last one.
+    left: BTreeMap<SessionId, u64>,
     /// The lowest clock of any seat. It never goes back, and stays when the last one is gone.
     floor: u64,
     /// The last round that was closed.
@@ -69,6 +73,7 @@ impl Default for Board {
     fn default() -> Self {
         Board {
             seats: BTreeMap::new(),
+            left: BTreeMap::new(),
             floor: 0,
             last: Round::default(),
             regimes: vec![Regime::default()],
@@ -83,13 +88,17 @@ impl Board {
     /// They do not fit together.
     pub fn restore(
         seats: BTreeMap<SessionId, Seat>,
+        left: BTreeMap<SessionId, u64>,
         floor: u64,
         last: Round,
         regimes: Vec<Regime>,
     ) -> Result<Self, CannotBe> {
         let clocks = seats.values().map(|seat| seat.clock);
-        if seats.len() > CELLS_MAX || last.members.len() > CELLS_MAX {
+        if seats.len() + left.len() > CELLS_MAX || last.members.len() > CELLS_MAX {
             return Err(CannotBe("there are too many sessions"));
+        }
+        if left.keys().any(|session| seats.contains_key(session)) {
+            return Err(CannotBe("a session has left and has a seat"));
         }
         if clocks.clone().chain([floor, last.number]).any(|clock| clock > CLOCK_MAX) {
             return Err(CannotBe("a clock is beyond all bounds"));
@@ -107,13 +116,25 @@ impl Board {
         if regimes.iter().any(|regime| regime.consistency.validate().is_err()) {
             return Err(CannotBe("a mode is out of bounds"));
         }
-        Ok(Board { seats, floor, last, regimes })
+        Ok(Board { seats, left, floor, last, regimes })
     }
 
     /// Everybody, by session.
     #[must_use]
     pub fn seats(&self) -> &BTreeMap<SessionId, Seat> {
         &self.seats
+    }
+
+    /// Sessions that gave their seat back, each with the number of the last one.
+    #[must_use]
+    pub fn left(&self) -> &BTreeMap<SessionId, u64> {
+        &self.left
+    }
+
+    /// Whether a session has a seat, or had one: it is one that there is.
+    #[must_use]
+    pub fn knows(&self, session: SessionId) -> bool {
+        self.seats.contains_key(&session) || self.left.contains_key(&session)
     }
 
     /// The slowest one's clock; that of the last one when nobody is there. A joiner starts here.
@@ -147,26 +168,41 @@ impl Board {
         &self.regimes[self.regimes.len() - 1].consistency
     }
 
-    /// What the seat of a session becomes that has finished `clock` steps, and contributed to the round of the last one or not. Nothing if it says nothing new.
-    /// A joiner starts at the floor, unless it was further (its seat was lost with a shard that was set back).
+    /// What the seat of a session becomes that has finished `clock` steps, and contributed to the round of the last one or not. Nothing if it says nothing new, or of a
+    /// seat that the session gave back. A joiner starts at the floor, unless it was further (its seat was lost with a shard that was set back).
     #[must_use]
-    pub fn ticked(&self, session: SessionId, clock: u64, contributes: bool) -> Option<Seat> {
-        let Some(seat) = self.seats.get(&session) else {
-            let contributed = if contributes && clock >= self.floor { clock } else { 0 };
-            return Some(Seat { clock: clock.max(self.floor), contributed, counted: 0 });
-        };
-        // A round that was closed meanwhile has taken it further: it contributed to that one in vain.
-        if clock <= seat.clock {
+    pub fn ticked(
+        &self,
+        session: SessionId,
+        number: u64,
+        clock: u64,
+        contributes: bool,
+    ) -> Option<Seat> {
+        if self.left.get(&session).is_some_and(|left| number <= *left) {
             return None;
         }
-        let contributed = if contributes { clock } else { seat.contributed };
-        Some(Seat { clock, contributed, counted: seat.counted })
+        let Some(seat) = self.seats.get(&session) else {
+            let contributed = if contributes && clock >= self.floor { clock } else { 0 };
+            return Some(Seat { number, clock: clock.max(self.floor), contributed, counted: 0 });
+        };
+        // A round that was closed meanwhile has taken it further: it contributed to that one in vain.
+        if number < seat.number || (clock <= seat.clock && number == seat.number) {
+            return None;
+        }
+        let contributed = if contributes && clock > seat.clock { clock } else { seat.contributed };
+        Some(Seat { number, clock: clock.max(seat.clock), contributed, counted: seat.counted })
+    }
+
+    /// Whether a session that gives back its seat of this number has that one.
+    #[must_use]
+    pub fn leaves(&self, session: SessionId, number: u64) -> bool {
+        self.seats.get(&session).is_some_and(|seat| seat.number <= number)
     }
 
     /// Whether one more session finds a seat.
     #[must_use]
     pub fn has_room(&self, session: SessionId) -> bool {
-        self.seats.len() < CELLS_MAX || self.seats.contains_key(&session)
+        self.seats.len() + self.left.len() < CELLS_MAX || self.knows(session)
     }
 
     /// Whether a session may begin its next step: it is not further ahead of the slowest than the modes of that step allow, and if its last step contributed to a
@@ -227,19 +263,24 @@ impl Board {
 
     /// Applies what [`Board::ticked`] said.
     pub fn tick(&mut self, session: SessionId, seat: Seat) {
+        self.left.remove(&session);
         self.seats.insert(session, seat);
         self.settle();
     }
 
-    /// A session waits for nobody any more, and nobody for it.
-    pub fn leave(&mut self, session: SessionId) {
-        self.seats.remove(&session);
-        self.settle();
+    /// A session waits for nobody any more, and nobody for it, until it takes a seat of a higher number.
+    pub fn leave(&mut self, session: SessionId, number: u64) {
+        if self.leaves(session, number) {
+            self.seats.remove(&session);
+            self.left.insert(session, number);
+            self.settle();
+        }
     }
 
     /// Sessions have ended.
     pub fn close(&mut self, closed: &ClosedSessions) {
         self.seats.retain(|session, _| !closed.contains(*session));
+        self.left.retain(|session, _| !closed.contains(*session));
         self.settle();
     }
 
@@ -303,7 +344,7 @@ mod tests {
     }
 
     fn tick(board: &mut Board, number: u64, clock: u64, contributes: bool) {
-        if let Some(seat) = board.ticked(session(number), clock, contributes) {
+        if let Some(seat) = board.ticked(session(number), 1, clock, contributes) {
             board.tick(session(number), seat);
         }
     }
@@ -320,7 +361,7 @@ mod tests {
         assert!(board.may_begin(session(1)) && !board.may_begin(session(3)));
         tick(&mut board, 1, 2, false);
         assert!(!board.may_begin(session(1)), "2 is more than 1 ahead of 0");
-        board.leave(session(2));
+        board.leave(session(2), 1);
         assert!(board.may_begin(session(1)));
         tick(&mut board, 3, 0, false);
         assert_eq!((clock(&board, 3), board.floor()), (2, 2));
@@ -392,15 +433,42 @@ mod tests {
             board.end_round(round);
         }
         assert_eq!(rounds, [(7, 1)], "2 was never at 8");
-        board.leave(session(2));
+        board.leave(session(2), 1);
         let last = board.due().expect("1 is alone");
         assert_eq!((last.number, last.members), (CLOCK_MAX, [session(1)].into()));
         board.end_round(board.due().expect("the same"));
         assert_eq!((board.due(), board.boundary()), (None, CLOCK_MAX));
         board.set(Regime { since: board.boundary(), consistency: Consistency::default() });
-        let Board { seats, floor, last, regimes } = board.clone();
+        let Board { seats, left, floor, last, regimes } = board.clone();
         assert!(regimes.iter().all(|regime| regime.since <= CLOCK_MAX));
-        assert_eq!(Board::restore(seats, floor, last, regimes), Ok(board));
+        assert_eq!(Board::restore(seats, left, floor, last, regimes), Ok(board));
+    }
+
+    #[test]
+    fn what_comes_late_from_a_seat_that_was_given_back_neither_takes_nor_gives_one() {
+        let mut board = board(Consistency::all(Mode::Ssp { bound: 0 }));
+        let tick = |board: &mut Board, number, clock| {
+            let seat = board.ticked(session(1), number, clock, false);
+            seat.into_iter().for_each(|seat| board.tick(session(1), seat));
+        };
+        tick(&mut board, 1, 0);
+        tick(&mut board, 1, 3);
+        board.leave(session(1), 1);
+        tick(&mut board, 1, 9);
+        assert!(board.seats().is_empty(), "it was under way when the session left");
+        tick(&mut board, 2, 0);
+        assert_eq!((clock(&board, 1), board.left().len()), (3, 0), "it comes back");
+        tick(&mut board, 1, 9);
+        board.leave(session(1), 1);
+        assert_eq!(clock(&board, 1), 3, "the old seat's");
+        board.leave(session(1), 2);
+        board.close(&ClosedSessions { high_water: 1, open: [].into() });
+        assert_eq!((board.seats().len(), board.left().len()), (0, 0), "nothing is kept for ever");
+        // A board that was set back has an older seat than the session: it is that of the newer one then.
+        tick(&mut board, 4, 5);
+        tick(&mut board, 5, 2);
+        let seat = board.seats()[&session(1)];
+        assert_eq!((seat.number, seat.clock), (5, 5));
     }
 
     #[test]
@@ -418,6 +486,7 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Event {
         Tick { worker: u64, contributes: bool },
+        Late { worker: u64, clock: u64, leaves: bool },
         Leave(u64),
         Set(Consistency),
     }
@@ -433,6 +502,8 @@ mod tests {
             20 => (1..6u64, prop::bool::weighted(0.8))
                 .prop_map(|(worker, contributes)| Event::Tick { worker, contributes }),
             1 => (1..6u64).prop_map(Event::Leave),
+            2 => (1..6u64, 0..100u64, prop::bool::ANY)
+                .prop_map(|(worker, clock, leaves)| Event::Late { worker, clock, leaves }),
             1 => consistency.prop_map(Event::Set),
         ]
     }
@@ -444,14 +515,20 @@ mod tests {
         fn bounds_hold_rounds_close_once_and_somebody_goes_on(events in prop::collection::vec(event(), 1..200)) {
             let mut board = Board::default();
             let mut closed = 0;
+            // How often each took a seat.
+            let mut taken = [0u64; 6];
             for event in events {
                 let floor = board.floor();
                 match event {
                     Event::Tick { worker, contributes } => {
                         let worker = session(worker);
                         // As a client: it joins, or finishes a step that it was allowed to begin.
+                        let number = &mut taken[worker.0 as usize];
                         let next = match board.seats().get(&worker) {
-                            None => 0,
+                            None => {
+                                *number += 1;
+                                0
+                            }
                             Some(seat) if board.may_begin(worker) => {
                                 if let Some(bound) = board.at(seat.clock).bound() {
                                     prop_assert!(seat.clock - board.floor() <= u64::from(bound));
@@ -461,11 +538,22 @@ mod tests {
                             Some(_) => continue,
                         };
                         let contributes = contributes && next > 0 && board.at(next - 1).backup_workers().is_some();
-                        if let Some(seat) = board.ticked(worker, next, contributes) {
+                        if let Some(seat) = board.ticked(worker, *number, next, contributes) {
                             board.tick(worker, seat);
                         }
                     }
-                    Event::Leave(worker) => board.leave(session(worker)),
+                    Event::Leave(worker) => board.leave(session(worker), taken[worker as usize]),
+                    Event::Late { worker, clock, leaves } => {
+                        // Of the seat before the one that it has, or had last.
+                        let number = taken[worker as usize].saturating_sub(1);
+                        let before = board.clone();
+                        if number > 0 && leaves {
+                            board.leave(session(worker), number);
+                        } else if number > 0 {
+                            prop_assert_eq!(board.ticked(session(worker), number, clock, false), None);
+                        }
+                        prop_assert_eq!(&board, &before);
+                    }
                     Event::Set(consistency) => {
                         let since = board.boundary();
                         prop_assert!(board.seats().values().all(|seat| seat.clock < since));
@@ -482,8 +570,8 @@ mod tests {
                 prop_assert!(board.floor() >= floor);
                 let mut seats = board.seats().keys();
                 prop_assert!(board.seats().is_empty() || seats.any(|&one| board.may_begin(one)));
-                let Board { seats, floor, last, regimes } = board.clone();
-                prop_assert_eq!(&Board::restore(seats, floor, last, regimes), &Ok(board.clone()));
+                let Board { seats, left, floor, last, regimes } = board.clone();
+                prop_assert_eq!(&Board::restore(seats, left, floor, last, regimes), &Ok(board.clone()));
             }
         }
     }

@@ -60,6 +60,22 @@ impl Lineage {
         let end = self.starts.get(index + 1).map_or(self.last, |next| next.1);
         lsn.count() > 0 && lsn <= end
     }
+
+    /// How many records came after `lsn`. None where it is no position of this history.
+    #[must_use]
+    pub fn since(&self, lsn: Lsn) -> Option<u64> {
+        if !self.contains(lsn) {
+            return None;
+        }
+        let (mut records, mut end) = (0, self.last);
+        for &(epoch, previous) in self.starts.iter().rev() {
+            if epoch == lsn.epoch() {
+                return Some(records + end.count() - lsn.count());
+            }
+            (records, end) = (records + end.count(), previous);
+        }
+        Some(records)
+    }
 }
 
 #[cfg(test)]
@@ -79,6 +95,20 @@ mod tests {
         assert!(!lineage.contains(Lsn::new(Epoch(2), 1)), "nothing was logged in epoch 2");
         assert!(!lineage.contains(Lsn::new(Epoch(3), 2)), "not yet");
     }
+
+    #[test]
+    fn records_are_counted_over_epochs_and_only_from_what_was_part_of_the_history() {
+        let at = |epoch, count| Lsn::new(Epoch(epoch), count);
+        let mut lineage = Lineage::default();
+        assert_eq!(lineage.since(Lsn::ZERO), Some(0));
+        for lsn in [at(1, 1), at(1, 2), at(3, 1), at(4, 1), at(4, 2), at(4, 3)] {
+            lineage.advance(lsn);
+        }
+        let since = [Lsn::ZERO, at(1, 1), at(1, 2), at(3, 1), at(4, 1), at(4, 3)];
+        assert_eq!(since.map(|lsn| lineage.since(lsn)), [6, 5, 4, 3, 2, 0].map(Some));
+        assert_eq!([at(1, 3), at(2, 1), at(4, 4)].map(|lsn| lineage.since(lsn)), [None; 3]);
+    }
+
     #[test]
     fn a_history_that_is_put_back_is_the_same_and_one_that_cannot_be_is_refused() {
         let mut lineage = Lineage::default();

@@ -31,6 +31,7 @@ mod row;
 mod rowwise_adagrad;
 mod schedule;
 mod sgd;
+mod staleness;
 #[cfg(test)]
 mod tests;
 
@@ -43,6 +44,7 @@ pub use rms_prop::RmsProp;
 pub use rowwise_adagrad::RowwiseAdagrad;
 pub use schedule::{Course, Schedule};
 pub use sgd::Sgd;
+pub use staleness::{Scaling, Staleness, UnknownScaling};
 
 use crate::instruction_set::{InstructionSet, Work};
 use crate::parameter::{InvalidParameter, require};
@@ -58,6 +60,8 @@ pub struct OptimizerSpec {
     pub rule: Rule,
     /// What the clock makes of the learning rate.
     pub schedule: Schedule,
+    /// What the age of the weights that a gradient was computed with makes of it.
+    pub staleness: Scaling,
     /// Longest that the gradient of a row may be, for tables: a longer one is scaled down to this Euclidean norm. It comes before
     /// everything else that is done with a gradient.
     pub clip_row_norm: Option<f32>,
@@ -149,7 +153,7 @@ impl OptimizerSlot {
 /// What the primary resolves once per update and writes into the log record, so that apply needs no clock, schedule or power.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepScalars {
-    /// Learning rate of this update, the schedule worked in.
+    /// Learning rate of this update, the schedule and its staleness worked in.
     pub learning_rate: f32,
     /// `beta1^step`; 0 for optimizers without betas.
     pub beta1_power: f64,
@@ -162,7 +166,7 @@ impl OptimizerSpec {
     #[must_use]
     pub const fn new(rule: Rule) -> Self {
         let schedule = Schedule { warm_up_steps: 0, then: Course::Constant };
-        Self { rule, schedule, clip_row_norm: None, l2_decay: 0.0 }
+        Self { rule, schedule, staleness: Scaling::None, clip_row_norm: None, l2_decay: 0.0 }
     }
 
     /// Refuses parameters that cannot work, and names the field.
@@ -178,6 +182,7 @@ impl OptimizerSpec {
             Rule::Ftrl(ftrl) => ftrl.validate(),
         }?;
         self.schedule.validate()?;
+        self.staleness.validate()?;
         if let Some(norm) = self.clip_row_norm {
             require_positive("clip_row_norm", norm)?;
         }
@@ -248,6 +253,14 @@ impl OptimizerSpec {
             _ => (0.0, 0.0),
         };
         StepScalars { learning_rate: self.learning_rate(clock), beta1_power, beta2_power }
+    }
+
+    /// [`OptimizerSpec::scalars`] of an update that is so stale.
+    #[must_use]
+    pub fn scalars_of_stale(&self, step: u64, clock: u64, staleness: Staleness) -> StepScalars {
+        let scalars = self.scalars(step, clock);
+        let learning_rate = self.staleness.learning_rate(scalars.learning_rate, staleness);
+        StepScalars { learning_rate, ..scalars }
     }
 
     /// The kernel for all rows of one update.

@@ -40,6 +40,18 @@ impl Metrics {
         self.register(HistogramVec::new(options, labels))
     }
 
+    /// A histogram of anything, with these upper bounds of buckets, by label. Resolve the labels once, not on each observation.
+    pub fn histogram_by(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> HistogramVec {
+        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        self.register(HistogramVec::new(options, labels))
+    }
+
     /// A counter.
     pub fn counter(&self, name: &str, help: &str) -> IntCounter {
         self.register(IntCounter::new(name, help))

@@ -124,8 +124,8 @@ impl TryFrom<v1::Regime> for Regime {
 /// A session's seat as the wire has it.
 #[must_use]
 pub fn tick(session: SessionId, seat: Seat) -> v1::Tick {
-    let Seat { clock, contributed, counted } = seat;
-    v1::Tick { session: session.0, clock, contributed, counted }
+    let Seat { number, clock, contributed, counted } = seat;
+    v1::Tick { session: session.0, clock, contributed, counted, seat: number }
 }
 
 /// A session and its seat.
@@ -133,12 +133,22 @@ pub fn tick(session: SessionId, seat: Seat) -> v1::Tick {
 /// # Errors
 /// They cannot be.
 pub fn seat(tick: v1::Tick) -> Result<(SessionId, Seat), Invalid> {
-    let v1::Tick { session, clock, contributed, counted } = tick;
+    let v1::Tick { session, clock, contributed, counted, seat: number } = tick;
     check_range("tick.session", session, 1, u64::MAX)?;
     check_range("tick.clock", clock, 0, CLOCK_MAX)?;
     check_range("tick.contributed", contributed, 0, clock)?;
     check_range("tick.counted", counted, 0, clock)?;
-    Ok((SessionId(session), Seat { clock, contributed, counted }))
+    Ok((SessionId(session), Seat { number, clock, contributed, counted }))
+}
+
+/// A session and the number of the seat that it gave back.
+///
+/// # Errors
+/// One of them is not given.
+pub fn left(left: v1::Left) -> Result<(SessionId, u64), Invalid> {
+    check_range("left.session", left.session, 1, u64::MAX)?;
+    check_range("left.seat", left.seat, 1, u64::MAX)?;
+    Ok((SessionId(left.session), left.seat))
 }
 
 impl From<&Board> for v1::Board {
@@ -148,6 +158,11 @@ impl From<&Board> for v1::Board {
             floor: board.floor(),
             last_round: Some(board.last_round().into()),
             regimes: board.regimes().iter().map(Into::into).collect(),
+            left: board
+                .left()
+                .iter()
+                .map(|(session, seat)| v1::Left { session: session.0, seat: *seat })
+                .collect(),
         }
     }
 }
@@ -156,14 +171,18 @@ impl TryFrom<v1::Board> for Board {
     type Error = Invalid;
 
     fn try_from(board: v1::Board) -> Result<Self, Invalid> {
-        let v1::Board { seats, floor, last_round, regimes } = board;
+        let v1::Board { seats, floor, last_round, regimes, left: gone } = board;
         if !seats.is_sorted_by(|one, next| one.session < next.session) {
             return Err(Invalid::new("board.seats", "do not strictly increase"));
         }
+        if !gone.is_sorted_by(|one, next| one.session < next.session) {
+            return Err(Invalid::new("board.left", "does not strictly increase"));
+        }
+        let gone = gone.into_iter().map(left).collect::<Result<BTreeMap<_, _>, _>>()?;
         let seats = seats.into_iter().map(seat).collect::<Result<BTreeMap<_, _>, _>>()?;
         let last = last_round.unwrap_or_default().try_into()?;
         let regimes = regimes.into_iter().map(Regime::try_from).collect::<Result<Vec<_>, _>>()?;
-        let restored = Board::restore(seats, floor, last, regimes);
+        let restored = Board::restore(seats, gone, floor, last, regimes);
         restored.map_err(|cannot| Invalid::new("board", cannot.to_string()))
     }
 }
@@ -177,6 +196,7 @@ pub fn advance_request(request: &v1::AdvanceRequest) -> Result<(), Invalid> {
     check_range("incarnation", request.incarnation, 1, u64::MAX)?;
     check_range("epoch", request.epoch, 1, u64::MAX)?;
     check_range("session", request.session, 1, u64::MAX)?;
+    check_range("seat", request.seat, 1, u64::MAX)?;
     check_range("clock", request.clock, 0, CLOCK_MAX)?;
     check_range("wait_ms", request.wait_ms.into(), 0, WAIT_MS_MAX.into())?;
     if request.contributes && request.clock == 0 {
@@ -217,10 +237,12 @@ mod tests {
         board.set(Regime { since: board.boundary(), consistency: mixed });
         for (session, clock) in [(4, 0), (9, 0), (4, 1)] {
             let session = SessionId(session);
-            if let Some(seat) = board.ticked(session, clock, clock > 0) {
+            if let Some(seat) = board.ticked(session, 1, clock, clock > 0) {
                 board.tick(session, seat);
             }
         }
+        board.tick(SessionId(11), Seat { number: 3, ..board.seats()[&SessionId(9)] });
+        board.leave(SessionId(11), 3);
         board.end_round(board.due().expect("one of two is a backup worker"));
         board
     }
@@ -242,6 +264,9 @@ mod tests {
         assert_eq!(refused(&|board| board.seats[0].counted = 99), "tick.counted");
         assert_eq!(refused(&|board| board.floor = 0), "board");
         assert_eq!(refused(&|board| board.regimes.clear()), "board");
+        assert_eq!(refused(&|board| board.left[0].session = 4), "board", "it has a seat");
+        assert_eq!(refused(&|board| board.left[0].seat = 0), "left.seat");
+        assert_eq!(refused(&|board| board.left.push(board.left[0])), "board.left");
         assert_eq!(refused(&|board| board.regimes[0].since = u64::MAX), "regime.since");
         let mode = Some(v1::ConsistencyMode::default());
         let none = move |board: &mut v1::Board| {
@@ -267,11 +292,13 @@ mod tests {
             incarnation: 1,
             epoch: 1,
             session: 1,
+            seat: 1,
             ..Default::default()
         };
         assert_eq!(advance_request(&right), Ok(()));
         let refused = |request| advance_request(&request).expect_err("wrong").field;
         assert_eq!(refused(v1::AdvanceRequest { session: 0, ..right }), "session");
+        assert_eq!(refused(v1::AdvanceRequest { seat: 0, ..right }), "seat");
         assert_eq!(refused(v1::AdvanceRequest { clock: u64::MAX, ..right }), "clock");
         assert_eq!(refused(v1::AdvanceRequest { wait_ms: u32::MAX, ..right }), "wait_ms");
         assert_eq!(refused(v1::AdvanceRequest { contributes: true, ..right }), "contributes");

@@ -12,7 +12,7 @@ use downpour_core::id::{
 use downpour_core::init::Init;
 use downpour_core::optimizer::{
     Adagrad, Adam, AdamW, Course, Ftrl, Momentum, OptimizerSpec, RmsProp, RowwiseAdagrad, Rule,
-    Schedule, Sgd,
+    Scaling, Schedule, Sgd,
 };
 use downpour_core::routing::{Move, ShardRoute};
 use downpour_core::row_format::RowFormat;
@@ -102,12 +102,13 @@ impl TryFrom<v1::Init> for Init {
 
 impl From<&OptimizerSpec> for v1::Optimizer {
     fn from(optimizer: &OptimizerSpec) -> Self {
-        let &OptimizerSpec { ref rule, schedule, clip_row_norm, l2_decay } = optimizer;
+        let &OptimizerSpec { ref rule, schedule, staleness, clip_row_norm, l2_decay } = optimizer;
         v1::Optimizer {
             kind: Some(rule.into()),
             schedule: (schedule != Schedule::default()).then(|| schedule.into()),
             clip_row_norm,
             l2_decay,
+            staleness: scaling(staleness),
         }
     }
 }
@@ -116,10 +117,11 @@ impl TryFrom<v1::Optimizer> for OptimizerSpec {
     type Error = Invalid;
 
     fn try_from(optimizer: v1::Optimizer) -> Result<Self, Invalid> {
-        let v1::Optimizer { kind, schedule, clip_row_norm, l2_decay } = optimizer;
+        let v1::Optimizer { kind, schedule, clip_row_norm, l2_decay, staleness } = optimizer;
         let optimizer = OptimizerSpec {
             rule: given("optimizer", kind)?.into(),
             schedule: schedule.map(Schedule::from).unwrap_or_default(),
+            staleness: staleness.map_or(Ok(Scaling::None), Scaling::try_from)?,
             clip_row_norm,
             l2_decay,
         };
@@ -186,6 +188,28 @@ impl From<v1::optimizer::Kind> for Rule {
                 Self::Ftrl(Ftrl { learning_rate, beta, l1, l2 })
             }
         }
+    }
+}
+
+fn scaling(scaling: Scaling) -> Option<v1::StalenessScaling> {
+    use v1::staleness_scaling::Counted;
+    let counted = match scaling {
+        Scaling::None => return None,
+        Scaling::Clocks { per } => Counted::Clocks(per),
+        Scaling::Records { per } => Counted::Records(per),
+    };
+    Some(v1::StalenessScaling { counted: Some(counted) })
+}
+
+impl TryFrom<v1::StalenessScaling> for Scaling {
+    type Error = Invalid;
+
+    fn try_from(scaling: v1::StalenessScaling) -> Result<Self, Invalid> {
+        use v1::staleness_scaling::Counted;
+        Ok(match given("staleness", scaling.counted)? {
+            Counted::Clocks(per) => Scaling::Clocks { per },
+            Counted::Records(per) => Scaling::Records { per },
+        })
     }
 }
 
@@ -581,6 +605,7 @@ impl From<Refusal> for v1::Refusal {
             RefusalReason::WrongShape => v1::RefusalReason::WrongShape,
             RefusalReason::MemoryLimit => v1::RefusalReason::MemoryLimit,
             RefusalReason::RoundOver => v1::RefusalReason::RoundOver,
+            RefusalReason::RoundTooLarge => v1::RefusalReason::RoundTooLarge,
         };
         v1::Refusal { reason: reason.into(), variable: refusal.variable.0 }
     }
@@ -596,6 +621,7 @@ impl TryFrom<v1::Refusal> for Refusal {
             v1::RefusalReason::WrongShape => RefusalReason::WrongShape,
             v1::RefusalReason::MemoryLimit => RefusalReason::MemoryLimit,
             v1::RefusalReason::RoundOver => RefusalReason::RoundOver,
+            v1::RefusalReason::RoundTooLarge => RefusalReason::RoundTooLarge,
             v1::RefusalReason::Unspecified => {
                 return Err(Invalid::new("refusal.reason", "is not given"));
             }
@@ -624,6 +650,7 @@ mod tests {
                     warm_up_steps: 10,
                     then: Course::Cosine { steps: 100, floor: 0.01 },
                 },
+                staleness: Scaling::Records { per: 3.0 },
                 clip_row_norm: Some(1.5),
                 l2_decay: 0.001,
                 ..Adam { learning_rate: 0.1, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }.into()
@@ -707,9 +734,13 @@ mod tests {
             Course::Cosine { steps: 4, floor: 0.25 },
         ];
         for (spec, then) in optimizers.iter().flat_map(|spec| courses.map(|then| (spec, then))) {
-            for (warm_up_steps, clip_row_norm) in [(0, None), (7, Some(2.0))] {
+            for (warm_up_steps, clip_row_norm, staleness) in [
+                (0, None, Scaling::None),
+                (7, Some(2.0), Scaling::Clocks { per: 2.0 }),
+                (7, None, Scaling::Records { per: 0.5 }),
+            ] {
                 let schedule = Schedule { warm_up_steps, then };
-                let spec = OptimizerSpec { schedule, clip_row_norm, ..*spec };
+                let spec = OptimizerSpec { schedule, staleness, clip_row_norm, ..*spec };
                 let wire = v1::Optimizer::from(&spec).encode_to_vec();
                 let back = v1::Optimizer::decode(wire.as_slice()).unwrap();
                 assert_eq!(OptimizerSpec::try_from(back), Ok(spec));
@@ -748,6 +779,15 @@ mod tests {
         assert_eq!(refused(|spec| optimizer(spec).kind = None), "optimizer");
         assert_eq!(refused(|spec| optimizer(spec).clip_row_norm = Some(0.0)), "clip_row_norm");
         assert_eq!(refused(|spec| optimizer(spec).l2_decay = f32::NAN), "l2_decay");
+        let uncounted = |spec: &mut v1::VariableSpec| {
+            optimizer(spec).staleness = Some(v1::StalenessScaling::default());
+        };
+        assert_eq!(refused(uncounted), "staleness");
+        let by_nothing = |spec: &mut v1::VariableSpec| {
+            let counted = Some(v1::staleness_scaling::Counted::Clocks(0.0));
+            optimizer(spec).staleness = Some(v1::StalenessScaling { counted });
+        };
+        assert_eq!(refused(by_nothing), "staleness.clocks");
         assert_eq!(
             refused(|spec| {
                 let step = v1::StepSchedule { every: 0, factor: 0.5 };

@@ -225,6 +225,7 @@ impl Gather for v1::PulledPart {
         out.uint(1, self.lsn);
         self.rows.iter().for_each(|rows| out.element(2, rows));
         self.dense.iter().for_each(|dense| out.message(3, dense));
+        out.uint(110, self.clock);
     }
 }
 
@@ -255,6 +256,7 @@ impl Gather for v1::PushPart {
         out.uint(3, self.sequence);
         self.updates.iter().for_each(|update| out.message(4, update));
         out.uint(5, self.numbering);
+        out.optional(110, self.read.as_ref());
     }
 }
 
@@ -406,7 +408,8 @@ mod tests {
                 Some(pull_part_reply::Result::Redirect(v1::Redirect { epoch, primary }))
             }),
             (any::<u64>(), lists).prop_map(|(lsn, (rows, dense))| {
-                Some(pull_part_reply::Result::Pulled(v1::PulledPart { lsn, rows, dense }))
+                let clock = lsn.rotate_left(9);
+                Some(pull_part_reply::Result::Pulled(v1::PulledPart { lsn, rows, dense, clock }))
             }),
         ]
     }
@@ -443,7 +446,7 @@ mod tests {
         ) {
             let [request, job, session, incarnation, view_version, clock] = numbers;
             let updates = updates.into_iter().map(|(variable, body)| v1::Update { variable, body });
-            let part = v1::PushPart { shard, epoch: clock, sequence: job, updates: updates.collect(), numbering: job };
+            let part = v1::PushPart { shard, epoch: clock, sequence: job, updates: updates.collect(), numbering: job, read: Some(v1::Read { lsn: clock, clock: job }) };
             let parts = vec![part, v1::PushPart::default()];
             same(&v1::PushRequest { request, job, session, incarnation, view_version, clock, parts })?;
             let rows = tensors.into_iter().map(|(variable, keys)| v1::PullRows { variable, keys });
@@ -458,7 +461,7 @@ mod tests {
         ) {
             let parts = parts.into_iter().map(|(shard, result)| v1::PullPartReply { shard, result });
             same(&v1::PullReply { parts: parts.collect() })?;
-            let done = v1::PushOutcome { lsn, repeated: true, refusal: None };
+            let done = v1::PushOutcome { lsn, repeated: true, refusal: None, stale_clocks: Some(lsn) };
             let result = Some(push_part_reply::Result::Done(done));
             let part = v1::PushPartReply { shard: 1, sequence: lsn, result };
             same(&v1::PushReply { request: lsn, parts: vec![part] })?;
@@ -484,7 +487,7 @@ mod tests {
             let bodies = [
                 None,
                 Some(record::Body::Push(push)),
-                Some(record::Body::Leave(session)),
+                Some(record::Body::Left(v1::Left { session, seat: clock })),
                 Some(record::Body::RolledBack(v1::RolledBack {})),
             ];
             let records = bodies.map(|body| v1::Record { lsn, previous_lsn, body }).to_vec();

@@ -20,6 +20,9 @@ pub fn push_request(request: &v1::PushRequest) -> Result<(), Invalid> {
     given("job", request.job)?;
     given("session", request.session)?;
     given("incarnation", request.incarnation)?;
+    if request.clock > CLOCK_MAX {
+        return Err(Invalid::new("clock", format!("is {}, at most {CLOCK_MAX}", request.clock)));
+    }
     increasing("parts.shard", request.parts.iter().map(|part| part.shard))?;
     for part in &request.parts {
         given("parts.epoch", part.epoch)?;
@@ -166,8 +169,9 @@ mod tests {
             gradients: vec![0; 16].into(),
         };
         let update = v1::Update { variable: 1, body: Some(v1::update::Body::Rows(rows)) };
+        let updates = vec![update];
         let part =
-            v1::PushPart { shard: 0, epoch: 1, sequence: 1, updates: vec![update], numbering: 0 };
+            v1::PushPart { shard: 0, epoch: 1, sequence: 1, updates, numbering: 0, read: None };
         v1::PushRequest {
             request: 1,
             job: 1,
@@ -196,6 +200,7 @@ mod tests {
         assert_eq!(push_request(&push()), Ok(()));
         assert_eq!(refused(|push| push.session = 0), "session");
         assert_eq!(refused(|push| push.incarnation = 0), "incarnation");
+        assert_eq!(refused(|push| push.clock = CLOCK_MAX + 1), "clock");
         assert_eq!(refused(|push| push.parts[0].sequence = 0), "parts.sequence");
         assert_eq!(refused(|push| push.parts.push(push.parts[0].clone())), "parts.shard");
         assert_eq!(refused(|push| push.parts[0].updates[0].body = None), "updates.body");

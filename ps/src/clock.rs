@@ -1,5 +1,6 @@
 //! The `Clock` service: sessions tell shard 0 how far they are and wait for each other there, and bring the ends of rounds to all shards.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,9 @@ use crate::life::Life;
 use crate::membership::Current;
 use crate::service::meant_for;
 use crate::shard::{Advanced, CLOCK_SHARD, Declined, Redirect, Standing, Ticket, Told};
+
+/// A coordinator that does not say for this long whether there is a session is passed over.
+const ASK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Answers workers.
 #[derive(Clone, Debug)]
@@ -56,6 +60,9 @@ impl Clock for Service {
         let request = request.into_inner();
         let round = end_round_request(&request)?;
         let job = JobId(request.job);
+        let deciding = self.decided(&request, job, round);
+        let stopping = || Status::unavailable("the server stops");
+        let decided = self.stop.run_until_cancelled(deciding).await.ok_or_else(stopping)?;
         // First all are applied, then all are waited for: their members work at the same time.
         let begun: Vec<_> = request
             .parts
@@ -63,7 +70,7 @@ impl Clock for Service {
             .map(|part| {
                 let key = ShardKey { job, shard: ShardId(part.shard) };
                 let (life, hosted) = self.hosted(key, request.incarnation)?;
-                let ticket = end_round(&life, &hosted, Epoch(part.epoch), round.clone())?;
+                let ticket = end_round(&life, &hosted, Epoch(part.epoch), decided.clone()?)?;
                 Ok((life, hosted, ticket))
             })
             .collect();
@@ -104,6 +111,42 @@ impl Service {
             None => Err(life.elsewhere(key)),
         }
     }
+
+    /// The round as shard 0 decided it, where a shard that is asked does not know of it: what the request says of its members is believed nowhere.
+    async fn decided(
+        &self,
+        request: &v1::EndRoundRequest,
+        job: JobId,
+        round: Round,
+    ) -> Result<Round, Declined> {
+        let mut shards = request.parts.iter().map(|part| ShardId(part.shard));
+        let behind = shards.find_map(|shard| {
+            let (life, hosted) = self.hosted(ShardKey { job, shard }, request.incarnation).ok()?;
+            let last = hosted.shard.lock().state().board().last_round().number;
+            (last < round.number).then_some(life)
+        });
+        match behind {
+            Some(life) => life.decided(job, round.number).await,
+            None => Ok(Round { members: BTreeSet::new(), ..round }),
+        }
+    }
+}
+
+/// Whether a session has, or had, a seat here, or the coordinators know it: one that there never was would be waited for, and no committed decision would ever end it.
+async fn is_one(
+    life: &Arc<Life>,
+    hosted: &Arc<Hosted>,
+    session: SessionId,
+) -> Result<bool, tonic::Status> {
+    if hosted.shard.lock().state().board().knows(session) {
+        return Ok(true);
+    }
+    let (job, session) = (hosted.key.job.0, session.0);
+    let asked = life.process.coordinators.call(ASK_PATIENCE, |mut client| async move {
+        let request = v1::RenewSessionRequest { job, session, progress: None };
+        client.renew_session(request).await
+    });
+    Ok(asked.await?.into_inner().open)
 }
 
 fn end_round(
@@ -124,8 +167,22 @@ async fn advance(
 ) -> AdvanceResult {
     let until = Instant::now() + Duration::from_millis(request.wait_ms.into());
     let session = SessionId(request.session);
-    let v1::AdvanceRequest { epoch, view_version, clock, contributes, leaves, .. } = *request;
-    let mut told = Some(Told { clock, contributes, leaves });
+    let v1::AdvanceRequest { epoch, view_version, clock, contributes, leaves, seat, .. } = *request;
+    let mut told = Some(Told { clock, contributes, leaves, seat });
+    let serves = hosted.shard.lock().look(Epoch(epoch), session, life.lease.contact());
+    match serves {
+        Advanced::Declined(declined) => return advance_declined(declined),
+        Advanced::SessionClosed => return AdvanceResult::SessionClosed(v1::SessionClosed {}),
+        Advanced::Seated(..) => {}
+    }
+    // Who leaves takes no seat.
+    if !leaves {
+        match is_one(life, hosted, session).await {
+            Ok(true) => {}
+            Ok(false) => return AdvanceResult::SessionClosed(v1::SessionClosed {}),
+            Err(_) => return advance_declined(Declined::Retry(v1::RetryReason::NotReady)),
+        }
+    }
     let mut others = hosted.clocks.subscribe();
     loop {
         others.mark_unchanged();
@@ -169,5 +226,77 @@ fn advance_declined(declined: Declined) -> AdvanceResult {
     match declined {
         Declined::Redirect(redirect) => AdvanceResult::Redirect(redirect.into()),
         Declined::Retry(reason) => AdvanceResult::Retry(v1::Retry { reason: reason.into() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::tests::fixture::{SESSION, server};
+
+    #[tokio::test]
+    async fn a_session_that_nobody_vouches_for_gets_no_seat_and_one_that_is_known_needs_nobody() {
+        let (life, _) = crate::hostile::serving();
+        let hosted = life.all().pop().expect("shard 0");
+        let request = |session| v1::AdvanceRequest {
+            job: hosted.key.job.0,
+            incarnation: server(1).incarnation.0,
+            epoch: 1,
+            session,
+            view_version: 1,
+            seat: 1,
+            ..Default::default()
+        };
+        // No coordinator answers here.
+        let not_ready = v1::Retry { reason: v1::RetryReason::NotReady.into() };
+        let answer = advance(&life, &hosted, &request(1 << 40)).await;
+        assert_eq!(answer, AdvanceResult::Retry(not_ready));
+        assert!(hosted.shard.lock().state().board().seats().is_empty());
+        let told = Told { seat: 1, ..Told::default() };
+        let contact = life.lease.contact();
+        life.with(&hosted, |shard| shard.advance((Epoch(1), 1), SESSION, told, contact));
+        let answer = advance(&life, &hosted, &request(SESSION.0)).await;
+        assert!(matches!(answer, AdvanceResult::Seated(seated) if seated.may_begin));
+        let leaves = v1::AdvanceRequest { leaves: true, ..request(SESSION.0) };
+        advance(&life, &hosted, &leaves).await;
+        assert!(hosted.shard.lock().state().board().seats().is_empty());
+        let back = v1::AdvanceRequest { seat: 2, ..request(SESSION.0) };
+        let answer = advance(&life, &hosted, &back).await;
+        assert!(matches!(answer, AdvanceResult::Seated(_)), "it had a seat before");
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_round_is_believed_from_shard_0_alone() {
+        let (life, current) = crate::hostile::serving();
+        let service = Service { current, stop: CancellationToken::new() };
+        let hosted = life.all().pop().expect("shard 0");
+        let job = hosted.key.job;
+        let request = v1::EndRoundRequest {
+            job: job.0,
+            incarnation: server(1).incarnation.0,
+            round: Some(v1::Round { number: 1, members: vec![SESSION.0] }),
+            parts: vec![v1::RoundPart { shard: 0, epoch: 1 }],
+        };
+        let round = end_round_request(&request).expect("well formed");
+        let not_ready = Declined::Retry(v1::RetryReason::NotReady);
+        let decided = service.decided(&request, job, round.clone()).await;
+        assert_eq!(decided, Err(not_ready), "nobody decided it");
+        let view = crate::shard::tests::fixture::changed(&life.view(job).expect("known"), |view| {
+            view.version += 1;
+            view.consistency = "sync".parse().expect("a mode");
+        });
+        life.on_view(downpour_core::view::JobView::clone(&view));
+        let tell = |session, clock| {
+            let told = Told { clock, contributes: clock > 0, leaves: false, seat: 1 };
+            let contact = life.lease.contact();
+            let session = SessionId(session);
+            life.with(&hosted, |shard| shard.advance((Epoch(1), 1), session, told, contact));
+        };
+        [(3, 0), (4, 0), (3, 1), (4, 1)]
+            .into_iter()
+            .for_each(|(session, clock)| tell(session, clock));
+        let members = [SessionId(3), SessionId(4)].into();
+        assert_eq!(life.decided(job, 1).await, Ok(Round { number: 1, members }));
+        assert_eq!(life.decided(job, 2).await, Err(not_ready));
     }
 }

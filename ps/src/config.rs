@@ -50,6 +50,9 @@ pub struct Config {
     /// The same for one shard, and for the rows that an open cut of it has to save
     #[arg(long, value_name = "BYTES")]
     pub shard_log_bytes_max: usize,
+    /// Bytes of contributions to rounds of synchronous training that this server keeps, of all shards together. A round that needs more is refused, with advice
+    #[arg(long, value_name = "BYTES")]
+    pub contribution_bytes_max: usize,
     /// Bytes a second that this server sends in copies of shards to servers that are to hold them, all together; 0: as many as go; without it 16 MiB for each core
     #[arg(long, value_name = "BYTES")]
     pub copy_bytes_per_s: u64,
@@ -82,6 +85,7 @@ impl Default for Config {
             check_interval_ms: 10_000,
             log_bytes_max: 512 << 20,
             shard_log_bytes_max: 32 << 20,
+            contribution_bytes_max: 1 << 30,
             copy_bytes_per_s: COPY_BYTES_PER_S_AND_CORE * cores() as u64,
             push_requests_max: 64,
             data_threads: 0,
@@ -126,6 +130,7 @@ impl Options for Config {
             ("backup_timeout_ms", self.backup_timeout_ms),
             ("log_bytes_max", self.log_bytes_max as u64),
             ("shard_log_bytes_max", self.shard_log_bytes_max as u64),
+            ("contribution_bytes_max", self.contribution_bytes_max as u64),
             ("push_requests_max", self.push_requests_max as u64),
         ];
         if self.data_threads > DATA_THREADS_MAX {

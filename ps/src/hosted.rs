@@ -1,13 +1,14 @@
 //! A shard on this server: the state machine, its lock, and who waits for it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
+use std::sync::{Arc, OnceLock};
 
 use downpour_core::id::{Epoch, JobId, ShardId};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::shard::{Contact, Declined, Role, Settled, Shard, Ticket};
+use crate::staleness::StalenessMetrics;
 
 /// Names a shard in a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,6 +42,10 @@ pub(crate) struct Hosted {
     pub(crate) saves: AtomicU32,
     /// Rows that pulls named here.
     pub(crate) pulled_rows: AtomicU64,
+    /// Of pushes to its job, once there was one.
+    pub(crate) staleness: OnceLock<StalenessMetrics>,
+    /// Bytes of its contributions, as its life counts them.
+    pub(crate) contributed: AtomicUsize,
 }
 
 impl Hosted {
@@ -66,6 +71,8 @@ impl Hosted {
             attempt,
             saves: AtomicU32::new(0),
             pulled_rows: AtomicU64::new(0),
+            staleness: OnceLock::new(),
+            contributed: AtomicUsize::new(0),
         })
     }
 

@@ -38,8 +38,15 @@ static THREADS: LazyLock<DataThreads> =
 
 /// A server that serves one shard of one job, alone.
 pub(crate) fn serving() -> (Arc<Life>, Current) {
+    serving_with(|_| ())
+}
+
+/// The same with other options.
+pub(crate) fn serving_with(change: impl FnOnce(&mut Config)) -> (Arc<Life>, Current) {
+    let mut config = Config::default();
+    change(&mut config);
     let process = Process {
-        config: Config::default(),
+        config,
         coordinators: Coordinators::new(vec!["127.0.0.1:1".into()]).expect("an address"),
         metrics: ServerMetrics::new(&Registry::new()),
         memory: Memory::unlimited(),
@@ -71,7 +78,14 @@ fn a_push() -> v1::PushRequest {
         incarnation: server(1).incarnation.0,
         view_version: 1,
         clock: 1,
-        parts: vec![v1::PushPart { shard: 0, epoch: 1, sequence: 1, updates, numbering: 0 }],
+        parts: vec![v1::PushPart {
+            shard: 0,
+            epoch: 1,
+            sequence: 1,
+            updates,
+            read: Some(v1::Read { lsn: 1 << 40 | 1, clock: 1 }),
+            ..Default::default()
+        }],
     }
 }
 

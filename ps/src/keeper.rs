@@ -109,6 +109,7 @@ struct Gauges {
     bytes: i64,
     rows: i64,
     parameter_bytes: i64,
+    contributed_bytes: i64,
 }
 
 impl Gauges {
@@ -133,6 +134,7 @@ impl Gauges {
             gauges.rows += shard.state().rows() as i64;
             gauges.parameter_bytes += shard.state().bytes() as i64;
         }
+        gauges.contributed_bytes = life.contributed(None) as i64;
         gauges
     }
 
@@ -145,6 +147,7 @@ impl Gauges {
         metrics.unacknowledged_bytes.set(self.bytes);
         metrics.rows.set(self.rows);
         metrics.parameter_bytes.set(self.parameter_bytes);
+        metrics.contributed_bytes.set(self.contributed_bytes);
     }
 }
 

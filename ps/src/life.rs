@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use dashmap::{DashMap, Entry};
 use downpour_core::id::{Epoch, JobId, NodeId, ServerRef, ShardId};
+use downpour_core::optimizer::Staleness;
 use downpour_core::routing::ShardRoute;
 use downpour_core::view::{JobView, NodeView};
 use downpour_node::shutdown::Shutdown;
@@ -34,7 +35,9 @@ use crate::link::{Link, lane_of};
 use crate::memory::Memory;
 use crate::metrics::ServerMetrics;
 use crate::pace::Budget;
+use crate::rounds_known::RoundsKnown;
 use crate::shard::{Declined, Redirect, Role, Shard};
+use crate::staleness::StalenessMetrics;
 use crate::state::{ShardState, WithoutRoom};
 use crate::threads::DataThreads;
 use crate::{join, promote};
@@ -61,6 +64,10 @@ pub(crate) struct Life {
     pub(crate) lease: Lease,
     /// Bytes of the records that all shards keep.
     log_bytes: AtomicUsize,
+    /// Bytes of contributions to rounds that they keep.
+    contributed: AtomicUsize,
+    /// What the clocks' shards of jobs said last of their rounds.
+    pub(crate) rounds: RoundsKnown,
     /// Cancelled when this incarnation ends.
     pub(crate) token: CancellationToken,
     /// Looked up for each part of a request: names are few and come from the coordinators, so that a simple hash will do.
@@ -91,6 +98,8 @@ impl Life {
             process,
             lease,
             log_bytes: AtomicUsize::new(0),
+            contributed: AtomicUsize::new(0),
+            rounds: RoundsKnown::default(),
             token,
             shards: DashMap::default(),
             jobs: RwLock::default(),
@@ -126,6 +135,22 @@ impl Life {
     pub(crate) fn log_is_full(&self) -> bool {
         let kept = self.log_bytes.load(Ordering::Relaxed);
         kept >= self.process.config.log_bytes_max || (kept > 0 && self.process.memory.is_full())
+    }
+
+    /// Bytes of contributions to rounds that are open, of all shards or of those of one job.
+    pub(crate) fn contributed(&self, job: Option<JobId>) -> usize {
+        let Some(job) = job else { return self.contributed.load(Ordering::Relaxed) };
+        let of_job = self.shards.iter().filter(|hosted| hosted.key.job == job);
+        of_job.map(|hosted| hosted.contributed.load(Ordering::Relaxed)).sum()
+    }
+
+    /// A push told what its gradients were computed with.
+    pub(crate) fn measured(&self, hosted: &Hosted, staleness: Staleness) {
+        let of_job = || {
+            let name = self.view(hosted.key.job).map(|view| view.spec.name.clone());
+            StalenessMetrics::of_job(&self.process.metrics, &name.unwrap_or_default())
+        };
+        hosted.staleness.get_or_init(of_job).observe(staleness);
     }
 
     /// Whether who joins should no longer have records kept for it.
@@ -203,9 +228,12 @@ impl Life {
 
     /// A job was deleted: its shards go.
     pub(crate) fn on_deleted(self: &Arc<Self>, job: JobId) {
-        if self.jobs.write().remove(&job).is_some() {
+        let gone = self.jobs.write().remove(&job);
+        if let Some(view) = gone {
             info!(%job, "job deleted");
+            StalenessMetrics::forget(&self.process.metrics, &view.spec.name);
         }
+        self.rounds.forget(job);
         for hosted in self.all().into_iter().filter(|hosted| hosted.key.job == job) {
             self.with(&hosted, Shard::remove);
         }
@@ -305,6 +333,13 @@ impl Life {
         // Wraps around on the way and never in the sum.
         let grown = shard.log_size().1.wrapping_sub(kept);
         self.log_bytes.fetch_add(grown, Ordering::Relaxed);
+        // Most shards are in no round, ever.
+        let contributed = shard.state().contributed_bytes();
+        let before = hosted.contributed.load(Ordering::Relaxed);
+        if contributed != before {
+            hosted.contributed.store(contributed, Ordering::Relaxed);
+            self.contributed.fetch_add(contributed.wrapping_sub(before), Ordering::Relaxed);
+        }
         let effects = shard.take_effects();
         let members: Vec<ServerRef> = match shard.wait_set() {
             Some(_) if effects.send => shard.peers().map(|(peer, _)| peer).collect(),

@@ -1,6 +1,10 @@
 //! What `/metrics` shows of a parameter server.
 
-use downpour_node::metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Metrics, Registry};
+use downpour_node::metrics::{
+    Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, Metrics, Registry,
+};
+
+use crate::staleness;
 
 /// The metrics of one process. Names end in their units.
 #[derive(Clone, Debug)]
@@ -13,6 +17,9 @@ pub(crate) struct ServerMetrics {
     pub(crate) parts: IntCounterVec,
     pub(crate) not_stored_elements: IntCounter,
     pub(crate) refused_keys: IntCounter,
+    pub(crate) stale_clocks: HistogramVec,
+    pub(crate) stale_records: HistogramVec,
+    pub(crate) contributed_bytes: IntGauge,
     pub(crate) promotions: IntCounter,
     pub(crate) removed_members: IntCounter,
     pub(crate) added_members: IntCounter,
@@ -57,6 +64,22 @@ impl ServerMetrics {
             refused_keys: counter(
                 "downpour_ps_refused_keys_total",
                 "New keys that were refused because of the memory limit",
+            ),
+            stale_clocks: metrics.histogram_by(
+                "downpour_ps_stale_clocks",
+                "Steps that the furthest worker went on between the pull and the push of gradients, as the shard knows them, by part of a push",
+                &["job"],
+                staleness::CLOCKS,
+            ),
+            stale_records: metrics.histogram_by(
+                "downpour_ps_stale_records",
+                "Records that a shard logged between the pull and the push of gradients, by part of a push",
+                &["job"],
+                staleness::RECORDS,
+            ),
+            contributed_bytes: gauge(
+                "downpour_ps_contributed_bytes",
+                "Bytes of contributions to rounds that are open, backups included",
             ),
             promotions: counter(
                 "downpour_ps_promotions_total",
@@ -114,12 +137,15 @@ mod tests {
         let registry = Registry::new();
         let metrics = ServerMetrics::new(&registry);
         metrics.parts.with_label_values(&["applied"]).inc();
+        metrics.stale_clocks.with_label_values(&["ctr"]).observe(2.0);
+        metrics.stale_records.with_label_values(&["ctr"]).observe(2.0);
         let names: Vec<String> =
             registry.gather().iter().map(|family| family.name().to_owned()).collect();
         let expected = [
             "downpour_ps_added_members_total",
             "downpour_ps_apply_seconds",
             "downpour_ps_backups",
+            "downpour_ps_contributed_bytes",
             "downpour_ps_copied_bytes_total",
             "downpour_ps_differing_members_total",
             "downpour_ps_in_sync_members_min",
@@ -136,6 +162,8 @@ mod tests {
             "downpour_ps_refused_keys_total",
             "downpour_ps_removed_members_total",
             "downpour_ps_rows",
+            "downpour_ps_stale_clocks",
+            "downpour_ps_stale_records",
             "downpour_ps_unacknowledged_bytes",
             "downpour_ps_unacknowledged_records",
         ];

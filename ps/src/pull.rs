@@ -107,7 +107,7 @@ async fn pull_part(
     let (mut pulled, mut rows) = (v1::PulledPart::default(), Rows::new(&part.rows));
     // A part of usual size is read under one hold of the lock.
     let mut done = read(&mut |state| {
-        pulled.lsn = state.last().0;
+        (pulled.lsn, pulled.clock) = (state.last().0, state.clock());
         for wanted in &part.dense {
             pulled.dense.push(pull_dense(state, wanted, out, room)?);
         }

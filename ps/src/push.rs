@@ -19,6 +19,7 @@ use crate::membership::Current;
 use crate::pace::Pace;
 use crate::record::{Push, Update, fits_message};
 use crate::reply::{outcome, push_declined, push_done};
+use crate::round_room::RoundRoom;
 use crate::service::meant_for;
 use crate::shard::{Basis, Declined, Pushed, Redirect, Ticket};
 
@@ -137,23 +138,34 @@ impl Header {
             return declined(Declined::Retry(RetryReason::Overloaded));
         }
         let updates = part.updates.into_iter().map(Update::unresolved);
-        let push = Push {
+        let mut push = Push {
             session: self.session,
             sequence: part.sequence,
             clock: self.clock,
             refusal: None,
             updates: updates.collect::<Result<_, _>>()?,
         };
+        match life.round_room(key.job, &push) {
+            RoundRoom::Enough => {}
+            RoundRoom::Later => return declined(Declined::Retry(RetryReason::Overloaded)),
+            RoundRoom::Never(refusal) => push.refusal = Some(refusal),
+        }
         let basis = Basis {
             epoch: Epoch(part.epoch),
             numbering: Epoch(part.numbering),
             view_version: self.view_version,
+            read: part.read.map(Into::into),
         };
         let contact = life.lease.contact();
         let room = life.process.memory.room();
         let pushed = life.with(&hosted, |shard| shard.push(basis, push, contact, room));
         Ok(match pushed {
-            Pushed::Logged(ticket) => PartState::Waits(Arc::clone(life), hosted, ticket),
+            Pushed::Logged(ticket) => {
+                if let Some(staleness) = ticket.staleness {
+                    life.measured(&hosted, staleness);
+                }
+                PartState::Waits(Arc::clone(life), hosted, ticket)
+            }
             Pushed::Declined(declined) => PartState::Over(push_declined(declined)),
             Pushed::Gap { expected, numbering } => {
                 PartState::Over(PushResult::Gap(v1::Gap { expected, numbering: numbering.0 }))

@@ -35,8 +35,8 @@ pub enum Body {
     RolledBack,
     /// Shard 0: what is known of a session from here on.
     Tick(SessionId, Seat),
-    /// Shard 0: a session begins no step any more.
-    Leave(SessionId),
+    /// Shard 0: a session gave back its seat of this number.
+    Leave(SessionId, u64),
     /// Shard 0: other modes hold from a clock on.
     Regime(Regime),
     /// A round is over.
@@ -76,6 +76,21 @@ pub struct Push {
     pub refusal: Option<Refusal>,
     /// Rising by variable.
     pub updates: Vec<Update>,
+}
+
+/// What a pull had answered, as a client says of the gradients that it computed with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Read {
+    /// The values had every record up to here.
+    pub lsn: Lsn,
+    /// The shard's clock.
+    pub clock: u64,
+}
+
+impl From<v1::Read> for Read {
+    fn from(read: v1::Read) -> Self {
+        Read { lsn: Lsn(read.lsn), clock: read.clock }
+    }
 }
 
 /// An update of one variable with every number that the primary decided.
@@ -156,7 +171,7 @@ impl Record {
             Body::Define(_) => RECORD_BYTES,
             Body::RolledBack => 0,
             Body::Close(closed) => closed.open.len() * size_of::<SessionId>(),
-            Body::Tick(..) | Body::Leave(_) => 0,
+            Body::Tick(..) | Body::Leave(..) => 0,
             Body::Regime(regime) => RECORD_BYTES * (1 + regime.consistency.variables.len()),
             Body::EndRound(end) => {
                 end.round.members.len() * size_of::<SessionId>()
@@ -376,7 +391,9 @@ impl From<&Record> for v1::Record {
             Body::Close(closed) => v1::record::Body::Close(closed.into()),
             Body::RolledBack => v1::record::Body::RolledBack(v1::RolledBack {}),
             Body::Tick(session, seat) => v1::record::Body::Tick(clock::tick(*session, *seat)),
-            Body::Leave(session) => v1::record::Body::Leave(session.0),
+            Body::Leave(session, seat) => {
+                v1::record::Body::Left(v1::Left { session: session.0, seat: *seat })
+            }
             Body::Regime(regime) => v1::record::Body::Regime(regime.into()),
             Body::EndRound(end) => v1::record::Body::EndRound(end.into()),
         };
@@ -424,7 +441,10 @@ impl TryFrom<v1::Record> for Record {
                 let (session, seat) = clock::seat(tick)?;
                 Body::Tick(session, seat)
             }
-            v1::record::Body::Leave(session) => Body::Leave(SessionId(session)),
+            v1::record::Body::Left(left) => {
+                let (session, seat) = clock::left(left)?;
+                Body::Leave(session, seat)
+            }
             v1::record::Body::Regime(regime) => Body::Regime(regime.try_into()?),
             v1::record::Body::EndRound(end) => Body::EndRound(end.try_into()?),
         };
@@ -545,8 +565,8 @@ mod tests {
         let consistency = downpour_core::consistency::Consistency::hybrid(1);
         let bodies = [
             Body::Push(push),
-            Body::Tick(SessionId(4), Seat { clock: 3, contributed: 3, counted: 2 }),
-            Body::Leave(SessionId(4)),
+            Body::Tick(SessionId(4), Seat { number: 2, clock: 3, contributed: 3, counted: 2 }),
+            Body::Leave(SessionId(4), 2),
             Body::Regime(Regime { since: 4, consistency }),
             Body::EndRound(EndRound { round, steps }),
         ];
@@ -565,7 +585,8 @@ mod tests {
         };
         for updates in [updates(0, 0), updates(1, 0), updates(300, 4), updates(2, 1 << 22)] {
             let (shard, epoch, sequence, numbering) = (u32::MAX, max, max, max);
-            let part = v1::PushPart { shard, epoch, sequence, updates, numbering };
+            let read = Some(v1::Read::default());
+            let part = v1::PushPart { shard, epoch, sequence, updates, numbering, read };
             let resolved = part.updates.iter().map(|update| v1::ResolvedUpdate {
                 update: Some(update.clone()),
                 learning_rate: 1.0,

@@ -18,7 +18,7 @@ use crate::pace::Pace;
 use crate::receive;
 use crate::record::Record;
 use crate::service::meant_for;
-use crate::shard::{Ack, Check, Contact, Incoming};
+use crate::shard::{Ack, Check, Contact, Declined, Incoming};
 
 /// Answers other servers.
 #[derive(Clone, Debug)]
@@ -105,6 +105,21 @@ impl Replica for Service {
             }
         });
         Ok(Response::new(Box::pin(replies)))
+    }
+
+    async fn last_round(
+        &self,
+        request: Request<v1::LastRoundRequest>,
+    ) -> Result<Response<v1::LastRoundReply>, Status> {
+        let request = request.into_inner();
+        let life = self.life(request.incarnation)?;
+        let deciding = life.decided_here(JobId(request.job), epoch(request.epoch)?);
+        let over = || Status::failed_precondition("this incarnation is over");
+        match life.token.run_until_cancelled(deciding).await.ok_or_else(over)? {
+            Ok(round) => Ok(Response::new(v1::LastRoundReply { round: Some((&round).into()) })),
+            Err(Declined::Redirect(_)) => Err(Status::failed_precondition("it is not here")),
+            Err(Declined::Retry(reason)) => Err(Status::unavailable(reason.as_str_name())),
+        }
     }
 }
 

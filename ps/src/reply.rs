@@ -35,6 +35,7 @@ pub(crate) fn push_done(ticket: &Ticket) -> PushResult {
         lsn: ticket.lsn.0,
         repeated: ticket.repeated,
         refusal: ticket.refusal.map(Into::into),
+        stale_clocks: ticket.staleness.map(|staleness| staleness.clocks),
     })
 }
 

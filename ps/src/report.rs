@@ -41,6 +41,8 @@ struct Known {
     rows_per_s: f64,
     pull_rows_per_s: f64,
     log_bytes_per_s: f64,
+    /// Of the pushes that said what they had read: in clocks and in records.
+    stale: Option<(f64, f64)>,
 }
 
 /// What the process has answered so far.
@@ -120,6 +122,7 @@ fn report(hosted: &Hosted, before: Option<&Known>, now: Instant) -> (v1::ShardRe
         rows_per_s: 0.0,
         pull_rows_per_s: 0.0,
         log_bytes_per_s: 0.0,
+        stale: None,
     };
     // Since when the first came is not known.
     if let Some(before) = before {
@@ -131,6 +134,7 @@ fn report(hosted: &Hosted, before: Option<&Known>, now: Instant) -> (v1::ShardRe
         known.rows_per_s = rate(traffic.rows, before.traffic.rows, before.rows_per_s);
         known.pull_rows_per_s = rate(known.pulled_rows, before.pulled_rows, before.pull_rows_per_s);
         known.log_bytes_per_s = rate(traffic.bytes, before.traffic.bytes, before.log_bytes_per_s);
+        known.stale = stale(traffic, before);
     }
     let report = v1::ShardReport {
         job: hosted.key.job.0,
@@ -144,14 +148,29 @@ fn report(hosted: &Hosted, before: Option<&Known>, now: Instant) -> (v1::ShardRe
         copy_bytes: state.copy_bytes(),
         pull_rows_per_s: known.pull_rows_per_s,
         clock: state.clock(),
+        stale_clocks: known.stale.map(|(clocks, _)| clocks),
+        stale_records: known.stale.map(|(_, records)| records),
     };
     (report, known)
+}
+
+/// How stale pushes were since the report before, smoothed over some; nothing where there was none.
+fn stale(traffic: Traffic, before: &Known) -> Option<(f64, f64)> {
+    let pushes = traffic.measured.saturating_sub(before.traffic.measured);
+    let mean = |now: u64, before: u64| now.saturating_sub(before) as f64 / pushes as f64;
+    let clocks = mean(traffic.stale_clocks, before.traffic.stale_clocks);
+    let records = mean(traffic.stale_records, before.traffic.stale_records);
+    let (told_clocks, told_records) = before.stale.unwrap_or((clocks, records));
+    let smooth = |newest: f64, told: f64| NEWEST * newest + (1.0 - NEWEST) * told;
+    (pushes > 0).then(|| (smooth(clocks, told_clocks), smooth(records, told_records)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shard::tests::fixture::{counting, push, ticket};
+    use crate::record::Read;
+    use crate::shard::tests::fixture::{basis, counting, push, ticket};
+    use crate::shard::{Basis, Contact};
 
     #[tokio::test]
     async fn what_was_logged_since_the_report_before_is_told_as_a_rate() {
@@ -183,5 +202,19 @@ mod tests {
         assert_eq!((reports[0].pull_rows_per_s, load.pulled_bytes_per_s), (20.0, 500.0));
         assert!(load.pull_p50_s.is_some_and(|s| (0.002..=0.005).contains(&s)), "{load:?}");
         assert_eq!(load.push_p99_s, None, "there was no request");
+        assert_eq!((reports[0].stale_clocks, reports[0].stale_records), (None, None));
+        // Two that had read what was there at the beginning.
+        let read = {
+            let shard = hosted.shard.lock();
+            Some(Read { lsn: shard.last(), clock: shard.state().clock() })
+        };
+        for sequence in 11..=12 {
+            let mut shard = hosted.shard.lock();
+            let basis = Basis { read, ..basis(shard.epoch(), 1) };
+            ticket(shard.push(basis, counting(sequence, &[1]), Contact::Leased, u64::MAX));
+        }
+        now += INTERVAL;
+        let (reports, _) = reporter.due(&life, now);
+        assert_eq!((reports[0].stale_clocks, reports[0].stale_records), (Some(0.5), Some(0.5)));
     }
 }

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use downpour_core::cells::{Refusal, Verdict};
 use downpour_core::id::{Epoch, Lsn, ServerRef, ShardId};
+use downpour_core::optimizer::Staleness;
 use downpour_core::planted::{Bug, planted};
 use downpour_core::routing::ShardRoute;
 use downpour_core::view::JobView;
@@ -33,7 +34,7 @@ pub use replication::{Ack, Batch, Check, FetchRefused, Incoming, Room};
 
 use crate::cut::{CutGone, CutId};
 use crate::log::Log;
-use crate::record::{Body, Push, Record};
+use crate::record::{Body, Push, Read, Record};
 use crate::state::{Identity, ShardState, WithoutRoom, extends};
 
 /// One replica of one shard.
@@ -77,6 +78,12 @@ pub struct Traffic {
     pub rows: u64,
     /// Of records.
     pub bytes: u64,
+    /// Pushes that said what they had read, and how stale they were in all.
+    pub measured: u64,
+    /// In steps of the furthest worker.
+    pub stale_clocks: u64,
+    /// In records; what is not known counts as none.
+    pub stale_records: u64,
 }
 
 /// What a replica is to its shard.
@@ -151,6 +158,8 @@ pub struct Basis {
     pub numbering: Epoch,
     /// Version of the view that the variables are of.
     pub view_version: u64,
+    /// What its gradients were computed with, where it says so.
+    pub read: Option<Read>,
 }
 
 /// What became of a push at once.
@@ -181,6 +190,8 @@ pub struct Ticket {
     pub repeated: bool,
     /// Why it changed nothing.
     pub refusal: Option<Refusal>,
+    /// How stale its gradients were, where that is known.
+    pub staleness: Option<Staleness>,
 }
 
 /// Whether a push that was logged may be acknowledged.
@@ -419,7 +430,8 @@ impl Shard {
         match verdict {
             Verdict::Apply => {}
             Verdict::Repeat { lsn, refusal } => {
-                return Pushed::Logged(Ticket { epoch, lsn, repeated: true, refusal });
+                let (repeated, staleness) = (true, None);
+                return Pushed::Logged(Ticket { epoch, lsn, repeated, refusal, staleness });
             }
             Verdict::Gap { expected } => return Pushed::Gap { expected, numbering },
             Verdict::Closed => return Pushed::SessionClosed,
@@ -433,14 +445,21 @@ impl Shard {
         if self.state.cut_bytes() >= self.log_bytes_max {
             return Pushed::Declined(Declined::Retry(RetryReason::Overloaded));
         }
-        if self.log.bytes() >= self.log_bytes_max || self.state.contributes_too_much(&push) {
+        if self.log.bytes() >= self.log_bytes_max {
             return Pushed::Declined(Declined::Retry(RetryReason::Overloaded));
         }
-        let (push, without_room) = self.state.resolve(push, room);
+        let staleness = basis.read.map(|read| self.state.staleness(read));
+        let (push, without_room) = self.state.resolve(push, staleness.unwrap_or_default(), room);
         self.effects.without_room = without_room;
         let refusal = push.refusal;
+        if let Some(Staleness { clocks, records }) = staleness {
+            let traffic = &mut self.traffic;
+            traffic.measured += 1;
+            traffic.stale_clocks = traffic.stale_clocks.saturating_add(clocks);
+            traffic.stale_records += records.unwrap_or_default();
+        }
         let lsn = self.append(Body::Push(push));
-        Pushed::Logged(Ticket { epoch, lsn, repeated: false, refusal })
+        Pushed::Logged(Ticket { epoch, lsn, repeated: false, refusal, staleness })
     }
 
     /// Whether a push that was logged may be acknowledged now. `contact`: as it is now.

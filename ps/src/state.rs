@@ -2,13 +2,14 @@
 //!
 //! A primary [resolves](ShardState::resolve) a push into a closed record; primary and backups alike [apply](ShardState::apply) it.
 
+mod resolve;
 mod rounds;
 #[cfg(test)]
 mod tests;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use downpour_core::cells::{
-    CannotRestore, Cell, ClosedSessions, Refusal, RefusalReason, SessionCells, Verdict,
+    CannotRestore, Cell, ClosedSessions, RefusalReason, SessionCells, Verdict,
 };
 use downpour_core::clocks::{Board, Round};
 use downpour_core::id::{Epoch, Lsn, SessionId, ShardId, VariableId};
@@ -228,65 +229,6 @@ impl ShardState {
         self.variables.iter().map(bytes).sum()
     }
 
-    /// Decides everything about a push: refused as a whole, or which learning rate, step count and powers each update has, and which new keys fit into
-    /// `room`, the bytes that new rows may take. Reads only.
-    #[must_use]
-    pub fn resolve(&self, mut push: Push, room: u64) -> (Push, Option<WithoutRoom>) {
-        let clock = self.clock.max(push.clock);
-        for update in &mut push.updates {
-            if let Err(reason) = self.check(update.variable, &update.change, Finite::Required) {
-                let refusal = Refusal { reason, variable: update.variable };
-                return (Push { refusal: Some(refusal), updates: Vec::new(), ..push }, None);
-            }
-            // What is contributed takes its step when the round is over.
-            if let Some(variable) = self.variable(update.variable)
-                && !matches!(update.change, Change::Contribution { .. })
-            {
-                update.step = variable.steps + 1;
-                update.scalars = variable.variable.spec.optimizer.scalars(update.step, clock);
-            }
-        }
-        let late = self.drop_late(&mut push);
-        let without_room = self.admit(&mut push, room);
-        push.refusal = late.or(push.refusal);
-        (push, without_room)
-    }
-
-    /// Takes the new keys that do not fit into `room` out of a push, and has it say so.
-    fn admit(&self, push: &mut Push, mut room: u64) -> Option<WithoutRoom> {
-        let most = |update: &Update| match (self.table(update.variable), update.change.rows()) {
-            (Some(table), Some((keys, _))) => Keys::trusted(keys).len() as u64 * table.row_cost(),
-            _ => 0,
-        };
-        if push.updates.iter().map(most).sum::<u64>() <= room {
-            return None;
-        }
-        let mut without_room: Option<WithoutRoom> = None;
-        push.updates.retain_mut(|update| {
-            let variable = update.variable;
-            let (Some(table), Some((keys, gradients))) =
-                (self.table(variable), update.change.rows_mut())
-            else {
-                return true;
-            };
-            let refused = table.without_room(Keys::trusted(keys), &mut room);
-            let Some(&first) = refused.first() else { return true };
-            let first = Keys::trusted(keys).iter().nth(first).unwrap_or_default();
-            let sum = without_room.get_or_insert(WithoutRoom { keys: 0, first: (variable, first) });
-            sum.keys += refused.len() as u64;
-            // As many as there are keys: their bytes were checked against the table's row format.
-            let row_bytes = gradients.len() / (keys.len() / KEY_BYTES);
-            *keys = without(keys, KEY_BYTES, &refused);
-            *gradients = without(gradients, row_bytes, &refused);
-            !keys.is_empty()
-        });
-        push.refusal = without_room.map(|WithoutRoom { first: (variable, _), .. }| Refusal {
-            reason: RefusalReason::MemoryLimit,
-            variable,
-        });
-        without_room
-    }
-
     /// Applies the next record of the log.
     ///
     /// # Errors
@@ -311,8 +253,8 @@ impl ShardState {
                 self.board.tick(*session, *seat);
                 Applied::default()
             }
-            Body::Leave(session) => {
-                self.board.leave(*session);
+            Body::Leave(session, seat) => {
+                self.board.leave(*session, *seat);
                 Applied::default()
             }
             Body::Regime(regime) => {
@@ -592,9 +534,10 @@ impl ShardState {
             [epoch.0, previous.0].into_iter().for_each(&mut sink);
         }
         for (session, seat) in self.board.seats() {
-            let words = [session.0, seat.clock, seat.contributed, seat.counted];
+            let words = [session.0, seat.number, seat.clock, seat.contributed, seat.counted];
             words.into_iter().for_each(&mut sink);
         }
+        self.board.left().iter().for_each(|(session, seat)| sink(session.0 ^ seat << 32));
         let Round { number, members } = self.board.last_round();
         [self.board.floor(), *number].into_iter().for_each(&mut sink);
         members.iter().for_each(|member| sink(member.0));
@@ -729,8 +672,12 @@ impl ShardState {
         self.cells.close(closed.clone());
         self.board.close(closed);
         // Rounds of a job that was restored, or whose shard 0 was set back while nobody was there, are counted from before the last one here.
-        if self.identity.shard != CLOCK_SHARD && self.cells.after(SessionId(0)).next().is_none() {
-            self.board.forget_round();
+        if self.cells.after(SessionId(0)).next().is_none() {
+            if self.identity.shard != CLOCK_SHARD {
+                self.board.forget_round();
+            }
+            // Nor does anybody end the round that is open.
+            self.contributions.drop_closed(self.cells.closed());
         }
         Ok(Applied::default())
     }
@@ -741,18 +688,6 @@ impl ShardState {
 pub fn extends(new: &ClosedSessions, old: &ClosedSessions) -> bool {
     let opens_again = |session| old.contains(session);
     new.high_water >= old.high_water && !new.open.iter().any(|&session| opens_again(session))
-}
-
-/// Items of `width` bytes without those at `places`, which rise.
-fn without(items: &[u8], width: usize, places: &[usize]) -> Bytes {
-    let mut rest = Vec::with_capacity(items.len() - places.len() * width);
-    let mut start = 0;
-    for place in places {
-        rest.extend_from_slice(&items[start..place * width]);
-        start = (place + 1) * width;
-    }
-    rest.extend_from_slice(&items[start..]);
-    rest.into()
 }
 
 fn mix(digest: u64, word: u64) -> u64 {

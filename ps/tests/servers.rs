@@ -2,6 +2,8 @@
 
 #[path = "servers/memory.rs"]
 mod memory;
+#[path = "servers/rounds.rs"]
+mod rounds;
 mod support;
 
 use std::time::Duration;
@@ -99,7 +101,7 @@ impl Client<'_> {
                 epoch: self.epoch(),
                 sequence,
                 updates: vec![update],
-                numbering: 0,
+                ..Default::default()
             }
         };
         let request = v1::PushRequest {

@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 
+use downpour_core::consistency::Consistency;
 use downpour_core::id::Lsn;
+use downpour_core::optimizer::Scaling;
 use downpour_core::routing::{Move, MoveStep, ShardRoute};
 use downpour_proto::v1;
 use serde::Serialize;
@@ -125,6 +127,46 @@ pub(crate) struct Shard {
     pub(crate) rows_per_s: f64,
     pub(crate) pull_rows_per_s: f64,
     pub(crate) log_bytes_per_s: f64,
+    /// The mean of the last seconds; `None`: no push said what it was computed with.
+    #[serde(flatten)]
+    pub(crate) staleness: Staleness,
+}
+
+/// How far shards go on between the pull and the push of a gradient.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Staleness {
+    /// In steps of the furthest worker.
+    pub(crate) stale_clocks: Option<f64>,
+    /// In records of the shard's log.
+    pub(crate) stale_records: Option<f64>,
+}
+
+impl Staleness {
+    /// The mean over shards; those with more pushes count for more.
+    fn mean<'a>(shards: impl Iterator<Item = &'a Shard> + Clone) -> Self {
+        let mean = |of: fn(&Staleness) -> Option<f64>| {
+            let parts = shards
+                .clone()
+                .filter_map(|shard| Some((of(&shard.staleness)?, shard.rows_per_s.max(1e-9))));
+            let (sum, weight) = parts
+                .fold((0.0, 0.0), |(sum, all), (one, weight)| (sum + one * weight, all + weight));
+            (weight > 0.0).then(|| sum / weight)
+        };
+        Staleness {
+            stale_clocks: mean(|one| one.stale_clocks),
+            stale_records: mean(|one| one.stale_records),
+        }
+    }
+}
+
+impl std::fmt::Display for Staleness {
+    /// `1.2 clocks, 3.4 records`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.stale_clocks, self.stale_records) {
+            (Some(clocks), Some(records)) => write!(f, "{clocks:.1} clocks, {records:.1} records"),
+            _ => f.write_str("-"),
+        }
+    }
 }
 
 /// A copy on its way from one server to another.
@@ -148,6 +190,11 @@ pub(crate) struct Job {
     pub(crate) version: u64,
     /// Its workers begin no further step.
     pub(crate) paused: bool,
+    /// How far they may drift apart, as `psctl job set-consistency` takes it; and of single variables.
+    pub(crate) consistency: String,
+    /// How stale what they push is.
+    #[serde(flatten)]
+    pub(crate) staleness: Staleness,
     pub(crate) lost_shards: u64,
     /// Shards with fewer in-sync members than the job wants.
     pub(crate) short_shards: u64,
@@ -317,6 +364,10 @@ fn shards(status: &v1::JobStatus, names: &BTreeMap<u32, &str>) -> Vec<Shard> {
             rows_per_s: report.map_or(0.0, |report| report.rows_per_s),
             pull_rows_per_s: report.map_or(0.0, |report| report.pull_rows_per_s),
             log_bytes_per_s: report.map_or(0.0, |report| report.log_bytes_per_s),
+            staleness: report.map_or_else(Staleness::default, |report| Staleness {
+                stale_clocks: report.stale_clocks,
+                stale_records: report.stale_records,
+            }),
         }
     };
     view.shards.iter().map(shard).collect()
@@ -406,6 +457,8 @@ impl Job {
             seed: spec.seed,
             version: view.version,
             paused: view.paused,
+            consistency: consistency(view),
+            staleness: Staleness::mean(own.iter().copied()),
             lost_shards: own.iter().filter(|shard| shard.lost).count() as u64,
             short_shards: own.iter().filter(|shard| shard.is_short()).count() as u64,
             sessions: status.sessions.len() as u64,
@@ -418,6 +471,21 @@ impl Job {
     }
 }
 
+/// The modes of a job, with the names of variables in place of their numbers.
+fn consistency(view: &v1::JobView) -> String {
+    let modes = view.consistency.clone().unwrap_or_default();
+    let Ok(modes) = Consistency::try_from(modes) else { return "unknown".to_owned() };
+    let Consistency { tables, dense, variables } = modes;
+    let shared = Consistency { tables, dense, variables: BTreeMap::new() };
+    let name = |id: u32| {
+        let variable = view.variables.iter().find(|variable| variable.id == id);
+        let spec = variable.and_then(|variable| variable.spec.as_ref());
+        spec.map_or_else(|| format!("variable {id}"), |spec| spec.name.clone())
+    };
+    let own = variables.iter().map(|(id, mode)| format!(", {} {mode}", name(id.0)));
+    format!("{shared}{}", own.collect::<String>())
+}
+
 impl Variable {
     fn new(variable: &v1::Variable) -> Option<Self> {
         use v1::optimizer::Kind;
@@ -427,7 +495,8 @@ impl Variable {
             Shape::Table(table) => ("table", vec![u64::from(table.dim)], Some(table.group.clone())),
             Shape::Dense(dense) => ("dense", dense.shape.clone(), None),
         };
-        let (name, learning_rate) = match spec.optimizer.as_ref()?.kind.as_ref()? {
+        let optimizer = spec.optimizer.as_ref()?;
+        let (name, learning_rate) = match optimizer.kind.as_ref()? {
             Kind::Sgd(sgd) => ("sgd", sgd.learning_rate),
             Kind::Momentum(momentum) => ("momentum", momentum.learning_rate),
             Kind::Adagrad(adagrad) => ("adagrad", adagrad.learning_rate),
@@ -437,7 +506,9 @@ impl Variable {
             Kind::AdamW(adam) => ("adam_w", adam.learning_rate),
             Kind::Ftrl(ftrl) => ("ftrl", ftrl.learning_rate),
         };
-        let optimizer = format!("{name}(lr {learning_rate})");
+        let scaling = optimizer.staleness.and_then(|scaling| Scaling::try_from(scaling).ok());
+        let scaling = scaling.map(|scaling| format!(", by staleness {scaling}"));
+        let optimizer = format!("{name}(lr {learning_rate}{})", scaling.unwrap_or_default());
         Some(Self { id: variable.id, name: spec.name.clone(), kind, shape, group, optimizer })
     }
 }

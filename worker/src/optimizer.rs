@@ -1,12 +1,13 @@
 //! Optimizers by name: `Adagrad::lr(0.05)`, `Adam::lr(1e-3).betas(0.9, 0.99).warm_up(1_000)`. They run on the servers.
 
 use downpour_core::optimizer as core;
-use downpour_core::optimizer::{Course, OptimizerSpec, Rule, Schedule};
+use downpour_core::optimizer::{Course, OptimizerSpec, Rule, Scaling, Schedule};
 
 /// What any optimizer may have beside its own parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Beside {
     schedule: Schedule,
+    staleness: Scaling,
     clip_row_norm: Option<f32>,
     l2_decay: f32,
 }
@@ -57,6 +58,14 @@ macro_rules! optimizer {
                 self
             }
 
+            /// Takes smaller steps by gradients that were computed with older weights: each server divides the learning rate of a push by 1 + staleness
+            /// ([`Scaling`]). Steps that rounds of synchronous training end with stay as they are.
+            #[must_use]
+            pub fn by_staleness(mut self, scaling: Scaling) -> Self {
+                self.beside.staleness = scaling;
+                self
+            }
+
             /// Scales the gradient of each row of a table down to this norm where it is longer. For tables only.
             #[must_use]
             pub fn clip_row_norm(mut self, norm: f32) -> Self {
@@ -67,8 +76,9 @@ macro_rules! optimizer {
 
         impl From<$name> for OptimizerSpec {
             fn from(optimizer: $name) -> Self {
-                let Beside { schedule, clip_row_norm, l2_decay } = optimizer.beside;
-                Self { rule: Rule::$name(optimizer.rule), schedule, clip_row_norm, l2_decay }
+                let Beside { schedule, staleness, clip_row_norm, l2_decay } = optimizer.beside;
+                let rule = Rule::$name(optimizer.rule);
+                Self { rule, schedule, staleness, clip_row_norm, l2_decay }
             }
         }
     };
@@ -222,6 +232,7 @@ mod tests {
             .warm_up(10)
             .cosine(90, 0.25)
             .clip_row_norm(2.0)
+            .by_staleness(Scaling::Clocks { per: 4.0 })
             .decay(0.1)
             .into();
         let rule = core::Adam { learning_rate: 0.5, beta1: 0.8, beta2: 0.9, epsilon: 1e-8 };
@@ -230,6 +241,7 @@ mod tests {
         let expected = OptimizerSpec {
             rule: Rule::Adam(rule),
             schedule,
+            staleness: Scaling::Clocks { per: 4.0 },
             clip_row_norm: Some(2.0),
             l2_decay: 0.1,
         };

@@ -13,6 +13,7 @@
 //! Others wait for this worker only while it has something to train: without a task, or held by the operator, it gives its seat back.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use downpour_client::{
@@ -52,6 +53,10 @@ pub(crate) struct Loaded {
 pub(crate) struct Finished {
     /// How many records were applied between its pull and itself: the mean over the shards that it touched.
     pub(crate) staleness: f64,
+    /// How many steps the furthest worker went on in that time: the most over the shards. None: no server said so.
+    pub(crate) stale_clocks: Option<u64>,
+    /// How many steps this worker was ahead of the slowest when it began the step; 0 where nothing has clocks.
+    pub(crate) ahead: u64,
     /// A server had no memory for some of its new keys.
     pub(crate) refused: Option<Refusal>,
 }
@@ -106,10 +111,12 @@ struct Work {
 /// A step that the caller has.
 struct Given {
     /// What the shards had when it was pulled.
-    pulled: Pulled,
+    pulled: Arc<Pulled>,
     number: u64,
     batch: Batch,
     since: Instant,
+    /// Of the slowest, when it began.
+    ahead: u64,
     /// It contributes to a round.
     round: Option<InRound>,
 }
@@ -200,9 +207,10 @@ impl Traffic {
                 && (free || begun.is_some())
                 && let Some(work) = waiting.take()
             {
-                let round = begun.take().and_then(|begun| begun.round(&self.session.state().view));
+                let begun = begun.take().unwrap_or_default();
+                let round = begun.round(&self.session.state().view);
                 let cache = self.cache()?;
-                pulls.push_back(load(self.session.clone(), work, round, cache));
+                pulls.push_back(load(self.session.clone(), work, (begun.ahead, round), cache));
                 continue;
             }
             let tell = in_round.is_some() || (pull && waiting.is_some());
@@ -262,15 +270,16 @@ impl Traffic {
                         let Some(step) = given.remove(&push.clock) else { continue };
                         // Taken over one after the other, so that their order is that of the steps.
                         let round = step.round.as_ref().map(|contribution| contribution.round.clone());
-                        let ticket = self.push(&push, round).await?;
+                        let ticket = self.push(&push, round, step.pulled.clone()).await?;
                         pushes.push(async move {
                             let outcome = ticket.await?.applied_to_known_keys()?;
                             let full = |refusal: &Refusal| refusal.reason == RefusalReason::MemoryLimit;
                             let mut refusals = outcome.refusals.iter().map(|(_, refusal)| *refusal);
                             let refused = refusals.find(full);
-                            let Given { pulled, number, batch, since, round } = step;
+                            let Given { pulled, number, batch, since, ahead, round } = step;
                             let staleness = staleness(&pulled, &outcome);
-                            let finished = Finished { staleness, refused };
+                            let stale_clocks = outcome.stale_clocks;
+                            let finished = Finished { staleness, stale_clocks, ahead, refused };
                             Ok::<_, Error>(Pushed { number, batch, took: since.elapsed(), finished, round })
                         });
                     }
@@ -313,7 +322,12 @@ impl Traffic {
         Ok(Some(cache))
     }
 
-    async fn push(&self, push: &Push, round: Option<StepRound>) -> Result<PushTicket> {
+    async fn push(
+        &self,
+        push: &Push,
+        round: Option<StepRound>,
+        read: Arc<Pulled>,
+    ) -> Result<PushTicket> {
         let rows = push.rows.iter().map(|(variable, keys, gradients)| RowGradients {
             variable: *variable,
             keys,
@@ -327,6 +341,7 @@ impl Traffic {
             dense: dense.collect(),
             values: Vec::new(),
             round,
+            read: Some(read),
         };
         Ok(self.session.push(&batch).await?)
     }
@@ -351,7 +366,7 @@ async fn closed(ready: Option<&mpsc::Sender<Loaded>>) {
 async fn load(
     session: Session,
     Work { number, mut prepared }: Work,
-    round: Option<StepRound>,
+    (ahead, round): (u64, Option<StepRound>),
     mut dense: Option<DenseCache>,
 ) -> Result<(Loaded, Given)> {
     let round = round.map(|round| InRound { round, prepared: prepared.clone() });
@@ -366,7 +381,8 @@ async fn load(
         .map(|((table, keys), values)| TableRows { variable: table.id(), keys, values })
         .collect();
     let pulled = session.pull(&mut wanted, dense.as_mut()).await?;
-    let given = Given { pulled, number, batch, since: Instant::now(), round };
+    let (pulled, since) = (Arc::new(pulled), Instant::now());
+    let given = Given { pulled, number, batch, since, ahead, round };
     Ok((Loaded { prepared, rows, dense, finished: Vec::new() }, given))
 }
 

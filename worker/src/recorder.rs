@@ -85,6 +85,9 @@ struct Line {
     skipped_steps: u64,
     partly_refused_pushes: u64,
     staleness: Option<f64>,
+    stale_clocks: Option<f64>,
+    stale_clocks_max: Option<u64>,
+    ahead: Option<f64>,
     samples_per_s: f64,
     wall_s: f64,
 }
@@ -108,10 +111,43 @@ pub(crate) struct Recorder {
     saved: u64,
     /// Steps left out since the last good one.
     skipped_in_a_row: u64,
+    /// Of all steps.
+    staleness: StalenessMeans,
 }
 
 /// Most batches that are saved: the first ones tell what is wrong, and more would fill the disk.
 const SAVED_MAX: u64 = 10;
+
+/// How stale the steps of a training were: what happened between the pull and the push of each.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Staleness {
+    /// Records that a shard applied, the mean.
+    pub records: f64,
+    /// Steps that the furthest worker went on, the mean.
+    pub clocks: f64,
+    /// The most of them.
+    pub clocks_max: u64,
+}
+
+/// How stale steps were.
+#[derive(Clone, Copy, Debug, Default)]
+struct StalenessMeans {
+    records: Mean,
+    clocks: Mean,
+    clocks_max: Option<u64>,
+    ahead: Mean,
+}
+
+impl StalenessMeans {
+    fn add(&mut self, step: &Finished) {
+        self.records.add(step.staleness, 1.0);
+        self.ahead.add(step.ahead as f64, 1.0);
+        if let Some(clocks) = step.stale_clocks {
+            self.clocks.add(clocks as f64, 1.0);
+            self.clocks_max = self.clocks_max.max(Some(clocks));
+        }
+    }
+}
 
 #[derive(Debug)]
 struct Window {
@@ -121,7 +157,7 @@ struct Window {
     loss: Mean,
     norms: [Mean; 2],
     gradients: GradientStats,
-    staleness: Mean,
+    staleness: StalenessMeans,
     skipped: u64,
     partly_refused: u64,
 }
@@ -135,7 +171,7 @@ impl Window {
             loss: Mean::default(),
             norms: <[Mean; 2]>::default(),
             gradients: GradientStats::default(),
-            staleness: Mean::default(),
+            staleness: StalenessMeans::default(),
             skipped: 0,
             partly_refused: 0,
         }
@@ -191,6 +227,7 @@ impl Recorder {
             planned_samples: None,
             saved: 0,
             skipped_in_a_row: 0,
+            staleness: StalenessMeans::default(),
         }
     }
 
@@ -220,7 +257,8 @@ impl Recorder {
     /// Pushes that were acknowledged.
     pub(crate) fn finished(&mut self, finished: &[Finished]) {
         for push in finished {
-            self.window.staleness.add(push.staleness, 1.0);
+            self.window.staleness.add(push);
+            self.staleness.add(push);
             let Some(refusal) = push.refused else { continue };
             // Once in every line, not once in every step.
             if self.window.partly_refused == 0 {
@@ -228,6 +266,14 @@ impl Recorder {
             }
             self.window.partly_refused += 1;
         }
+    }
+
+    /// Of all steps so far.
+    pub(crate) fn staleness(&self) -> Staleness {
+        let StalenessMeans { records, clocks, clocks_max, .. } = self.staleness;
+        let mean = |mean: Mean| mean.value().unwrap_or_default();
+        let clocks_max = clocks_max.unwrap_or_default();
+        Staleness { records: mean(records), clocks: mean(clocks), clocks_max }
     }
 
     /// A step that was left out because of a number that is not finite.
@@ -265,7 +311,10 @@ impl Recorder {
             not_finite_share: share(window.gradients.not_finite),
             skipped_steps: window.skipped,
             partly_refused_pushes: window.partly_refused,
-            staleness: window.staleness.value(),
+            staleness: window.staleness.records.value(),
+            stale_clocks: window.staleness.clocks.value(),
+            stale_clocks_max: window.staleness.clocks_max,
+            ahead: window.staleness.ahead.value(),
             samples_per_s,
             wall_s: self.started.elapsed().as_secs_f64(),
         };

@@ -15,7 +15,7 @@ use crate::features::Layout;
 use crate::pipeline::{Command, Finished, Loaded, Traffic};
 use crate::progress::{Position, Progress};
 use crate::reader::{self, Reading};
-use crate::recorder::Recorder;
+use crate::recorder::{Recorder, Staleness};
 use crate::step::{Context, Ticket};
 use crate::tasks::{Start, Tasks};
 use crate::{Error, Every, Features, Job, NonFinite, Result, Source, Step};
@@ -386,6 +386,12 @@ impl Steps {
     #[must_use]
     pub fn waited(&self) -> Duration {
         self.waited
+    }
+
+    /// How stale the steps were whose pushes are acknowledged.
+    #[must_use]
+    pub fn staleness(&self) -> Staleness {
+        self.context.recorder.borrow().staleness()
     }
 
     /// Ends the loop, also before its data does: what was pushed is acknowledged when this returns, and tasks that are not done are for other workers.

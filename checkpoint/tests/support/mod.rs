@@ -13,6 +13,7 @@ use downpour_checkpoint::name::CheckpointName;
 use downpour_checkpoint::store::{Access, Store};
 use downpour_checkpoint::write::{Progress, Scratch, ShardFile, ShardWriter};
 use downpour_core::cells::ClosedSessions;
+use downpour_core::consistency::Consistency;
 use downpour_core::id::{Epoch, Lsn, ShardId, VariableId};
 use downpour_core::init::Init;
 use downpour_core::optimizer::Adam;
@@ -223,6 +224,7 @@ pub async fn checkpoint(
         chain: chain.iter().map(|base| base.checkpoint.clone()).collect(),
         files,
         ledger: None,
+        consistency: Consistency::hybrid(1),
     };
     catalog.create_manifest(&manifest).await.unwrap();
     assert_eq!(catalog.manifest(JOB, &manifest.checkpoint).await.unwrap(), manifest);

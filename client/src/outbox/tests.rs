@@ -330,11 +330,16 @@ fn take(shard: &mut Shard, part: &v1::PushPart, epoch: Epoch, refuse: bool) -> P
             shard.consumed.extend(Some(mark).filter(|mark| *mark > 0));
             shard.refused.extend(refuse.then_some(mark));
             let refusal = refusal.map(Into::into);
-            PartResult::Done(v1::PushOutcome { lsn: shard.lsn.0, repeated: false, refusal })
+            PartResult::Done(v1::PushOutcome { lsn: shard.lsn.0, refusal, ..Default::default() })
         }
         Verdict::Repeat { lsn, refusal } => {
             let refusal = refusal.map(Into::into);
-            PartResult::Done(v1::PushOutcome { lsn: lsn.0, repeated: true, refusal })
+            PartResult::Done(v1::PushOutcome {
+                lsn: lsn.0,
+                repeated: true,
+                refusal,
+                ..Default::default()
+            })
         }
         Verdict::Gap { expected } => PartResult::Gap(v1::Gap { expected, numbering }),
         Verdict::Closed => PartResult::SessionClosed(v1::SessionClosed {}),
@@ -395,7 +400,7 @@ fn reply(send: &Send, result: &PartResult) -> v1::PushReply {
 }
 
 fn done(lsn: u64) -> PartResult {
-    PartResult::Done(v1::PushOutcome { lsn, repeated: false, refusal: None })
+    PartResult::Done(v1::PushOutcome { lsn, ..Default::default() })
 }
 
 const OVERLOADED: PartResult =
@@ -571,4 +576,32 @@ fn what_a_shard_lost_is_named_and_the_rest_is_numbered_on_from_there() {
     let sends = outbox.sends(START);
     outbox.reply(sends[0].link, reply(&sends[0], &nonsense), START).unwrap();
     assert!(matches!(outbox.failed(), Some(Error::Protocol { .. })));
+}
+
+#[test]
+fn a_part_names_what_its_shard_had_when_it_was_read_also_when_it_is_sent_again() {
+    let route = Route { epoch: Epoch(1), primary: Some(server(1, 1)) };
+    let mut outbox = Outbox::new(JobId(1), SESSION, MESSAGE_BYTES, 1, [route; 2].into_iter());
+    let read = Pulled { lsns: [(ShardId(1), Lsn(9))].into(), clocks: [(ShardId(1), 4)].into() };
+    let parts = (0..2).map(|shard| part(ShardId(shard), 1, 1)).collect();
+    let push = outbox.push_read(7, 1, Some(Arc::new(read)), parts);
+    let named = |sends: &[Send]| {
+        let parts = sends.iter().flat_map(|send| &send.request.parts);
+        parts.map(|part| (part.shard, part.read)).collect::<Vec<_>>()
+    };
+    let sends = outbox.sends(START);
+    let expected = [(0, None), (1, Some(v1::Read { lsn: 9, clock: 4 }))];
+    assert_eq!(named(&sends), expected, "of shard 0 nothing was read");
+    outbox.link_down(sends[0].link, START);
+    let sends = outbox.sends(LATER);
+    assert_eq!(named(&sends), expected);
+    let stale = |stale_clocks| {
+        PartResult::Done(v1::PushOutcome { lsn: 10, stale_clocks, ..Default::default() })
+    };
+    let mut answer = reply(&sends[0], &stale(Some(3)));
+    answer.parts[0].result = Some(stale(None));
+    outbox.reply(sends[0].link, answer, LATER).expect("an honest reply");
+    let completed = outbox.take_completed();
+    let [(done, Ok(outcome))] = &completed[..] else { panic!("{completed:?}") };
+    assert_eq!((*done, outcome.stale_clocks), (push, Some(3)));
 }

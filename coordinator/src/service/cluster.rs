@@ -80,6 +80,7 @@ fn without_files(checkpoints: &v1::JobCheckpoints) -> v1::JobCheckpoints {
         initialized: Vec::new(),
         labels: Vec::new(),
         ledger: None,
+        consistency: None,
         chain: open.chain.clone(),
         created_ms: open.created_ms,
         clock: open.clock,

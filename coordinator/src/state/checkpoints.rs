@@ -44,8 +44,15 @@ impl State {
         self.check_deletions(chain.iter().map(|base| Filed::new(&order.uri, name, base)))?;
         let labels: usize = job.labels.iter().map(|(key, value)| label_bytes(key, value)).sum();
         let tasks = self.captured_ledger_bytes(id);
+        let modes = (job.view.consistency != Consistency::default())
+            .then(|| v1::Consistency::from(&job.view.consistency));
+        let modes_bytes = modes.as_ref().map_or(0, prost::Message::encoded_len);
         self.check_room(
-            shards * SAVED_BYTES + job.dense.len() * INITIALIZED_BYTES + labels + tasks,
+            shards * SAVED_BYTES
+                + job.dense.len() * INITIALIZED_BYTES
+                + labels
+                + tasks
+                + modes_bytes,
         )?;
         let ledger = self.captured_ledger(id);
         let version = self.cluster.version;
@@ -62,6 +69,7 @@ impl State {
             labels: job.labels.iter().map(label).collect(),
             clock,
             ledger,
+            consistency: modes,
         });
         job.view.orders.checkpoint = Some(order);
         job.view.version = version;
@@ -131,6 +139,7 @@ impl State {
             replace,
             if_version,
             ledger,
+            consistency,
         } = restoring;
         let same = self.cluster.jobs.values().find(|job| job.view.spec.name == spec.name);
         if let Some(job) = same {
@@ -187,7 +196,7 @@ impl State {
                 shards: plan.into_iter().map(route).collect(),
                 sessions: ClosedSessions { high_water, open: [].into() },
                 orders: Orders { restore: Some(order), ..Orders::default() },
-                consistency: Consistency::default(),
+                consistency,
             },
             labels,
             sessions: [].into(),
@@ -298,6 +307,7 @@ impl Job {
             chain: open.chain.iter().map(name).collect::<Option<_>>()?,
             files: open.saved.iter().map(entry).collect(),
             ledger: open.ledger.clone().and_then(|ledger| Ledger::try_from(ledger).ok()),
+            consistency: open.consistency.clone().unwrap_or_default().try_into().ok()?,
         })
     }
 

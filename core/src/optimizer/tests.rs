@@ -106,6 +106,7 @@ fn parameters_that_cannot_work_are_refused_by_field() {
         schedule: Schedule { warm_up_steps: 0, then },
         ..Sgd { learning_rate: 0.1 }.into()
     };
+    let stale = |staleness| OptimizerSpec { staleness, ..Sgd { learning_rate: 0.1 }.into() };
     let refused = [
         (OptimizerSpec::Sgd(Sgd { learning_rate: f32::NAN }), "sgd.learning_rate"),
         (OptimizerSpec::Adagrad(base), "adagrad.epsilon"),
@@ -140,6 +141,8 @@ fn parameters_that_cannot_work_are_refused_by_field() {
         (OptimizerSpec { clip_row_norm: Some(0.0), ..good.into() }, "clip_row_norm"),
         (OptimizerSpec { l2_decay: -1.0, ..good.into() }, "l2_decay"),
         (OptimizerSpec { l2_decay: 0.1, ..ftrl.into() }, "l2_decay"),
+        (stale(Scaling::Clocks { per: 0.0 }), "staleness.clocks"),
+        (stale(Scaling::Records { per: f32::NAN }), "staleness.records"),
         (scheduled(Course::Step { every: 0, factor: 0.5 }), "schedule.step.every"),
         (scheduled(Course::Step { every: 1, factor: 1.5 }), "schedule.step.factor"),
         (scheduled(Course::Cosine { steps: 0, floor: 0.0 }), "schedule.cosine.steps"),

@@ -20,6 +20,8 @@ pub struct Told {
     pub contributes: bool,
     /// It begins none any more.
     pub leaves: bool,
+    /// Which of its seats this is of, from 1.
+    pub seat: u64,
 }
 
 /// What became of it at once.
@@ -76,11 +78,12 @@ impl Shard {
         if !board.has_room(session) {
             return Advanced::Declined(Declined::Retry(RetryReason::Overloaded));
         }
-        if told.leaves {
-            if board.seats().contains_key(&session) {
-                self.append(Body::Leave(session));
+        let Told { clock, contributes, leaves, seat: number } = told;
+        if leaves {
+            if board.leaves(session, number) {
+                self.append(Body::Leave(session, number));
             }
-        } else if let Some(seat) = board.ticked(session, told.clock, told.contributes) {
+        } else if let Some(seat) = board.ticked(session, number, clock, contributes) {
             self.append(Body::Tick(session, seat));
         }
         self.decide();
@@ -98,15 +101,31 @@ impl Shard {
     }
 
     fn seated(&self, epoch: Epoch, session: SessionId) -> Advanced {
-        let ticket = Ticket { epoch, lsn: self.last(), repeated: false, refusal: None };
-        Advanced::Seated(ticket, self.standing(session))
+        Advanced::Seated(self.ticket(epoch), self.standing(session))
+    }
+
+    /// For what every member must have by now before anybody is told.
+    fn ticket(&self, epoch: Epoch) -> Ticket {
+        Ticket { epoch, lsn: self.last(), repeated: false, refusal: None, staleness: None }
+    }
+
+    /// The last round that was decided here, where rounds are decided.
+    ///
+    /// # Errors
+    /// This replica does not serve shard 0 in that epoch.
+    pub fn decided(&self, epoch: Epoch, contact: Contact) -> Result<(Ticket, Round), Declined> {
+        self.serving(epoch, contact)?;
+        if self.id != CLOCK_SHARD {
+            return Err(Declined::Retry(RetryReason::NotReady));
+        }
+        Ok((self.ticket(epoch), self.state.board().last_round().clone()))
     }
 
     fn ended(&self, session: SessionId) -> bool {
         self.state.cells().closed().contains(session) || self.view.sessions.contains(session)
     }
 
-    /// The end of a round, as shard 0 decided it, is brought. Whoever brings it first has it applied here.
+    /// The end of a round, as shard 0 [decided](Shard::decided) it, is brought: who calls this has it from there. Whoever brings it first has it applied here.
     ///
     /// # Errors
     /// It cannot be applied here now.
@@ -124,7 +143,7 @@ impl Shard {
             }
             self.append(Body::EndRound(end));
         }
-        Ok(Ticket { epoch, lsn: self.last(), repeated: false, refusal: None })
+        Ok(self.ticket(epoch))
     }
 
     /// How a session stands.

@@ -26,22 +26,22 @@ impl ShardState {
         self.contributions.bytes()
     }
 
-    /// Whether a push has contributions for which there is no room, or so much for its round that a copy could not be sent in one piece.
-    pub(crate) fn contributes_too_much(&self, push: &Push) -> bool {
+    /// The first variable of contributions for which there is no room, or which are so much for their round that a copy could not be sent in one piece. All that is kept is
+    /// of the round that is open, which does not end before this session has contributed: to wait would not help.
+    pub(super) fn contributes_too_much(&self, push: &Push) -> Option<VariableId> {
         let contributes = |update: &&Update| matches!(update.change, Change::Contribution { .. });
+        let first = push.updates.iter().find(contributes)?.variable;
         let costs = push.updates.iter().filter(contributes).map(|update| cost(&update.change));
         let (bytes, count) =
             costs.fold((0usize, 0usize), |(sum, count), one| (sum + one, count + 1));
-        if bytes == 0 {
-            return false;
-        }
         let kept = &self.contributions;
         let (session_bytes, session_count) = kept.of_session(push.session);
-        session_bytes + bytes > CONTRIBUTION_BYTES_MAX
+        let too_much = session_bytes + bytes > CONTRIBUTION_BYTES_MAX
             || session_count + count > UPDATES_MAX
             || (kept.bytes() + bytes > CONTRIBUTIONS_BYTES_MAX
                 && kept.bytes() - kept.of_closed(self.cells.closed()) + bytes
-                    > CONTRIBUTIONS_BYTES_MAX)
+                    > CONTRIBUTIONS_BYTES_MAX);
+        too_much.then_some(first)
     }
 
     /// Takes contributions to rounds that are over out of a push, and has it say so.

@@ -88,7 +88,7 @@ impl Client {
                 epoch: 1,
                 sequence: self.sequence,
                 updates: vec![update.clone()],
-                numbering: 0,
+                ..Default::default()
             };
             let request = v1::PushRequest {
                 request: 1,

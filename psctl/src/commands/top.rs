@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
 use crate::cli::{Connection, Exit};
-use crate::model::{Cluster, Load, Node, Shard, Worker};
+use crate::model::{Cluster, Load, Node, Shard, Staleness, Worker};
 use crate::output::{self, Format, Row, bytes, count, table};
 
 /// Lines of a terminal that does not say how many it has.
@@ -24,7 +24,7 @@ Examples:
   psctl top --once -o json | jq '.servers[].push_p99_s'
   psctl top -o json                             an object a line, for as long as it is let
 
-Servers report every 2 seconds, and rates are smoothed over some reports. Latency is of a server, from the arrival of a request to its reply. Ctrl-C ends it.
+Servers report every 2 seconds, and rates are smoothed over some reports. Latency is of a server, from the arrival of a request to its reply. STALE says how far a shard goes on between the pull and the push of a gradient, in steps of the furthest worker and in records of its log, the mean of the last seconds. Ctrl-C ends it.
 Exit status: 0 ended by a signal or --once, 1 failed, 2 wrong usage.")]
 pub(crate) struct Args {
     /// Between two looks
@@ -90,6 +90,8 @@ struct Hot {
     log_bytes_per_s: f64,
     rows: u64,
     bytes: u64,
+    #[serde(flatten)]
+    staleness: Staleness,
 }
 
 impl Top {
@@ -139,6 +141,7 @@ impl Top {
             log_bytes_per_s: shard.log_bytes_per_s,
             rows: shard.rows,
             bytes: shard.bytes,
+            staleness: shard.staleness,
         });
         Top {
             version,
@@ -249,6 +252,7 @@ impl Row for Hot {
         ">LOG/S",
         ">ROWS",
         ">BYTES",
+        ">STALE",
     ];
     fn cells(&self) -> Vec<String> {
         vec![
@@ -261,6 +265,7 @@ impl Row for Hot {
             bytes(self.log_bytes_per_s as u64),
             count(self.rows),
             bytes(self.bytes),
+            self.staleness.to_string(),
         ]
     }
 }
@@ -370,6 +375,8 @@ mod tests {
             shard,
             rows_per_s,
             pull_rows_per_s: 2.0 * rows_per_s,
+            stale_clocks: Some(1.0),
+            stale_records: Some(rows_per_s),
             ..v1::ShardReport::default()
         };
         let spec =
@@ -408,6 +415,7 @@ mod tests {
         assert_eq!(hot, [(1, 0.6), (2, 0.3)]);
         let text = top.text();
         assert!(text.contains("1.2 ms") && text.contains("3.00 MiB"), "{text}");
+        assert!(text.contains("1.0 clocks, 60.0 records"), "{text}");
         assert!(text.contains("! nobody") || text.contains("! no coordinator leads"), "{text}");
         let none = Top::new(cluster(), Some("another"), 2);
         assert!(none.shards.is_empty() && none.servers.len() == 3);

@@ -1,3 +1,5 @@
+use downpour_core::consistency::Mode;
+use downpour_core::id::VariableId;
 use serde_json::{Value, json};
 
 use super::*;
@@ -47,6 +49,10 @@ fn cluster() -> Cluster {
     let optimizer = v1::Optimizer { kind, ..Default::default() };
     let item =
         v1::VariableSpec { name: "item".into(), optimizer: Some(optimizer), shape: Some(shape) };
+    let modes = Consistency {
+        variables: [(VariableId(1), Mode::Ssp { bound: 4 })].into(),
+        ..Consistency::hybrid(1)
+    };
     let view = v1::JobView {
         job: 1,
         spec: Some(spec),
@@ -54,6 +60,7 @@ fn cluster() -> Cluster {
         variables: vec![v1::Variable { id: 1, spec: Some(item) }],
         shards: vec![route(0, Some(1), &[1, 2]), route(1, Some(2), &[2]), route(2, None, &[])],
         sessions: None,
+        consistency: Some((&modes).into()),
         ..v1::JobView::default()
     };
     let report = |shard, rows| v1::ShardReport {
@@ -63,6 +70,8 @@ fn cluster() -> Cluster {
         rows,
         bytes: rows * 100,
         rows_per_s: rows as f64,
+        stale_clocks: (shard == 1).then_some(1.5),
+        stale_records: (shard == 1).then_some(4.0),
         ..v1::ShardReport::default()
     };
     let rolled_back = vec![v1::RolledBackPushes {
@@ -150,7 +159,8 @@ fn the_json_of_a_cluster_is_a_promise() {
             "nodes": [node("ps-0", 1, true, 1, 0, 10), node("ps-1", 2, false, 1, 1, 20)],
             "jobs": [{
                 "name": "ctr", "job": 1, "shards": 3, "replicas": 2, "min_in_sync": 1, "seed": 7,
-                "version": 9, "paused": false, "lost_shards": 1, "short_shards": 1, "sessions": 1, "rows": 30,
+                "version": 9, "paused": false, "consistency": "hybrid(1), item ssp(4)",
+                "stale_clocks": 1.5, "stale_records": 4.0, "lost_shards": 1, "short_shards": 1, "sessions": 1, "rows": 30,
                 "bytes": 3000, "labels": {"owner": "ads"},
                 "variables": [{
                     "id": 1, "name": "item", "kind": "table", "shape": [16], "group": "g",
@@ -169,6 +179,7 @@ fn the_json_of_a_cluster_is_a_promise() {
             "job": "ctr", "shard": 1, "epoch": 2, "set_version": 3, "primary": "ps-1",
             "in_sync": ["ps-1"], "joining": "ps-0", "moving": {"from": "ps-1", "to": "ps-0", "step": "copying"}, "replicas": 2, "lost": false, "rows": 20, "bytes": 2000,
             "last_lsn": 2_199_023_255_557_u64, "rows_per_s": 20.0, "pull_rows_per_s": 0.0, "log_bytes_per_s": 0.0, "set_back": null,
+            "stale_clocks": 1.5, "stale_records": 4.0,
         })
     );
     assert_eq!(

@@ -152,6 +152,7 @@ fn take(
             lsn: lsn.0,
             repeated: true,
             refusal: refusal.map(Into::into),
+            stale_clocks: None,
         }),
         Verdict::Gap { expected } => Result::Gap(Gap { expected, numbering: 0 }),
         Verdict::Closed => Result::SessionClosed(SessionClosed {}),
@@ -165,7 +166,7 @@ fn take(
             shard.lsn = shard.lsn.next_in(epoch);
             shard.cells.record(session, part.sequence, shard.lsn, refusal);
             let (lsn, refusal) = (shard.lsn.0, refusal.map(Into::into));
-            Result::Done(v1::PushOutcome { lsn, repeated: false, refusal })
+            Result::Done(v1::PushOutcome { lsn, refusal, ..Default::default() })
         }
     }
 }

@@ -1,12 +1,13 @@
 //! Checkpoints: who may report, what ends one, and what a job begins with that is made of one.
 
 use downpour_core::checkpoint::{CheckpointOrder, RestoreOrder};
+use downpour_core::consistency::Consistency;
 use downpour_core::id::{Epoch, Lsn, VariableId};
 use downpour_core::spec::Variable;
 use downpour_proto::v1;
 
 use super::*;
-use crate::command::{CheckpointEnd, CheckpointStart, Restoring};
+use crate::command::{CheckpointEnd, CheckpointStart, ConsistencyChange, Restoring};
 use crate::state::deletions::Filed;
 
 const URI: &str = "file:///x";
@@ -127,6 +128,7 @@ pub(super) fn restoring(name: &str, replace: bool) -> Command {
         replace,
         if_version: None,
         ledger: None,
+        consistency: Consistency::hybrid(1),
     })
 }
 
@@ -145,6 +147,7 @@ fn a_restored_job_begins_after_its_checkpoint_with_all_old_sessions_ended() {
     let route = &restored.view.shards[0];
     assert_eq!(route.epoch, Epoch(7));
     assert_eq!(route.in_sync, route.primary.into_iter().collect::<Vec<_>>(), "nobody else has it");
+    assert_eq!(restored.view.consistency, Consistency::hybrid(1), "the modes it was saved with");
     assert!(restored.view.sessions.contains(SessionId(40)));
     let opening =
         Opening { name: "w".into(), kind: v1::SessionKind::Worker, request_id: "r".into() };
@@ -189,13 +192,17 @@ fn a_checkpoint_says_of_labels_and_first_values_what_held_when_it_began() {
         Command::LabelJob(JOB, LabelChange { key, value, expected: None })
     };
     assert!(machine.apply(label("1 of 2")).is_ok());
+    let mode = |consistency| Command::SetConsistency(JOB, ConsistencyChange::All(consistency));
+    assert!(machine.apply(mode(Consistency::hybrid(2))).is_ok());
     machine.done(start("a"));
+    assert!(machine.apply(mode(Consistency::default())).is_ok());
     machine.done(Command::MarkInitialized(JOB, session, vec![VariableId(2)]));
     assert!(machine.apply(label("2 of 2")).is_ok());
     machine.done(saved("a", 1, 9));
     let manifest = machine.job().manifest().unwrap();
     assert_eq!(manifest.initialized, [VariableId(1)]);
     assert_eq!(manifest.labels["done"], "1 of 2");
+    assert_eq!(manifest.consistency, Consistency::hybrid(2));
 }
 
 #[test]

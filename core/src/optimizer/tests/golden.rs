@@ -192,3 +192,26 @@ fn schedules_equal_those_of_torch() {
         }
     }
 }
+
+/// Exact numbers: what a log has of an older version must be applied alike for ever.
+#[test]
+fn stale_gradients_take_the_steps_that_they_always_took() {
+    let sgd: OptimizerSpec = Sgd { learning_rate: 0.1 }.into();
+    let rate = |staleness, clocks, records| {
+        let spec = OptimizerSpec { staleness, ..sgd };
+        spec.scalars_of_stale(1, 0, Staleness { clocks, records }).learning_rate.to_bits()
+    };
+    let bits = |rate: f32| rate.to_bits();
+    assert_eq!(rate(Scaling::None, 9, Some(9)), bits(0.1));
+    let halved = Scaling::Clocks { per: 1.0 };
+    let rates = [0, 1, 2, 3, 7].map(|clocks| rate(halved, clocks, Some(1 << 40)));
+    assert_eq!(rates, [0.1, 0.05, 0.033_333_335, 0.025, 0.0125].map(bits));
+    let slow = Scaling::Records { per: 4.0 };
+    let rates = [None, Some(0), Some(1), Some(4), Some(12)].map(|records| rate(slow, 99, records));
+    assert_eq!(rates, [0.1, 0.1, 0.08, 0.05, 0.025].map(bits));
+    assert!(f32::from_bits(rate(halved, u64::MAX, None)) > 0.0, "and never none at all");
+    let falling = Schedule { warm_up_steps: 0, then: Course::Step { every: 10, factor: 0.5 } };
+    let both = OptimizerSpec { schedule: falling, staleness: halved, ..sgd };
+    let staleness = Staleness { clocks: 1, records: None };
+    assert_eq!(both.scalars_of_stale(1, 10, staleness).learning_rate.to_bits(), bits(0.025));
+}

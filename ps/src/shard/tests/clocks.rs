@@ -60,7 +60,7 @@ fn sync(pair: &mut [Shard; 2]) {
 }
 
 fn tell(shard: &mut Shard, session: u64, clock: u64, contributes: bool) -> (Ticket, Standing) {
-    let told = Told { clock, contributes, leaves: false };
+    let told = Told { clock, contributes, leaves: false, seat: 1 };
     match shard.advance((shard.epoch(), 1), SessionId(session), told, Contact::Leased) {
         Advanced::Seated(ticket, standing) => (ticket, standing),
         other => panic!("{other:?}"),
@@ -127,7 +127,7 @@ fn who_waits_is_woken_by_the_end_of_a_round_and_not_by_everybody_who_comes_to_it
 
 #[test]
 fn only_the_primary_of_the_clocks_shard_is_told_and_never_of_a_session_that_ended() {
-    let told = Told::default();
+    let told = Told { seat: 1, ..Told::default() };
     let [primary, backup] = &mut pair(0, &Consistency::all(SYNC));
     let at = (Epoch(1), 1);
     let answer = backup.advance(at, SESSION, told, Contact::Leased);
@@ -433,13 +433,101 @@ fn a_request_that_waits_gives_no_seat_back_to_who_has_left() {
     let [primary, _] = &mut pair(0, &Consistency::all(Mode::Ssp { bound: 0 }));
     (1..=2).for_each(|session| _ = stands(primary, session, 0, false));
     assert!(!stands(primary, 1, 1, false).may_begin);
-    let leaves = Told { clock: 1, contributes: false, leaves: true };
+    let leaves = Told { clock: 1, contributes: false, leaves: true, seat: 1 };
     primary.advance((Epoch(1), 1), SessionId(1), leaves, Contact::Leased);
     let looked = primary.look(Epoch(1), SessionId(1), Contact::Leased);
     assert!(matches!(looked, Advanced::Seated(_, standing) if !standing.may_begin));
     assert_eq!(primary.state().board().seats().len(), 1);
     stands(primary, 2, 1, false);
     assert!(stands(primary, 2, 2, false).may_begin, "nobody else is there");
+}
+
+#[test]
+fn a_late_request_of_a_seat_that_was_given_back_makes_nobody_wait_also_at_the_next_primary() {
+    let mut pair = pair(0, &Consistency::all(Mode::Ssp { bound: 0 }));
+    (1..=2).for_each(|session| _ = stands(&mut pair[0], session, 0, false));
+    let of_seat = |shard: &mut Shard, seat, clock, leaves| {
+        let told = Told { clock, contributes: false, leaves, seat };
+        let at = (shard.epoch(), 1);
+        shard.advance(at, SessionId(1), told, Contact::Leased);
+    };
+    of_seat(&mut pair[0], 1, 0, true);
+    sync(&mut pair);
+    let mut pair = fail_over(pair);
+    of_seat(&mut pair[0], 1, 0, false);
+    let seats: Vec<_> = pair[0].state().board().seats().keys().copied().collect();
+    assert_eq!(seats, [SessionId(2)]);
+    stands(&mut pair[0], 2, 1, false);
+    assert!(stands(&mut pair[0], 2, 2, false).may_begin);
+    of_seat(&mut pair[0], 2, 0, false);
+    of_seat(&mut pair[0], 1, 0, true);
+    assert_eq!(pair[0].state().board().seats().len(), 2, "it came back, and did not leave again");
+    sync(&mut pair);
+    assert_eq!(encoded(&pair[0]), encoded(&pair[1]));
+}
+
+#[test]
+fn a_contribution_that_no_copy_could_hold_is_refused_at_once_and_the_session_goes_on() {
+    let [mut primary] = cluster();
+    let contributes = |sequence, count| {
+        let update = contribution(1, rows(COUNTS, 1, &[7], 1.0));
+        Push { updates: vec![update; count], ..push_of(SESSION, sequence, Vec::new()) }
+    };
+    // One after the other, until there are more than a copy holds of one session.
+    let most = downpour_proto::validate::UPDATES_MAX;
+    assert_eq!(ticket(push(&mut primary, contributes(1, most))).refusal, None);
+    let kept = primary.state().contributed_bytes();
+    let refused = ticket(push(&mut primary, contributes(2, 1)));
+    let refusal = Refusal { reason: RefusalReason::RoundTooLarge, variable: COUNTS };
+    assert_eq!((refused.refusal, primary.state().contributed_bytes()), (Some(refusal), kept));
+    assert!(refusal.reason.to_string().contains("more shards"));
+    assert_eq!(ticket(push(&mut primary, counting(3, &[9]))).refusal, None, "no gap");
+    assert_eq!(count(&primary, 9), 1.0);
+}
+
+#[test]
+fn only_the_primary_of_shard_0_says_which_round_it_decided() {
+    let [zero, backup] = &mut pair(0, &Consistency::all(SYNC));
+    (0..=1).for_each(|clock| _ = stands(zero, 1, clock, clock > 0));
+    let (ticket, round) = zero.decided(Epoch(1), Contact::Leased).expect("it serves");
+    assert_eq!(round, Round { number: 1, members: [SessionId(1)].into() });
+    assert_eq!(zero.settle(&ticket, Contact::Leased), Settled::Pending, "the backup lacks it");
+    assert_eq!(backup.decided(Epoch(1), Contact::Leased), Err(redirect(1, 1)));
+    let [other, _] = &mut pair(1, &Consistency::all(SYNC));
+    let not_ready = Declined::Retry(RetryReason::NotReady);
+    assert_eq!(other.decided(Epoch(1), Contact::Leased), Err(not_ready));
+}
+
+#[test]
+fn a_record_of_a_stale_push_holds_the_learning_rate_that_every_member_applies() {
+    let mut pair = pair(0, &Consistency::default());
+    let staleness = downpour_core::optimizer::Scaling::Clocks { per: 1.0 };
+    let view = changed(&pair[0].view, |view| {
+        view.version += 1;
+        let mut last = view.variables[0].clone();
+        last.id = VariableId(view.variables.len() as u32 + 1);
+        last.spec.name = "slowed".into();
+        last.spec.optimizer.staleness = staleness;
+        view.variables.push(last);
+    });
+    pair.iter_mut().for_each(|shard| shard.on_view(Arc::clone(&view)));
+    let (id, key) = (view.variables.last().expect("defined").id, key_on(0, "counts", 3));
+    let read = Read { lsn: pair[0].last(), clock: pair[0].state().clock() };
+    ticket(push(&mut pair[0], Push { clock: 3, ..counting(1, &[key]) }));
+    let slow = push_of(SessionId(9), 1, vec![rows(id, 1, &[key], 1.0)]);
+    let basis = Basis { read: Some(read), ..basis(pair[0].epoch(), 1) };
+    let ticket = ticket(pair[0].push(basis, slow, Contact::Leased, u64::MAX));
+    let staleness = downpour_core::optimizer::Staleness { clocks: 3, records: Some(1) };
+    assert_eq!(ticket.staleness, Some(staleness));
+    sync(&mut pair);
+    assert_eq!(encoded(&pair[0]), encoded(&pair[1]));
+    let mut out = bytes::BytesMut::new();
+    let keys = raw_keys(&[key]);
+    let keys = downpour_proto::tensor::Keys::trusted(&keys);
+    pair[1].state().pull_rows(id, keys, &mut out).expect("defined");
+    let whole = count(&pair[1], key);
+    let slowed = downpour_core::tensor_bytes::floats(&out).next().expect("a float");
+    assert_eq!(slowed, whole / 4.0);
 }
 
 /// What one round is to give, computed plainly.

@@ -164,7 +164,7 @@ pub(crate) fn blocks(numbers: &[u32], len: usize, value: f32) -> Blocks {
 }
 
 pub(crate) fn basis(epoch: Epoch, view_version: u64) -> Basis {
-    Basis { epoch, view_version, numbering: Epoch(0) }
+    Basis { epoch, view_version, numbering: Epoch(0), read: None }
 }
 
 pub(crate) fn push_of(session: SessionId, sequence: u64, updates: Vec<Update>) -> Push {

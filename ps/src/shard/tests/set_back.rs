@@ -46,7 +46,7 @@ fn numbers_given_before_a_shard_was_set_back_are_void_also_where_they_fit() {
     assert_eq!(shard.last(), Lsn::new(Epoch(3), 1), "the first record says so");
 
     let (epoch, numbering) = (Epoch(3), Epoch(3));
-    let void = Basis { epoch, view_version: 1, numbering: Epoch(0) };
+    let void = Basis { epoch, view_version: 1, numbering: Epoch(0), read: None };
     for sequence in [1, 3, 5] {
         let answer = shard.push(void, counting(sequence, &[5]), Contact::Leased, u64::MAX);
         assert_eq!(answer, Pushed::Gap { expected: 3, numbering }, "{sequence}");

@@ -10,6 +10,7 @@ use downpour_bench::consistency::{self, Problem, Report, Setting, Stalls};
 use downpour_bench::plot::{Line, Plot};
 use downpour_bench::protocol::Peer;
 use downpour_core::consistency::Consistency;
+use downpour_core::optimizer::Scaling;
 use downpour_psctl::local::Interrupt;
 use serde::Serialize;
 
@@ -25,7 +26,8 @@ use crate::output::{self, Format, Row};
 Examples:
   psctl bench consistency --local                                     the modes, undisturbed
   psctl bench consistency --local --stalls rotating --duration 16s    each worker slow in its turn
-  psctl bench consistency --local --stalls one --modes 'ssp(0),ssp(1),ssp(2),ssp(4),ssp(8),ssp(16)'
+  psctl bench consistency --local --stalls rotating --step 200ms --duration 24s \
+      --modes 'async,ssp(0),ssp(1),ssp(2),ssp(4),ssp(8),ssp(16),sync' --idle-svg docs/consistency/idle.svg
   psctl bench consistency --local --problem clicks --svg docs/consistency")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -65,9 +67,18 @@ pub(crate) struct Args {
     /// How long each training takes
     #[arg(long, value_name = "TIME", default_value = "8s", value_parser = humantime::parse_duration)]
     duration: Duration,
+    /// Times the problem's own learning rate
+    #[arg(long, value_name = "TIMES", default_value_t = 1.0)]
+    lr_times: f32,
+    /// Divide the learning rate of each push by 1 + its staleness / PER, in clocks or records of the log
+    #[arg(long, value_name = "UNIT[:PER]", default_value = "none")]
+    lr_staleness: Scaling,
     /// Draw the losses into this folder
     #[arg(long, value_name = "DIR")]
     svg: Option<PathBuf>,
+    /// Draw the share of the time that workers wait over the bound s, of the modes ssp(s), into this file; the other modes are lines across
+    #[arg(long, value_name = "FILE")]
+    idle_svg: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -88,7 +99,7 @@ struct Mode(Report);
 
 impl Row for Mode {
     const TITLES: &'static [&'static str] =
-        &["MODE", "STEPS/S", "OF SPEEDS", "IDLE", "AHEAD", "DROPPED", "LOSS", "OPTIMUM"];
+        &["MODE", "STEPS/S", "OF SPEEDS", "IDLE", "AHEAD", "STALE", "DROPPED", "LOSS", "OPTIMUM"];
 
     fn cells(&self) -> Vec<String> {
         let report = &self.0;
@@ -99,6 +110,7 @@ impl Row for Mode {
             format!("{:.1} %", 100.0 * report.steps_s / report.steps_s_max),
             format!("{:.1} %", 100.0 * report.idle),
             format!("{:.1} (max {})", report.ahead_mean, report.ahead_max),
+            format!("{:.1}", report.stale_clocks),
             report.dropped.iter().sum::<u64>().to_string(),
             format!("{loss:.4}"),
             format!("{:.4}", report.optimum),
@@ -135,6 +147,10 @@ pub(super) fn run(args: &Args, format: Format) -> anyhow::Result<()> {
     if let Some(dir) = &args.svg {
         draw(dir, args, &reports)?;
     }
+    if let Some(path) = &args.idle_svg {
+        let who = format!("{:?}", args.stalls).to_lowercase();
+        save(path, &idle(&who, &reports))?;
+    }
     output::list(format, &reports)
 }
 
@@ -168,6 +184,8 @@ impl Args {
             batch: self.batch as usize,
             step: self.step,
             duration: self.duration,
+            lr_times: self.lr_times,
+            scaling: self.lr_staleness,
         }
     }
 }
@@ -195,9 +213,71 @@ fn draw(dir: &Path, args: &Args, modes: &[Mode]) -> anyhow::Result<()> {
         ("samples", plot("samples", lines(|look| look.samples as f64))),
     ];
     for (over, plot) in plots {
-        let path = dir.join(format!("{what}-{who}-{over}.svg"));
-        fs::write(&path, plot.svg()).with_context(|| format!("write {}", path.display()))?;
-        eprintln!("wrote {}", path.display());
+        save(&dir.join(format!("{what}-{who}-{over}.svg")), &plot)?;
     }
     Ok(())
+}
+
+fn save(path: &Path, plot: &Plot) -> anyhow::Result<()> {
+    fs::write(path, plot.svg()).with_context(|| format!("write {}", path.display()))?;
+    eprintln!("wrote {}", path.display());
+    Ok(())
+}
+
+/// The share of idle time over the bound.
+fn idle(who: &str, modes: &[Mode]) -> Plot {
+    let bound = |mode: &Mode| {
+        let consistency: Consistency = mode.0.mode.parse().ok()?;
+        Some((f64::from(consistency.bound()?), 100.0 * mode.0.idle))
+    };
+    let mut bounded: Vec<(f64, f64)> = modes.iter().filter_map(bound).collect();
+    bounded.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let widest = bounded.last().map_or(1.0, |(bound, _)| *bound);
+    let others = modes.iter().filter(|mode| bound(mode).is_none()).map(|mode| {
+        let idle = 100.0 * mode.0.idle;
+        Line { name: mode.0.mode.clone(), points: vec![(0.0, idle), (widest, idle)] }
+    });
+    let lines = std::iter::once(Line { name: "ssp(s)".into(), points: bounded.clone() });
+    Plot {
+        title: format!("time that workers wait for others, stalls: {who}"),
+        x: "s, in steps".into(),
+        y: "percent".into(),
+        lines: lines.chain(others).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_time_is_drawn_over_the_bound_and_modes_without_one_across() {
+        let mode = |mode: &str, idle| {
+            Mode(Report {
+                problem: Problem::Squares,
+                mode: mode.into(),
+                stalls: Stalls::None,
+                steps: Vec::new(),
+                dropped: Vec::new(),
+                steps_s: 1.0,
+                steps_s_max: 1.0,
+                idle,
+                ahead_mean: 0.0,
+                ahead_max: 0,
+                stale_clocks: 0.0,
+                optimum: 0.0,
+                looks: Vec::new(),
+            })
+        };
+        let modes = [mode("ssp(16)", 0.25), mode("async", 0.0), mode("ssp(0)", 0.5)];
+        let plot = idle("rotating", &modes);
+        let lines: Vec<_> = plot.lines.into_iter().map(|line| (line.name, line.points)).collect();
+        assert_eq!(
+            lines,
+            [
+                ("ssp(s)".to_owned(), vec![(0.0, 50.0), (16.0, 25.0)]),
+                ("async".to_owned(), vec![(0.0, 0.0), (16.0, 0.0)]),
+            ]
+        );
+    }
 }

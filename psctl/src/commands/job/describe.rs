@@ -29,8 +29,9 @@ pub(crate) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
                 let Data { pass, passes, tasks, done, leased, samples, .. } = data;
                 format!("\n\ndata: pass {pass} of {passes}, {done} of {tasks} tasks done, {leased} with workers; {samples} samples trained")
             });
+            let Job { consistency, staleness, .. } = job;
             output::line(&format!(
-                "{head}\n\n{variables}{data}{}{}",
+                "{head}\n\nmode: {consistency}\nstaleness: {staleness}\n\n{variables}{data}{}{}",
                 if labels.is_empty() { "" } else { "\n" },
                 labels.concat()
             ))

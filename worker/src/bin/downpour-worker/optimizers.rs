@@ -2,8 +2,8 @@
 
 use clap::ValueEnum;
 use downpour::{
-    Adagrad, Adam, AdamW, Course, Ftrl, Momentum, OptimizerSpec, RmsProp, RowwiseAdagrad, Schedule,
-    Sgd,
+    Adagrad, Adam, AdamW, Course, Ftrl, Momentum, OptimizerSpec, RmsProp, RowwiseAdagrad, Scaling,
+    Schedule, Sgd,
 };
 use serde::{Deserialize, Serialize};
 
@@ -72,7 +72,13 @@ impl Options {
                 .l2(l2)
                 .into(),
         };
-        Ok(OptimizerSpec { schedule: self.schedule(rate)?, ..spec })
+        let (schedule, staleness) = (self.schedule(rate)?, self.staleness()?);
+        Ok(OptimizerSpec { schedule, staleness, ..spec })
+    }
+
+    fn staleness(&self) -> anyhow::Result<Scaling> {
+        let scaling = self.lr_staleness.as_deref().unwrap_or("none").parse();
+        scaling.map_err(|error| anyhow::anyhow!("--lr-staleness: {error}"))
     }
 
     fn schedule(&self, rate: f32) -> anyhow::Result<Schedule> {
@@ -107,6 +113,7 @@ mod tests {
             lr_schedule: Some(LrSchedule::Cosine),
             lr_steps: Some(100),
             lr_floor: Some(0.5),
+            lr_staleness: Some("records:4".into()),
             ..Options::default()
         };
         let table = options.table_optimizer().unwrap();
@@ -116,10 +123,22 @@ mod tests {
             .clip_row_norm(2.0)
             .warm_up(10)
             .cosine(100, 0.025)
+            .by_staleness(Scaling::Records { per: 4.0 })
             .into();
         assert_eq!(table, ftrl);
         let dense = Momentum::lr(0.1).nesterov(true).warm_up(10).cosine(100, 0.05);
+        let dense = dense.by_staleness(Scaling::Records { per: 4.0 });
         assert_eq!(options.dense_optimizer().unwrap(), dense.into());
+    }
+
+    #[test]
+    fn a_unit_of_staleness_is_read_with_its_number_or_refused_by_flag() {
+        let of = |text: &str| {
+            Options { lr_staleness: Some(text.into()), ..Options::default() }.staleness()
+        };
+        assert_eq!(Options::default().staleness().unwrap(), Scaling::None);
+        assert_eq!(of("records:0.5").unwrap(), Scaling::Records { per: 0.5 });
+        assert!(of("steps").unwrap_err().to_string().contains("--lr-staleness"));
     }
 
     #[test]

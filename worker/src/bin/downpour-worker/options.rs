@@ -129,6 +129,10 @@ pub(crate) struct Options {
     /// Share of the learning rates that `cosine` ends at [default: 0]
     #[arg(long, value_name = "SHARE", help_heading = "Optimizers")]
     pub(crate) lr_floor: Option<f64>,
+    /// Divide the learning rate of each push by 1 + its staleness in steps of the furthest worker (clocks) or in records of the shard's log (records);
+    /// clocks:4 divides by 1 + staleness / 4 [default: none]
+    #[arg(long, value_name = "UNIT[:PER]", help_heading = "Optimizers")]
+    pub(crate) lr_staleness: Option<String>,
     /// Servers scale the gradient of a table's row down to this norm [default: none]
     #[arg(long, value_name = "NORM", help_heading = "Optimizers")]
     pub(crate) clip_row_norm: Option<f32>,

@@ -95,10 +95,14 @@ fn train_on(
     }
     let end = steps.finish()?;
     let rolled_back = setup.job.rolled_back();
+    let stale = steps.staleness();
     tracing::info!(
         worker,
         batches = end.batches,
         samples = end.samples,
+        stale_records = format!("{:.2}", stale.records),
+        stale_clocks = format!("{:.2}", stale.clocks),
+        stale_clocks_max = stale.clocks_max,
         rolled_back_pushes = rolled_back.iter().map(|lost| lost.last + 1 - lost.first).sum::<u64>(),
         "trained"
     );
