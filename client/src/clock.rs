@@ -50,9 +50,26 @@ pub struct Clock {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Seat {
+    /// Which of the session's seats, from 1.
+    number: u64,
     clock: u64,
     /// The round that the last step contributed to, until its fate is known.
     contributed: Option<u64>,
+    /// It is being given back, as far as is known.
+    leaves: bool,
+}
+
+impl Seat {
+    /// That of a step that is to begin. What was perhaps given back is not had any more: shard 0 heeds nothing of that number.
+    fn taken(before: Option<Seat>, seats: &mut u64) -> Seat {
+        match before {
+            Some(seat) if !seat.leaves => seat,
+            given_back => {
+                *seats += 1;
+                Seat { number: *seats, leaves: false, ..given_back.unwrap_or_default() }
+            }
+        }
+    }
 }
 
 /// A step that may begin.
@@ -183,13 +200,11 @@ impl Clock {
         }
         let begun = Instant::now();
         // Also if this is dropped before the answer: the servers may have heard of it, so it has to leave.
-        if self.seat.is_none() {
-            self.seats += 1;
-            self.seat = Some(Seat::default());
-        }
+        let seat = Seat::taken(self.seat, &mut self.seats);
+        self.seat = Some(seat);
         let mut patience = Patience::new(&self.session, "bring the end of a round");
         let seated = loop {
-            let seated = self.told(false).await?;
+            let seated = self.told().await?;
             if !seated.may_begin {
                 patience = Patience::new(&self.session, "bring the end of a round");
                 continue;
@@ -205,9 +220,8 @@ impl Clock {
             }
         };
         self.waited += begun.elapsed();
-        let contributed = self.seat.and_then(|seat| seat.contributed);
-        let counted = contributed.map(|round| seated.counted == round);
-        self.seat = Some(Seat { clock: seated.clock, contributed: None });
+        let counted = seat.contributed.map(|round| seated.counted == round);
+        self.seat = Some(Seat { clock: seated.clock, contributed: None, ..seat });
         if seated.may_leave && counted.is_none() {
             self.leave().await?;
             return Ok(Begun::default());
@@ -225,16 +239,18 @@ impl Clock {
     /// # Errors
     /// As [`Clock::begin`].
     pub async fn leave(&mut self) -> Result<(), Error> {
-        if self.seat.is_some() {
-            self.told(true).await?;
+        if let Some(seat) = &mut self.seat {
+            // Also if this is dropped before the answer.
+            seat.leaves = true;
+            self.told().await?;
             self.seat = None;
         }
         Ok(())
     }
 
     /// Tells shard 0, and waits there for a while.
-    async fn told(&mut self, leaves: bool) -> Result<v1::Seated, Error> {
-        let Seat { clock, contributed } = self.seat.unwrap_or_default();
+    async fn told(&mut self) -> Result<v1::Seated, Error> {
+        let Seat { number, clock, contributed, leaves } = self.seat.unwrap_or_default();
         let mut patience = Patience::new(&self.session, "tell the clock");
         loop {
             let state = self.session.state();
@@ -250,7 +266,7 @@ impl Clock {
                         contributes: contributed.is_some(),
                         leaves,
                         wait_ms: WAIT_MS,
-                        seat: self.seats,
+                        seat: number,
                     };
                     let within = ATTEMPT + Duration::from_millis(WAIT_MS.into());
                     let asking = async {
@@ -446,6 +462,18 @@ impl Patience {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_seat_that_was_perhaps_given_back_is_taken_anew_and_the_clock_goes_on() {
+        let mut seats = 0;
+        let mut seat = Seat::taken(None, &mut seats);
+        assert_eq!((seat.number, seat.clock), (1, 0));
+        seat.clock = 27;
+        assert_eq!(Seat::taken(Some(seat), &mut seats).number, 1);
+        seat.leaves = true;
+        let seat = Seat::taken(Some(seat), &mut seats);
+        assert_eq!((seat.number, seat.clock, seat.leaves, seats), (2, 27, false, 2));
+    }
 
     #[test]
     fn only_gradients_of_variables_in_rounds_become_contributions() {
