@@ -62,7 +62,7 @@ fn a_worker_that_keeps_its_order_ends_the_steps_that_it_has_begun_before_it_hold
     // A key for each step: rows of the table are steps whose push was applied.
     let lines: String = (0..ROWS).map(|row| format!("{row},{}\n", row % 2)).collect();
     let train = cluster.file("train.csv", &format!("user,click\n{lines}"));
-    let schema = "[[key]]\ncolumn = \"user\"\n[[label]]\ncolumn = \"click\"\n";
+    let schema = "dim = 1\n[[key]]\ncolumn = \"user\"\n[[label]]\ncolumn = \"click\"\n";
     let schema = cluster.file("schema.toml", schema);
     let addresses = cluster.processes.coordinator_addresses();
     let text = format!(

@@ -60,7 +60,9 @@ impl TestCluster {
             let arguments =
                 ["shard", "list", "--job", job, "-o", "json", "--coordinators", &coordinators];
             let output = Command::new(&psctl).args(arguments).output().expect("psctl runs");
-            let shards: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+            // Nothing is listed before there is such a job.
+            let shards: Vec<serde_json::Value> =
+                serde_json::from_slice(&output.stdout).unwrap_or_default();
             let rows = shards.iter().map(|shard| shard["rows"].as_u64().unwrap_or(0)).sum();
             if rows >= least {
                 return rows;
