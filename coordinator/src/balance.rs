@@ -13,7 +13,7 @@ pub const BY_HAND: Options =
     Options { start: 1.08, goal: 1.05, steps_max: 4096, promotions_only: false };
 /// When the leader looks by itself: only what is worth it, and a part at a time, for what is measured changes with each.
 pub const BY_ITSELF: Options =
-    Options { start: 1.25, goal: 1.08, steps_max: 16, promotions_only: false };
+    Options { start: 1.15, goal: 1.07, steps_max: 16, promotions_only: false };
 
 /// A plan with its reasons.
 #[derive(Clone, Debug, Default, PartialEq)]

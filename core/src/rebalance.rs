@@ -1,7 +1,7 @@
 //! Where load should go: which copies move and which members become primaries, by what is measured.
 //!
-//! A pure planner over what a leader knows now. Each step lowers one number, the sum over servers of how far their work and their memory are from the mean, by more than
-//! it costs; so plans end. A plan touches a shard once, for each step is based on where the shard is: what is left is for the next one, and soon there is nothing. A change of primary between members costs next to nothing and is preferred;
+//! A pure planner over what a leader knows now. Each step lowers one number, the sum over servers of how far their work is from the mean and their memory above what is fair, by more
+//! than it costs; so plans end. A plan touches a shard once, for each step is based on where the shard is: what is left is for the next one, and soon there is nothing. A change of primary between members costs next to nothing and is preferred;
 //! a copy costs what it takes to send. Nothing goes to a server that is closed or full, two copies of a shard never stand on one node, and copies
 //! of a shard that stand in different zones stay so.
 
@@ -12,8 +12,9 @@ use crate::routing::Move;
 const BACKUP_WORK: f64 = 0.4;
 /// Share of a shard's weight that does not depend on what is measured: what is idle is spread too, and what is measured fluctuates.
 const EVEN: f64 = 0.1;
-/// Of memory beside work.
-const MEMORY_WEIGHT: f64 = 0.3;
+/// Of memory, in means of all servers, beyond which a server has too much: it runs out sooner than others. Below that it costs nothing, for who leads shards with much work
+/// should have fewer of them.
+const MEMORY_FAIR: f64 = 1.15;
 /// A step must lower the sum by more than this.
 const GAIN_MIN: f64 = 1e-3;
 /// The same for a copy of a server's fair share of bytes.
@@ -131,14 +132,18 @@ impl Load {
         Load { work: self.work + sign * other.work, memory: self.memory + sign * other.memory }
     }
 
-    /// How far it is from the mean.
+    /// How far its work is from the mean, and its memory above what is fair.
     fn cost(self) -> f64 {
-        (self.work - 1.0).powi(2) + MEMORY_WEIGHT * (self.memory - 1.0).powi(2)
+        (self.work - 1.0).powi(2) + self.crowded().powi(2)
     }
 
     fn worst(self) -> f64 {
         // Memory may be as uneven as costs as much.
-        self.work.max(1.0 + (self.memory - 1.0) * MEMORY_WEIGHT.sqrt())
+        self.work.max(1.0 + self.crowded())
+    }
+
+    fn crowded(self) -> f64 {
+        (self.memory - MEMORY_FAIR).max(0.0)
     }
 }
 

@@ -63,11 +63,11 @@ fn rows_of(servers: &[Server], shards: &[Shard]) -> f64 {
     rows.into_iter().fold(0.0, f64::max) / mean
 }
 
-/// 8 of 64 shards carry 60 % of the rows, and all 8 are on the first of 4 servers.
-fn hot(replicas: u32) -> (Vec<Server>, Vec<Shard>) {
+/// 8 of 64 shards carry 60 % of the rows, and all 8 are on the first of 4 servers, with `beside` others; the rest is spread evenly.
+fn hot(replicas: u32, beside: u32) -> (Vec<Server>, Vec<Shard>) {
     let servers: Vec<_> = (1..=4).map(open).collect();
     let shards = (0..64).map(|number| {
-        let first = if number < 8 { 1 } else { number % 4 + 1 };
+        let first = if number < 8 + beside { 1 } else { number % 3 + 2 };
         let members: Vec<u32> =
             (0..replicas).map(|copy| (first - 1 + copy * (1 + number / 4 % 3)) % 4 + 1).collect();
         let rows = if number < 8 { 0.6 / 8.0 } else { 0.4 / 56.0 };
@@ -79,24 +79,25 @@ fn hot(replicas: u32) -> (Vec<Server>, Vec<Shard>) {
 #[test]
 fn eight_hot_shards_on_one_of_four_servers_are_spread_in_at_most_twelve_moves_and_then_nothing_moves()
  {
-    for replicas in [1, 2] {
-        let (servers, shards) = hot(replicas);
+    for (replicas, beside) in [(1, 4), (1, 8), (1, 14), (2, 8), (2, 14)] {
+        let (servers, shards) = hot(replicas, beside);
         assert!(rows_of(&servers, &shards) >= 1.8);
         let Plan { steps, after, .. } = plan(&servers, &shards, OPTIONS);
         let shards = applied(&shards, &steps);
         // With backups their work counts too.
         let work = after.iter().copied().fold(0.0, f64::max);
         let worst = if replicas == 1 { rows_of(&servers, &shards) } else { work };
-        assert!(steps.len() <= 12 && worst <= 1.15, "{} steps to {worst}: {after:?}", steps.len());
-        assert_eq!(plan(&servers, &shards, OPTIONS).steps, []);
+        let found = format!("{replicas}, {beside}: {} steps to {worst}: {after:?}", steps.len());
+        assert!(steps.len() <= 12 && worst <= 1.15, "{found}");
+        assert_eq!(plan(&servers, &shards, OPTIONS).steps, [], "{found}");
         // What is measured fluctuates.
         let noisy = shards.iter().enumerate().map(|(number, shard)| {
             let rows_per_s = shard.rows_per_s * (0.95 + (number * 7 % 11) as f64 / 100.0);
             Shard { rows_per_s, ..shard.clone() }
         });
         let noisy: Vec<_> = noisy.collect();
-        let automatic = Options { start: 1.2, ..OPTIONS };
-        assert_eq!(plan(&servers, &noisy, automatic).steps, []);
+        let automatic = Options { start: 1.15, ..OPTIONS };
+        assert_eq!(plan(&servers, &noisy, automatic).steps, [], "{found}");
     }
 }
 
@@ -126,7 +127,7 @@ fn a_new_server_gets_its_part_although_nothing_is_pushed() {
     }
     assert_eq!(plan(&servers, &after, OPTIONS).steps, []);
     let copies = |node| after.iter().filter(|shard| shard.members.contains(&server(node))).count();
-    assert!((12..=18).contains(&copies(3)), "{}", copies(3));
+    assert!((10..=18).contains(&copies(3)), "{}", copies(3));
 }
 
 proptest! {
