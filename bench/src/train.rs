@@ -14,7 +14,7 @@
 //! # The worker's side of it
 //!
 //! ```text
-//! downpour-worker bench-click --coordinators HOST:PORT,... --job NAME --data DIR --worker W --workers 2 --tables fused|26 --depth D --batches 500 --transport framed|grpc
+//! downpour-worker bench-click --coordinators HOST:PORT,... --job NAME --data DIR --worker W --workers 2 --tables fused|fused-apart|26 --depth D --batches 500 --transport framed|grpc
 //! ```
 //!
 //! - `DIR` holds the files of [`crate::click`]; the number of rows is that of `e_emb_init.f32`, `--batches` that of the training set.
@@ -49,7 +49,7 @@ pub struct Training {
     pub data: PathBuf,
     /// What is there.
     pub click: Click,
-    /// `fused` or `26`.
+    /// `fused`, `fused-apart` or `26`.
     pub tables: String,
     /// Batches that a worker has under way.
     pub depth: u32,
@@ -164,7 +164,7 @@ pub struct Report {
     pub logloss: f64,
     /// Share of the workers' time in which their arithmetic had nothing to do.
     pub wait_share: f64,
-    /// `fused` or `26`.
+    /// `fused`, `fused-apart` or `26`.
     pub tables: String,
     /// Batches that a worker had under way.
     pub depth: u32,

@@ -37,8 +37,8 @@ pub(crate) struct Args {
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Model {
-    /// One table for all fields, or one for each
-    #[arg(long, value_name = "TABLES", default_value = "fused", value_parser = ["fused", "26"])]
+    /// One table for all fields, in which an id is one key or one for each field (as many rows as 26 tables have), or a table for each
+    #[arg(long, value_name = "TABLES", default_value = "fused", value_parser = ["fused", "fused-apart", "26"])]
     tables: String,
     /// Steps that a worker has under way
     #[arg(long, value_name = "STEPS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]

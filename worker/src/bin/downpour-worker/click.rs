@@ -16,7 +16,7 @@ use serde_json::json;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Reduction, Tensor};
 
-use crate::click_data::{Clicks, FIELDS, NUMBERS, floats};
+use crate::click_data::{Clicks, FIELDS, Ids, NUMBERS, floats};
 
 /// What `bench-click` takes.
 #[derive(Args, Debug)]
@@ -36,7 +36,7 @@ pub(crate) struct Options {
     /// Workers of the job
     #[arg(long, value_name = "COUNT")]
     workers: usize,
-    /// One table for all fields, or one for each
+    /// One table for all fields, in which an id is one key or one for each field (as many rows as 26 tables have), or a table for each
     #[arg(long, value_enum, default_value_t = Tables::Fused)]
     tables: Tables,
     /// Steps in the pipeline
@@ -56,6 +56,7 @@ pub(crate) struct Options {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Tables {
     Fused,
+    FusedApart,
     #[value(name = "26")]
     PerField,
 }
@@ -84,8 +85,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let model = Model::new(&vars, &options.data)?;
     job.dense("net", &vars, Adagrad::lr(0.005))?;
     let features = features(&job, options.tables)?;
-    let fused = options.tables == Tables::Fused;
-    let train = Clicks::open(&options.data, "train", fused, BATCH, options.batches)?;
+    let ids = match options.tables {
+        Tables::Fused => Ids::List,
+        Tables::FusedApart => Ids::ListOfApart,
+        Tables::PerField => Ids::Columns,
+    };
+    let train = Clicks::open(&options.data, "train", ids, BATCH, options.batches)?;
     let train = train.share(options.worker, options.workers);
     let mut train =
         job.train(train, features.clone()).batch(BATCH).shuffle_rows(0).depth(options.depth);
@@ -117,7 +122,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     say(&json!({"start_s": start_s, "end_s": end_s, "samples": samples, "wait_s": wait_s}))?;
     if options.worker == 0 {
         starter.wait_for_go()?;
-        let test = Clicks::open(&options.data, "test", fused, BATCH, usize::MAX)?;
+        let test = Clicks::open(&options.data, "test", ids, BATCH, usize::MAX)?;
         let report = job.evaluation(test, features).run(|step| model.forward(step))?;
         say(&json!({"auc": report.auc, "logloss": report.logloss}))?;
     }
@@ -134,7 +139,7 @@ fn features(job: &Job, tables: Tables) -> Result<Features> {
     };
     let numbers: Vec<String> = (0..NUMBERS).map(|i| format!("x{i}")).collect();
     let features = match tables {
-        Tables::Fused => {
+        Tables::Fused | Tables::FusedApart => {
             Features::new().bag("ids", &table("ids")?, Pool::Padded).raw().max_len(FIELDS as u32)
         }
         Tables::PerField => (0..FIELDS).try_fold(Features::new(), |features, field| {

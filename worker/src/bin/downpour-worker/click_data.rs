@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use arrow_array::{ArrayRef, FixedSizeListArray, Float32Array, RecordBatch, UInt32Array};
-use arrow_schema::{DataType, Field};
+use arrow_array::{
+    Array as _, ArrayRef, FixedSizeListArray, Float32Array, RecordBatch, UInt32Array, UInt64Array,
+};
+use arrow_schema::Field;
 use downpour::Dataset;
 use downpour_data::{BatchReader, Chunk, Error, Part, Result, Task};
 
@@ -16,12 +18,23 @@ pub(crate) const FIELDS: usize = 26;
 /// Numbers of a sample.
 pub(crate) const NUMBERS: usize = 13;
 
+/// How the ids of a sample are given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ids {
+    /// A list in the column `ids`: an id is one key, in whatever field it stands.
+    List,
+    /// The same, but an id is another key in each field.
+    ListOfApart,
+    /// Columns `id0`, `id1`, ...
+    Columns,
+}
+
 /// `e_{split}_ids.u32`, `e_{split}_x.f32`, `e_{split}_y.f32`: row-major, little-endian.
 #[derive(Debug)]
 pub(crate) struct Clicks {
     paths: [PathBuf; 3],
     files: [File; 3],
-    ids_in_a_list: bool,
+    ids: Ids,
     batch: u64,
     rows: u64,
     /// The first batch, and from one to the next.
@@ -29,11 +42,11 @@ pub(crate) struct Clicks {
 }
 
 impl Clicks {
-    /// The first so many batches. The ids of a sample are a column `ids` of lists, or columns `id0`, `id1`, ...
+    /// The first so many batches.
     pub(crate) fn open(
         folder: &Path,
         split: &str,
-        ids_in_a_list: bool,
+        ids: Ids,
         batch: usize,
         batches: usize,
     ) -> anyhow::Result<Self> {
@@ -48,7 +61,7 @@ impl Clicks {
         }
         ensure!(rows > 0, "{}: no rows", folder.display());
         let rows = rows.min((batch as u64).saturating_mul(batches as u64));
-        Ok(Self { paths, files, ids_in_a_list, batch: batch as u64, rows, share: (0, 1) })
+        Ok(Self { paths, files, ids, batch: batch as u64, rows, share: (0, 1) })
     }
 
     /// Those of worker w of n.
@@ -76,15 +89,29 @@ impl Clicks {
         let numbers = self.values(1, NUMBERS, rows, f32::from_le_bytes)?;
         let labels = self.values(2, 1, rows, f32::from_le_bytes)?;
         let mut columns: Vec<(String, ArrayRef)> = Vec::new();
-        if self.ids_in_a_list {
-            let item = Arc::new(Field::new("item", DataType::UInt32, false));
-            let ids: ArrayRef = Arc::new(UInt32Array::from(ids));
+        let lists = |ids: ArrayRef| {
+            let item = Arc::new(Field::new("item", ids.data_type().clone(), false));
             let lists = FixedSizeListArray::try_new(item, FIELDS as i32, ids, None);
-            columns.push(("ids".into(), Arc::new(lists.map_err(|error| self.fault(0, &error))?)));
-        } else {
-            for field in 0..FIELDS {
-                let column: UInt32Array = ids.iter().skip(field).step_by(FIELDS).copied().collect();
-                columns.push((format!("id{field}"), Arc::new(column)));
+            lists.map_err(|error| self.fault(0, &error))
+        };
+        match self.ids {
+            Ids::List => {
+                let ids = lists(Arc::new(UInt32Array::from(ids)))?;
+                columns.push(("ids".into(), Arc::new(ids)));
+            }
+            Ids::ListOfApart => {
+                let fields = (0..FIELDS as u64).cycle();
+                let keys =
+                    ids.into_iter().zip(fields).map(|(id, field)| field << 32 | u64::from(id));
+                let keys = lists(Arc::new(UInt64Array::from_iter_values(keys)))?;
+                columns.push(("ids".into(), Arc::new(keys)));
+            }
+            Ids::Columns => {
+                for field in 0..FIELDS {
+                    let column: UInt32Array =
+                        ids.iter().skip(field).step_by(FIELDS).copied().collect();
+                    columns.push((format!("id{field}"), Arc::new(column)));
+                }
             }
         }
         for number in 0..NUMBERS {
