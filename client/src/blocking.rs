@@ -265,7 +265,7 @@ impl Table {
         self.dim
     }
 
-    /// Reads the rows of strictly increasing keys into `values`, `dim` floats each, in their order.
+    /// Reads the rows of keys, each named once, into `values`, `dim` floats each, in their order.
     ///
     /// # Errors
     /// See [`Session::pull`].
@@ -276,7 +276,7 @@ impl Table {
         })
     }
 
-    /// Sends gradients of strictly increasing keys, `dim` floats each. Returns when they are taken over: [`Job::flush`] says what became of
+    /// Sends gradients of keys, each named once, `dim` floats each. Returns when they are taken over: [`Job::flush`] says what became of
     /// them.
     ///
     /// # Errors

@@ -3,13 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
 use downpour_core::id::{ShardId, VariableId};
 use downpour_core::row_format::RowFormat;
 use downpour_core::spec::Shape;
 use downpour_core::tensor_bytes::FLOAT_BYTES;
 use downpour_core::view::JobView;
-use downpour_proto::tensor::{KEY_BYTES, put_floats, put_rows};
+use downpour_proto::tensor::{KEY_BYTES, put_floats, put_keys_at, put_rows};
 use downpour_proto::transport::MESSAGE_BYTES_MAX;
 use downpour_proto::v1::{self, update::Body};
 
@@ -17,7 +17,7 @@ use crate::Error;
 use crate::buffers::Buffers;
 use crate::dense::{DenseLayout, Layouts};
 use crate::outbox::OutPart;
-use crate::partition::Partition;
+use crate::partition::{Arrangement, Partition};
 use crate::push::{DenseTensor, PushBatch, RowGradients};
 
 /// What a part costs beside its tensors.
@@ -76,7 +76,7 @@ impl<'a> Encoder<'a> {
         for &rows in &batch.rows {
             let columns = table(view, rows.variable)?;
             check_floats("gradients", rows.gradients.len(), rows.keys.len() * columns.dim)?;
-            let partition = Partition::new(rows.keys, columns.salt, view.spec.shards)?;
+            let partition = Partition::new(rows.keys, columns.arrangement)?;
             let what = What::Rows { rows, columns, partition };
             sources.push(Source { variable: rows.variable, what });
         }
@@ -155,15 +155,13 @@ impl Source<'_> {
     fn update(&self, shard: ShardId, out: &mut BytesMut) -> Option<v1::Update> {
         let body = match &self.what {
             What::Rows { rows, columns, partition } => {
-                let positions = partition.on(shard);
-                if positions.is_empty() {
+                let places = partition.on(shard);
+                if places.is_empty() {
                     return None;
                 }
-                for &position in positions {
-                    out.put_u64_le(rows.keys[position as usize]);
-                }
+                put_keys_at(out, rows.keys, &places);
                 let keys = out.split().freeze();
-                put_rows(out, columns.format, rows.gradients, columns.dim, positions);
+                put_rows(out, columns.format, rows.gradients, columns.dim, &places);
                 Body::Rows(v1::RowGradients { keys, gradients: out.split().freeze() })
             }
             What::Gradients { floats, layout } => {
@@ -205,8 +203,7 @@ fn check_part(shard: ShardId, bytes: usize) -> Result<(), Error> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Columns {
     pub(crate) dim: usize,
-    /// Of its group.
-    pub(crate) salt: u64,
+    pub(crate) arrangement: Arrangement,
     pub(crate) format: RowFormat,
 }
 
@@ -217,7 +214,10 @@ pub(crate) fn table(view: &JobView, id: VariableId) -> Result<Columns, Error> {
     match &variable.spec.shape {
         Shape::Table(table) => Ok(Columns {
             dim: table.dim as usize,
-            salt: variable.spec.routing_salt(),
+            arrangement: Arrangement {
+                salt: variable.spec.routing_salt(),
+                shards: view.spec.shards,
+            },
             format: table.row_format,
         }),
         Shape::Dense(_) => {

@@ -7,7 +7,7 @@
 //! - [`JobState`]: the newest view of the job and its servers. A watch keeps it, redirects of servers run ahead of it.
 //! - [`Error`] by what the caller can do; [`Error::retry`] says it.
 //!
-//! Follow one pull ([`Session::pull`]): `partition` deals the sorted keys to shards, `pull::plan` puts shards into messages of about 1 MiB
+//! Follow one pull ([`Session::pull`]): `partition` deals the keys to shards, `pull::plan` puts shards into messages of about 1 MiB
 //! for their servers, the answers are decoded from where they arrived into the caller's buffers, and what was redirected is asked again.
 //!
 //! Follow one push ([`Session::push`]): `encode` copies keys and gradients once into the outgoing bytes of each shard; the one `pusher` task
@@ -83,6 +83,7 @@ pub use coordinator::{Coordinators, Member};
 pub use dense::DenseCache;
 pub use downpour_proto::v1::SessionKind;
 pub use error::{Error, Refused, Retry};
+pub use partition::Arrangement;
 pub use pull::{Pulled, TableRows};
 pub use push::{DenseTensor, PushBatch, PushOutcome, PushTicket, RolledBack, RowGradients};
 pub use servers::Transport;

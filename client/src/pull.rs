@@ -27,7 +27,7 @@ use plan::{Message, Plan, Work};
 pub struct TableRows<'a> {
     /// The table.
     pub variable: VariableId,
-    /// Strictly increasing.
+    /// Each once; fastest in the order of the table's [`crate::Arrangement`].
     pub keys: &'a [u64],
     /// Where the rows go, in the order of the keys: `keys.len() * dim` floats.
     pub values: &'a mut [f32],

@@ -67,7 +67,7 @@ pub struct PushBatch<'a> {
 pub struct RowGradients<'a> {
     /// The table.
     pub variable: VariableId,
-    /// Strictly increasing: gradients of equal keys are summed before.
+    /// Each once (fastest in the order of the table's [`crate::Arrangement`]): gradients of equal keys are summed before.
     pub keys: &'a [u64],
     /// In the order of the keys: `keys.len() * dim` floats.
     pub gradients: &'a [f32],

@@ -16,6 +16,7 @@ use crate::buffers::Buffers;
 use crate::dense::{DenseCache, Layouts};
 use crate::encode::Encoder;
 use crate::outbox::Outbox;
+use crate::partition::Arrangement;
 use crate::pull::{Pulled, Puller, TableRows};
 use crate::push::{PushBatch, PushTicket, RolledBack};
 use crate::pusher::{Accepted, Input, Pusher};
@@ -362,6 +363,14 @@ impl Session {
         let state = self.state();
         let layouts = variables.iter().map(|&variable| self.0.layouts.get(&state.view, variable));
         Ok(DenseCache::new(layouts.collect::<Result<_, _>>()?))
+    }
+
+    /// The order in which keys of a table are dealt best.
+    ///
+    /// # Errors
+    /// The job has no such table.
+    pub fn arrangement(&self, table: VariableId) -> Result<Arrangement, Error> {
+        Ok(encode::table(&self.state().view, table)?.arrangement)
     }
 
     /// Reads rows into the caller's buffers and newer dense blocks into `dense`: one round of requests, tables and dense together, at most

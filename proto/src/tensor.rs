@@ -1,5 +1,7 @@
 //! Raw tensors on the wire: little-endian, unpadded, read where they arrived at whatever alignment.
 
+use std::ops::Range;
+
 use bytes::{BufMut, BytesMut};
 use downpour_core::prefetch::prefetch_row;
 use downpour_core::row_format::{RowFormat, from_bf16, to_bf16};
@@ -62,11 +64,67 @@ impl<'a> Keys<'a> {
     }
 }
 
+/// Which rows of a matrix: those that belong to one shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Places<'a> {
+    /// One after the other: copied as one, which costs a fraction of the next.
+    Range(Range<usize>),
+    /// At these positions.
+    At(&'a [u32]),
+}
+
+impl<'a> Places<'a> {
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Places::Range(range) => range.len(),
+            Places::At(positions) => positions.len(),
+        }
+    }
+
+    /// None at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Some of them.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    #[must_use]
+    pub fn part(&self, part: Range<usize>) -> Places<'a> {
+        match self {
+            Places::Range(range) => {
+                assert!(part.end <= range.len(), "{part:?} of {range:?}");
+                Places::Range(range.start + part.start..range.start + part.end)
+            }
+            Places::At(positions) => Places::At(&positions[part]),
+        }
+    }
+}
+
 /// Appends keys to an outgoing buffer.
 pub fn put_keys(out: &mut BytesMut, keys: &[u64]) {
-    out.reserve(keys.len() * KEY_BYTES);
-    for &key in keys {
-        out.put_u64_le(key);
+    if cfg!(target_endian = "little") {
+        out.extend_from_slice(bytemuck::cast_slice(keys));
+    } else {
+        out.extend(keys.iter().flat_map(|key| key.to_le_bytes()));
+    }
+}
+
+/// Appends the keys at some places to an outgoing buffer.
+///
+/// # Panics
+/// If a place is past the last key.
+pub fn put_keys_at(out: &mut BytesMut, keys: &[u64], places: &Places<'_>) {
+    match places {
+        Places::Range(range) => put_keys(out, &keys[range.clone()]),
+        Places::At(positions) => {
+            out.reserve(positions.len() * KEY_BYTES);
+            positions.iter().for_each(|&at| out.put_u64_le(keys[at as usize]));
+        }
     }
 }
 
@@ -112,6 +170,9 @@ fn put_row_floats(out: &mut BytesMut, format: RowFormat, values: &[f32]) {
 /// Reads floats in a table's row format; `bytes` holds as many as `out`.
 fn get_row_floats(bytes: &[u8], format: RowFormat, out: &mut [f32]) {
     match format {
+        RowFormat::F32 if cfg!(target_endian = "little") => {
+            bytemuck::cast_slice_mut(out).copy_from_slice(bytes);
+        }
         RowFormat::F32 => out.iter_mut().zip(floats(bytes)).for_each(|(out, float)| *out = float),
         RowFormat::Bf16 => {
             let (words, _) = bytes.as_chunks();
@@ -134,17 +195,23 @@ pub fn widened(bytes: &[u8]) -> Vec<u8> {
     words.iter().flat_map(|&word| from_bf16(u16::from_le_bytes(word)).to_le_bytes()).collect()
 }
 
-/// Appends the rows at `positions` of a matrix with `dim` columns to an outgoing buffer.
+/// Appends the rows at some places of a matrix with `dim` columns to an outgoing buffer.
 ///
 /// # Panics
-/// If a position is past the last row.
+/// If a place is past the last row.
 pub fn put_rows(
     out: &mut BytesMut,
     format: RowFormat,
     matrix: &[f32],
     dim: usize,
-    positions: &[u32],
+    places: &Places<'_>,
 ) {
+    let positions = match places {
+        Places::Range(range) => {
+            return put_row_floats(out, format, &matrix[range.start * dim..range.end * dim]);
+        }
+        Places::At(positions) => *positions,
+    };
     out.reserve(positions.len() * format.row_bytes(dim));
     // Copies of a length that the compiler knows need no call, which for a short row takes longer than the copy.
     match (matrix.as_chunks::<16>(), dim, format) {
@@ -163,26 +230,33 @@ pub fn put_rows(
     }
 }
 
-/// Reads rows into the places `positions` of a matrix with `dim` columns.
+/// Reads rows into places of a matrix with `dim` columns.
 ///
 /// # Errors
-/// `bytes` does not hold exactly as many rows as there are positions.
+/// `bytes` does not hold exactly as many rows as there are places.
 ///
 /// # Panics
-/// If a position is past the last row.
+/// If a place is past the last row.
 pub fn get_rows(
     field: &'static str,
     bytes: &[u8],
     format: RowFormat,
     dim: usize,
-    positions: &[u32],
+    places: &Places<'_>,
     matrix: &mut [f32],
 ) -> Result<(), Invalid> {
     let row_bytes = format.row_bytes(dim);
-    if bytes.len() != positions.len() * row_bytes {
-        let problem = format!("holds {} bytes for {} rows", bytes.len(), positions.len());
+    if bytes.len() != places.len() * row_bytes {
+        let problem = format!("holds {} bytes for {} rows", bytes.len(), places.len());
         return Err(Invalid::new(field, problem));
     }
+    let positions = match places {
+        Places::Range(range) => {
+            get_row_floats(bytes, format, &mut matrix[range.start * dim..range.end * dim]);
+            return Ok(());
+        }
+        Places::At(positions) => *positions,
+    };
     match (bytes.as_chunks::<64>(), dim, format) {
         ((from, []), 16, RowFormat::F32) if cfg!(target_endian = "little") => {
             for (at, (row, &position)) in from.iter().zip(positions).enumerate() {
@@ -250,30 +324,53 @@ mod tests {
 
     #[test]
     fn rows_go_out_in_the_order_of_their_positions_and_come_back_to_their_places() {
+        let at = Places::At(&[4, 0, 2]);
         for dim in [1, 3, 16, 17, 32, 64] {
             let matrix: Vec<f32> = (0..5 * dim).map(|at| (at % 200) as f32).collect();
             let mut out = BytesMut::new();
-            put_rows(&mut out, RowFormat::F32, &matrix, dim, &[4, 0, 2]);
+            put_rows(&mut out, RowFormat::F32, &matrix, dim, &at);
             let rows = [4, 0, 2].into_iter().flat_map(|row| &matrix[row * dim..][..dim]);
             assert!(floats(&out).eq(rows.copied()), "{dim}");
             let mut back = vec![-1.0; 5 * dim];
-            get_rows("rows", &out, RowFormat::F32, dim, &[4, 0, 2], &mut back).unwrap();
+            get_rows("rows", &out, RowFormat::F32, dim, &at, &mut back).unwrap();
             for row in 0..5 {
                 let wanted = if row % 2 == 0 { (row * dim % 200) as f32 } else { -1.0 };
                 assert_eq!(back[row * dim], wanted, "{dim}");
             }
-            let short = get_rows("rows", &out[1..], RowFormat::F32, dim, &[4, 0, 2], &mut back);
+            let short = get_rows("rows", &out[1..], RowFormat::F32, dim, &at, &mut back);
             assert_eq!(short.unwrap_err().field, "rows");
             // Small whole numbers are bfloat16.
             let (mut half, mut same) = (BytesMut::new(), vec![-1.0; 5 * dim]);
-            put_rows(&mut half, RowFormat::Bf16, &matrix, dim, &[4, 0, 2]);
+            put_rows(&mut half, RowFormat::Bf16, &matrix, dim, &at);
             assert_eq!(half.len() * 2, out.len());
             assert!(floats(&widened(&half)).eq(floats(&out)));
             let mut narrowed = BytesMut::new();
             put_narrowed(&mut narrowed, &out);
             assert_eq!(narrowed, half);
-            get_rows("rows", &half, RowFormat::Bf16, dim, &[4, 0, 2], &mut same).unwrap();
+            get_rows("rows", &half, RowFormat::Bf16, dim, &at, &mut same).unwrap();
             assert_eq!(same, back);
+        }
+    }
+
+    #[test]
+    fn rows_that_follow_each_other_travel_like_the_same_ones_named_one_by_one() {
+        let (keys, matrix) = ([7, 8, 9, 10u64], (0..12).map(|at| at as f32).collect::<Vec<_>>());
+        let range = Places::Range(0..4).part(1..3);
+        assert_eq!(
+            (range.clone(), Places::At(&[0, 1, 2, 3]).part(1..3)),
+            (Places::Range(1..3), Places::At(&[1, 2]))
+        );
+        for format in [RowFormat::F32, RowFormat::Bf16] {
+            let sent = |places: &Places<'_>| {
+                let (mut names, mut rows) = (BytesMut::new(), BytesMut::new());
+                put_keys_at(&mut names, &keys, places);
+                put_rows(&mut rows, format, &matrix, 3, places);
+                let mut back = vec![-1.0; 12];
+                get_rows("rows", &rows, format, 3, places, &mut back).unwrap();
+                assert!(get_rows("rows", &rows[1..], format, 3, places, &mut back).is_err());
+                (names, rows, back)
+            };
+            assert_eq!(sent(&range), sent(&Places::At(&[1, 2])));
         }
     }
 

@@ -41,7 +41,7 @@ pub(crate) struct TableGradient {
 pub struct Gradient<'a> {
     /// Name of the variable.
     pub name: &'a str,
-    /// Of a table: the keys, rising, one for each row of the tensor.
+    /// Of a table: the keys, each once, one for each row of the tensor.
     pub keys: Option<&'a [u64]>,
     /// The gradient; that of a table is a copy on the CPU.
     pub tensor: Tensor,
@@ -171,7 +171,7 @@ impl TableGradient {
             return same.remove(0);
         }
         let lists: Vec<&[u64]> = same.iter().map(|one| one.keys.as_slice()).collect();
-        let (keys, positions) = unique(&lists);
+        let (keys, positions) = unique(same[0].table.arrangement(), &lists);
         let dim = same[0].table.dim() as usize;
         let mut gradient = vec![0.0; keys.len() * dim];
         for (one, positions) in same.iter().zip(positions) {

@@ -248,7 +248,8 @@ impl Job {
         if !bound.optimizers.contains(&optimizer) {
             bound.optimizers.push(optimizer);
         }
-        Ok(TableHandle::new(name, dim, defined.variable.id))
+        let id = defined.variable.id;
+        Ok(TableHandle::new(name, dim, id, self.session().arrangement(id)?))
     }
 
     /// Binds every trainable tensor of a VarStore to a dense variable `prefix/name`. The first worker's values win; every other
@@ -285,7 +286,7 @@ impl Job {
         let state = self.session().state();
         match state.variable_named(name) {
             Some(Variable { id, spec }) if dim_of(spec) > 0 => {
-                Ok(TableHandle::new(name, dim_of(spec), *id))
+                Ok(TableHandle::new(name, dim_of(spec), *id, self.session().arrangement(*id)?))
             }
             _ => Err(Error::usage(format!(
                 "the job has no table {name:?}: {}",
@@ -413,7 +414,7 @@ impl Job {
 
     /// Rows of a table as they are now, `[keys, dim]` in the order of the keys, without a step and without gradients.
     pub fn rows(&self, table: &TableHandle, keys: &[u64]) -> Result<tch::Tensor> {
-        let (unique, mut positions) = unique(&[keys]);
+        let (unique, mut positions) = unique(table.arrangement(), &[keys]);
         let values =
             self.cluster().block_on(crate::pipeline::lookup(self.session(), table, &unique))??;
         let rows = Leaf::new(unique, values, table.dim(), tch::Device::Cpu, false)?;

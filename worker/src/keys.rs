@@ -1,18 +1,19 @@
 //! Keys of a batch: each key of a table once, and where every occurrence of it went. Pure.
 
+use downpour_client::Arrangement;
 use downpour_core::mix::mix64;
 use downpour_data::Pool;
 
-/// Keys that occur in a batch, each once, rising (the order of the wire).
+/// Keys that occur in a batch, each once, in the order in which they travel best.
 pub(crate) type UniqueKeys = Vec<u64>;
 
-/// The unique keys of several lists, and for each list the position of every key among them.
-pub(crate) fn unique(lists: &[&[u64]]) -> (UniqueKeys, Vec<Vec<u32>>) {
+/// The unique keys of several lists of a table, and for each list the position of every key among them.
+pub(crate) fn unique(arrangement: Arrangement, lists: &[&[u64]]) -> (UniqueKeys, Vec<Vec<u32>>) {
     let count = lists.iter().map(|list| list.len()).sum();
     let mut seen = Seen::new(count);
     let mut positions: Vec<Vec<u32>> =
         lists.iter().map(|list| list.iter().map(|&key| seen.place(key)).collect()).collect();
-    let (keys, ranks) = seen.sorted();
+    let (keys, ranks) = seen.arranged(arrangement);
     for place in positions.iter_mut().flatten() {
         *place = ranks[*place as usize];
     }
@@ -51,10 +52,11 @@ impl Seen {
         }
     }
 
-    /// The keys rising, and for each place the position there.
-    fn sorted(mut self) -> (UniqueKeys, Vec<u32>) {
+    /// The keys in their order, and for each place the position there.
+    fn arranged(mut self, arrangement: Arrangement) -> (UniqueKeys, Vec<u32>) {
         let mut keys = self.keys.clone();
         keys.sort_unstable();
+        arrangement.arrange(&mut keys);
         let mut ranks = vec![0; keys.len()];
         for (rank, &key) in (0..).zip(&keys) {
             ranks[self.place(key) as usize] = rank;
@@ -156,10 +158,11 @@ mod tests {
 
     #[test]
     fn equal_keys_of_several_lists_share_a_position() {
-        let (keys, positions) = unique(&[&[9, 3, 9], &[], &[u64::MAX, 3]]);
+        let one_shard = Arrangement { salt: 0, shards: 1 };
+        let (keys, positions) = unique(one_shard, &[&[9, 3, 9], &[], &[u64::MAX, 3]]);
         assert_eq!(keys, [3, 9, u64::MAX]);
         assert_eq!(positions, [vec![1, 0, 1], vec![], vec![2, 0]]);
-        assert_eq!(unique(&[]), (vec![], vec![]));
+        assert_eq!(unique(one_shard, &[]), (vec![], vec![]));
     }
 
     #[test]

@@ -30,7 +30,7 @@ impl Prepared {
                 || (0..layout.features.len()).filter(|&f| layout.features[f].table == table);
             let lists: Vec<&[u64]> =
                 of_table().map(|feature| encoded.features[feature].keys.as_slice()).collect();
-            let (unique, of_lists) = unique(&lists);
+            let (unique, of_lists) = unique(layout.tables[table].arrangement(), &lists);
             keys.push(unique);
             of_table().zip(of_lists).for_each(|(feature, list)| positions[feature] = list);
         }

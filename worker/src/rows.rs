@@ -235,6 +235,8 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
+    use downpour_client::Arrangement;
+
     use crate::keys::unique;
 
     #[derive(Deserialize)]
@@ -256,7 +258,8 @@ mod tests {
 
     impl Case {
         fn bags(&self) -> (UniqueKeys, Bags) {
-            let (keys, mut positions) = unique(&[&self.bags.concat()]);
+            let (keys, mut positions) =
+                unique(Arrangement { salt: 0, shards: 1 }, &[&self.bags.concat()]);
             let mut offsets = vec![0];
             for bag in &self.bags {
                 offsets.push(offsets[offsets.len() - 1] + bag.len() as u32);

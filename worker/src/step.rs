@@ -196,7 +196,7 @@ impl Step {
     /// Rows of keys that only this step knows, `[keys, dim]`, in their order. Equal keys, also those of features on the same table,
     /// are one push in the end.
     pub fn lookup(&self, table: &TableHandle, keys: &[u64]) -> Result<Tensor> {
-        let (unique, mut positions) = unique(&[keys]);
+        let (unique, mut positions) = unique(table.arrangement(), &[keys]);
         let (reply, answer) = oneshot::channel();
         let ask = Command::Lookup { table: table.clone(), keys: unique.clone(), reply };
         let gone = || Error::usage("the loop that this step belongs to has ended: see its error");

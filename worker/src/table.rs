@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use downpour_client::Arrangement;
 use downpour_core::init::Init;
 use downpour_core::optimizer::OptimizerSpec;
 use downpour_core::row_format::RowFormat;
@@ -84,11 +85,17 @@ struct Inner {
     name: String,
     dim: u32,
     id: downpour_core::id::VariableId,
+    arrangement: Arrangement,
 }
 
 impl TableHandle {
-    pub(crate) fn new(name: &str, dim: u32, id: downpour_core::id::VariableId) -> Self {
-        Self { inner: Arc::new(Inner { name: name.into(), dim, id }) }
+    pub(crate) fn new(
+        name: &str,
+        dim: u32,
+        id: downpour_core::id::VariableId,
+        arrangement: Arrangement,
+    ) -> Self {
+        Self { inner: Arc::new(Inner { name: name.into(), dim, id, arrangement }) }
     }
 
     /// Its name in the job.
@@ -105,6 +112,11 @@ impl TableHandle {
 
     pub(crate) fn id(&self) -> downpour_core::id::VariableId {
         self.inner.id
+    }
+
+    /// The order in which its keys travel best.
+    pub(crate) fn arrangement(&self) -> Arrangement {
+        self.inner.arrangement
     }
 
     /// The key that [`Features::one`](crate::Features::one) gives a value of this table: for [`Step::lookup`](crate::Step::lookup).

@@ -2,8 +2,8 @@
 
 use anyhow::bail;
 use downpour_client::{
-    Coordinators, DenseCache, DenseTensor, Error, Job, PushBatch, RowGradients, Session,
-    SessionOptions, TableRows,
+    Arrangement, Coordinators, DenseCache, DenseTensor, Error, Job, PushBatch, RowGradients,
+    Session, SessionOptions, TableRows,
 };
 use downpour_core::id::VariableId;
 use downpour_core::init::Init;
@@ -25,6 +25,8 @@ pub(crate) struct Cluster {
     /// Steps pushed.
     clock: u64,
     set: SortedSet,
+    /// Of the table, where there is one.
+    arrangement: Option<Arrangement>,
     /// Of a tensor.
     cache: Option<DenseCache>,
 }
@@ -82,7 +84,8 @@ impl Cluster {
             Ok::<_, Error>((session, defined[0].variable.id))
         })?;
         let (set, cache) = (SortedSet::default(), None);
-        Ok(Self { runtime, coordinators, session, variable, clock: 0, set, cache })
+        let arrangement = session.arrangement(variable).ok();
+        Ok(Self { runtime, coordinators, session, variable, clock: 0, set, arrangement, cache })
     }
 
     fn push_batch(&mut self, batch: PushBatch<'_>) -> anyhow::Result<()> {
@@ -105,6 +108,9 @@ impl SparsePeer for Cluster {
 
     fn unique(&mut self, ids: &[u32], keys: &mut Vec<u64>) {
         self.set.keys_of(ids, keys);
+        if let Some(arrangement) = self.arrangement {
+            arrangement.arrange(keys);
+        }
     }
 
     fn pull(&mut self, keys: &[u64], rows: &mut [f32]) -> anyhow::Result<()> {

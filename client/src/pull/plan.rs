@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
 use downpour_core::id::{Epoch, JobId, Lsn, ServerRef, ShardId};
 use downpour_core::row_format::RowFormat;
 use downpour_core::tensor_bytes::FLOAT_BYTES;
 use downpour_core::view::JobView;
-use downpour_proto::tensor::{KEY_BYTES, get_rows};
+use downpour_proto::tensor::{KEY_BYTES, get_rows, put_keys_at};
 use downpour_proto::v1;
 
 use super::TableRows;
@@ -85,9 +85,9 @@ impl Plan {
         let mut work = Vec::new();
         for index in order {
             let TableRows { variable, keys, values } = &tables[index];
-            let Columns { dim, salt, format } = table(view, *variable)?;
+            let Columns { dim, arrangement, format } = table(view, *variable)?;
             check_floats("values", values.len(), keys.len() * dim)?;
-            let partition = Partition::new(keys, salt, view.spec.shards)?;
+            let partition = Partition::new(keys, arrangement)?;
             let rows_max = (message_bytes / format.row_bytes(dim)).max(1);
             for (shard, keys) in partition.shards() {
                 for start in (0..keys.len()).step_by(rows_max) {
@@ -161,9 +161,8 @@ impl Plan {
                         let table = &self.tables[*table];
                         let rows = &tables[table.index];
                         let mut bytes = BytesMut::with_capacity((end - start) * KEY_BYTES);
-                        for &at in &table.partition.on(part.shard)[*start..*end] {
-                            bytes.put_u64_le(rows.keys[at as usize]);
-                        }
+                        let places = table.partition.on(part.shard).part(*start..*end);
+                        put_keys_at(&mut bytes, rows.keys, &places);
                         let keys = bytes.freeze();
                         wire.rows.push(v1::PullRows { variable: rows.variable.0, keys });
                     }
@@ -209,10 +208,10 @@ impl Plan {
             match &work.what {
                 What::Rows { table, start, end } => {
                     let table = &self.tables[*table];
-                    let positions = &table.partition.on(part.shard)[*start..*end];
+                    let places = table.partition.on(part.shard).part(*start..*end);
                     let bytes = rows.next().ok_or("rows are missing")?;
                     let values = &mut *tables[table.index].values;
-                    get_rows("rows", bytes, table.format, table.dim, positions, values)
+                    get_rows("rows", bytes, table.format, table.dim, &places, values)
                         .map_err(|error| error.to_string())?;
                 }
                 What::Dense { tensor, at } => {
