@@ -104,6 +104,19 @@ impl Catalog {
     /// # Errors
     /// It is missing, deleted or damaged.
     pub async fn manifest(&self, job: &str, name: &CheckpointName) -> Result<Manifest, Error> {
+        let manifest = self.manifest_even_if_marked(job, name).await?;
+        // Looked for last: deleting marks first, so a manifest without a mark was whole when it was read.
+        if self.store.exists(&self.object(job, name, DELETED)?).await? {
+            return Err(Error::Missing(self.store.full_name(&self.object(job, name, MANIFEST)?)));
+        }
+        Ok(manifest)
+    }
+
+    async fn manifest_even_if_marked(
+        &self,
+        job: &str,
+        name: &CheckpointName,
+    ) -> Result<Manifest, Error> {
         let object = self.object(job, name, MANIFEST)?;
         let text = self.store.read(&object, MANIFEST_BYTES_MAX).await?;
         let bad = |bad: Malformed| bad.of(self.store.full_name(&object));
@@ -112,10 +125,6 @@ impl Catalog {
             let found = format!("{} of job {:?}", manifest.checkpoint, manifest.job.name);
             let problem = format!("is of {found}, but lies in the folder of another");
             return Err(bad(Malformed::new("checkpoint", problem)));
-        }
-        // Looked for last: deleting marks first, so a manifest without a mark was whole when it was read.
-        if self.store.exists(&self.object(job, name, DELETED)?).await? {
-            return Err(Error::Missing(self.store.full_name(&object)));
         }
         Ok(manifest)
     }
@@ -164,27 +173,34 @@ impl Catalog {
     pub async fn create_manifest(&self, manifest: &Manifest) -> Result<(), Error> {
         let Manifest { checkpoint, job, .. } = manifest;
         let object = self.object(&job.name, checkpoint, MANIFEST)?;
-        self.store.create(&object, io::Cursor::new(manifest.to_json())).await?;
+        let created = match self.store.create(&object, io::Cursor::new(manifest.to_json())).await {
+            // Who wrote it may have died before it looked.
+            created @ (Ok(_) | Err(Error::Exists(_))) => created.map(drop),
+            Err(error) => return Err(error),
+        };
         // Whoever writes may have slept since it had the right to, while another wrote and deleted the same one. And whoever deletes marks first and looks then who builds on that.
         for one in [checkpoint].into_iter().chain(&manifest.chain) {
             let mark = self.object(&job.name, one, DELETED)?;
             if self.store.exists(&mark).await? {
-                self.mark(&job.name, checkpoint).await?;
-                self.erase(&job.name, checkpoint).await?;
+                // What another wrote may count already: that is decided elsewhere.
+                if created.is_ok() {
+                    self.mark(&job.name, checkpoint).await?;
+                    self.erase(&job.name, checkpoint).await?;
+                }
                 return Err(Error::Missing(self.store.full_name(&self.of(&job.name, one)?)));
             }
         }
-        Ok(())
+        created
     }
 
-    /// The manifests that `manifest` builds on, oldest first, and itself.
+    /// The manifests that `manifest` builds on, oldest first, and itself. Of one that others build on a mark means nothing: whoever was to delete it takes its mark back, unless it died.
     ///
     /// # Errors
     /// One is missing or damaged, or they do not belong together.
     pub async fn chain(&self, manifest: Manifest) -> Result<Vec<Manifest>, Error> {
         let mut chain = Vec::with_capacity(manifest.chain.len() + 1);
         for name in &manifest.chain {
-            let base = self.manifest(&manifest.job.name, name).await?;
+            let base = self.manifest_even_if_marked(&manifest.job.name, name).await?;
             let whole = base.chain == manifest.chain[..chain.len()];
             if !whole
                 || base.job.shards != manifest.job.shards
@@ -198,6 +214,18 @@ impl Catalog {
         }
         chain.push(manifest);
         Ok(chain)
+    }
+
+    /// A checkpoint that another one may build on.
+    ///
+    /// # Errors
+    /// It or what it builds on is missing, marked as deleted or damaged.
+    pub async fn base(&self, job: &str, name: &CheckpointName) -> Result<Manifest, Error> {
+        let base = self.manifest(job, name).await?;
+        for one in &base.chain {
+            self.manifest(job, one).await?;
+        }
+        Ok(base)
     }
 
     /// Opens a file of a checkpoint, its bytes and its structure proved.
@@ -358,15 +386,25 @@ impl Catalog {
     }
 
     /// Deletes what is left of the checkpoints before `before` that are none, or none any more: files that a server wrote too late, and marks.
-    /// `before` must be so long ago that nobody who began then still writes.
+    /// `before` must be so long ago that nobody who began then still writes. What others build on stays, whoever marked it and died.
     ///
     /// # Errors
     /// The place failed.
     pub async fn sweep(&self, job: &str, before: &CheckpointName) -> Result<(), Error> {
-        for name in self.names(job).await?.iter().filter(|name| *name < before) {
-            if let Err(Error::Missing(_)) = self.manifest(job, name).await {
-                self.store.delete_folder(&self.of(job, name)?, None).await?;
+        let mut none = Vec::new();
+        for name in self.names(job).await?.into_iter().filter(|name| name < before) {
+            if let Err(Error::Missing(_)) = self.manifest(job, &name).await {
+                none.push(name);
             }
+        }
+        if none.is_empty() {
+            return Ok(());
+        }
+        let listed = self.list(job).await?;
+        let whole = listed.iter().filter_map(|(_, manifest)| manifest.as_ref().ok());
+        let bases: BTreeSet<&CheckpointName> = whole.flat_map(|one| &one.chain).collect();
+        for name in none.iter().filter(|name| !bases.contains(name)) {
+            self.store.delete_folder(&self.of(job, name)?, None).await?;
         }
         Ok(())
     }

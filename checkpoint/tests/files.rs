@@ -245,6 +245,40 @@ async fn of_who_deletes_a_base_and_who_writes_an_increment_on_it_one_sees_the_ot
     assert!(catalog.list(JOB).await.unwrap().is_empty(), "an increment without its base is none");
 }
 
+#[tokio::test]
+async fn a_base_that_was_marked_by_who_died_then_is_there_for_those_who_build_on_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = Catalog::new(store_in(folder.path()));
+    let full = checkpoint(&catalog, 1, &[], 400).await;
+    let one = checkpoint(&catalog, 2, &[&full], 30).await;
+    assert_eq!(catalog.base(JOB, &one.checkpoint).await.unwrap(), one);
+    let mark = format!("{JOB}/{}/deleted", full.checkpoint);
+    catalog.store().create(&mark, std::io::empty()).await.unwrap();
+    catalog.sweep(JOB, &CheckpointName::at(9, 0)).await.unwrap();
+    catalog.verify(one.clone(), &SCRATCH, |_| {}).await.expect("nothing is gone");
+    let base = catalog.base(JOB, &one.checkpoint).await;
+    assert!(matches!(base, Err(Error::Missing(_))), "nobody builds on it any more: {base:?}");
+    catalog.delete(JOB, &one.checkpoint).await.unwrap();
+    catalog.sweep(JOB, &CheckpointName::at(9, 0)).await.unwrap();
+    assert!(catalog.names(JOB).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn who_finds_a_manifest_that_another_wrote_looks_for_marks_in_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = Catalog::new(store_in(folder.path()));
+    let full = checkpoint(&catalog, 1, &[], 400).await;
+    let one = checkpoint(&catalog, 2, &[&full], 30).await;
+    let there = catalog.create_manifest(&one).await;
+    assert!(matches!(there, Err(Error::Exists(_))), "{there:?}");
+    // Marked before it was written, and about to be gone: who wrote it died before it looked.
+    let mark = format!("{JOB}/{}/deleted", full.checkpoint);
+    catalog.store().create(&mark, std::io::empty()).await.unwrap();
+    let again = catalog.create_manifest(&one).await;
+    assert!(matches!(again, Err(Error::Missing(_))), "{again:?}");
+    catalog.manifest(JOB, &one.checkpoint).await.expect("it is for others to say that it is none");
+}
+
 #[test]
 fn a_place_that_is_none_is_refused() {
     for uri in ["/tmp/x", "file://x", "gs://b/c", "s3://", "file:///not/there/at/all"] {

@@ -27,7 +27,7 @@ use crate::liveness::Liveness;
 use crate::raft::{Error as RaftError, Handle};
 use crate::state::checkpoints::{epoch_after, missing};
 use crate::state::deletions::Filed;
-use crate::state::{Cluster, Job};
+use crate::state::{Cluster, Job, Refused};
 
 const ROUND: Duration = Duration::from_millis(200);
 /// A checkpoint that is not whole by then is given up.
@@ -54,6 +54,9 @@ pub enum Failure {
     /// What is asked for makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// There is a checkpoint, but not all that it builds on.
+    #[error("checkpoint {0} cannot be used: {1}")]
+    Incomplete(CheckpointName, StoreError),
 }
 
 /// Works while this member leads, until told to stop.
@@ -275,12 +278,12 @@ pub async fn begin(
     Ok((name, length))
 }
 
-/// What an increment builds on. One that was deleted or is damaged is no base: a full checkpoint is taken then.
+/// What an increment builds on. One that was deleted or is damaged, or builds on such a one, is no base: a full checkpoint is taken then.
 async fn base(catalog: &Catalog, job: &Job, uri: &str) -> Result<Option<Manifest>, StoreError> {
     let Some(base) = job.base(uri).and_then(|name| CheckpointName::new(name).ok()) else {
         return Ok(None);
     };
-    match catalog.manifest(&job.view.spec.name, &base).await {
+    match catalog.base(&job.view.spec.name, &base).await {
         Ok(manifest) => Ok(Some(manifest)),
         Err(StoreError::Missing(_) | StoreError::Structure { .. }) => Ok(None),
         Err(error) => Err(error),
@@ -307,16 +310,22 @@ async fn finish(handle: &Handle, id: JobId) -> Result<(), Failure> {
     match catalog.create_manifest(&manifest).await {
         Ok(()) => {}
         Err(StoreError::Exists(_)) => {
-            let found = catalog.manifest(&job.view.spec.name, &manifest.checkpoint).await?;
-            if found.files != manifest.files {
-                let error = format!("{} has a manifest of other files", manifest.checkpoint);
-                end(handle, job, error).await?;
-                return Ok(());
+            let found = catalog.manifest(&job.view.spec.name, &manifest.checkpoint).await;
+            let other = match found {
+                Ok(found) if found.files == manifest.files => None,
+                Ok(_) => Some("has a manifest of other files".to_owned()),
+                // By whoever marked it and went no further.
+                Err(StoreError::Missing(_)) => Some("was deleted".to_owned()),
+                Err(StoreError::Structure { .. }) => Some("has a damaged manifest".to_owned()),
+                Err(error) => return Err(error.into()),
+            };
+            if let Some(what) = other {
+                return end(handle, job, format!("{} {what}", manifest.checkpoint)).await;
             }
         }
-        Err(StoreError::Missing(_)) => {
-            end(handle, job, format!("{} was deleted", manifest.checkpoint)).await?;
-            return Ok(());
+        Err(StoreError::Missing(gone)) => {
+            let error = format!("{} is none: {gone} was deleted", manifest.checkpoint);
+            return end(handle, job, error).await;
         }
         Err(error) => return Err(error.into()),
     }
@@ -402,15 +411,26 @@ pub async fn restore(
     let v1::RestoreJobRequest { uri, job, checkpoint, name, replace, replicas, if_version } =
         request;
     let catalog = Catalog::new(open(&uri, Access::Read).await?);
-    let checkpoint = if checkpoint.is_empty() {
+    let newest = checkpoint.is_empty();
+    let checkpoint = if newest {
         catalog.latest(&job).await?.checkpoint
     } else {
         let name = CheckpointName::new(checkpoint);
         name.map_err(|bad| Failure::Invalid(bad.to_string()))?
     };
     handle.propose(Body::Pin(CheckpointList::of(&uri, &job, [&checkpoint]))).await?;
-    let manifest = catalog.manifest(&job, &checkpoint).await?;
-    let chain = catalog.chain(manifest).await?;
+    // Whoever is told that there is no checkpoint may begin from nothing.
+    let manifest = match catalog.manifest(&job, &checkpoint).await {
+        Err(StoreError::Missing(gone)) if newest => {
+            let problem = format!("{gone} was deleted meanwhile");
+            return Err(RaftError::Refused(Refused::Later(problem)).into());
+        }
+        manifest => manifest?,
+    };
+    let chain = match catalog.chain(manifest).await {
+        Err(gone @ StoreError::Missing(_)) => return Err(Failure::Incomplete(checkpoint, gone)),
+        chain => chain?,
+    };
     let Some(manifest) = chain.last() else {
         return Err(Failure::Invalid("chain: is empty".into()));
     };

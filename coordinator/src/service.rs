@@ -172,7 +172,9 @@ impl Service {
             Failure::Invalid(_) | Failure::Store(StoreError::Uri { .. }) => {
                 Status::invalid_argument(failure.to_string())
             }
-            Failure::Store(_) => Status::failed_precondition(failure.to_string()),
+            Failure::Store(_) | Failure::Incomplete(..) => {
+                Status::failed_precondition(failure.to_string())
+            }
         }
     }
 }
