@@ -51,7 +51,7 @@ pub struct State {
     cluster: Cluster,
     last: Counters,
     requests: Requests,
-    /// Wall time of the newest command, as its leader knew it: for people.
+    /// Wall time of the newest command, as its leader knew it: for people, and so that no life of a server has the number of one that a lost log knew.
     now_ms: u64,
 }
 

@@ -20,7 +20,7 @@ async fn one_member_serves_and_keeps_what_it_committed_over_a_restart() {
     let cluster = get_cluster(&group.client(1)).await.unwrap();
     assert_eq!(cluster.jobs[0].view.as_ref(), Some(&view));
     assert_eq!(cluster.nodes[0].incarnation, server.incarnation);
-    assert_eq!(group.register("ps-1", "").await.incarnation, server.incarnation + 1);
+    assert!(group.register("ps-1", "").await.incarnation > server.incarnation);
     group.stop(1).await.unwrap();
 }
 

@@ -79,7 +79,8 @@ impl State {
         {
             return Ok(Reply::Registered(old.view.server));
         }
-        self.last.incarnation += 1;
+        // A group that lost its log counts anew, and an old life must not be taken for another server's: so they begin at the wall time, which goes on meanwhile.
+        self.last.incarnation = (self.last.incarnation + 1).max(self.now_ms);
         let server = ServerRef { node, incarnation: Incarnation(self.last.incarnation) };
         let admission = self.cluster.nodes.get(&node).map(|node| node.view.admission);
         let admission = admission.unwrap_or_default();

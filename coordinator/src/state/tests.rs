@@ -206,6 +206,19 @@ fn a_server_keeps_its_node_and_each_life_has_a_higher_number() {
 // Protocol 3.
 
 #[test]
+fn no_life_has_the_number_of_one_that_a_lost_log_knew() {
+    let founded_at = |now_ms| {
+        let mut machine = Machine::default();
+        machine.state.tell_time(now_ms);
+        [0, 1].map(|number| machine.register(number))
+    };
+    let (before, after) = (founded_at(5_000), founded_at(6_000));
+    assert!(before.iter().all(|old| after.iter().all(|new| old.incarnation < new.incarnation)));
+    // Time stands still, or a leader's clock is behind.
+    assert!(before[0].incarnation < before[1].incarnation);
+}
+
+#[test]
 fn a_change_that_is_based_on_another_epoch_version_or_primary_changes_nothing() {
     let (mut machine, members) = Machine::with_job(3, 2);
     let right = machine.change(&[], &members[1..]);
