@@ -34,32 +34,37 @@ pub(crate) async fn run(process: Arc<Process>, current: Current) {
         };
         job.seen |= life.job_seen.load(Ordering::Relaxed);
         let there = is_there(&life.views(), &life);
-        if !job.is_over(there, life.all().is_empty(), Instant::now(), patience) {
-            continue;
-        }
-        match leave(&life).await {
-            Ok(true) => {
+        let stays = match job.due(there, life.all().is_empty(), Instant::now(), patience) {
+            Due::Nothing => continue,
+            Due::Open => Ok(true),
+            Due::Leave => is_free_from_now_on(&life).await.map(|free| !free),
+        };
+        let opened = match stays {
+            Ok(false) => {
                 info!(job = name, "gone, and this server with it");
                 return process.shutdown.token().cancel();
             }
-            Ok(false) => info!(job = name, "gone, but something else was placed here meanwhile"),
+            Ok(true) => membership::admit(&process, life.me, v1::Admission::Open).await,
+            Err(status) => Err(status),
+        };
+        match opened {
+            Ok(()) => {
+                job.cordoned = false;
+                info!(job = name, "not over: this server takes copies again");
+            }
             Err(status) => warn!(%status, "not known whether this server may go"),
         }
     }
 }
 
 /// Whether it may go: from a moment on nothing is placed here any more, and nothing was before that.
-async fn leave(life: &Life) -> Result<bool, Status> {
+async fn is_free_from_now_on(life: &Life) -> Result<bool, Status> {
     let process = &life.process;
     membership::admit(process, life.me, v1::Admission::Cordoned).await?;
     let asked = process.coordinators.call(membership::REGISTER_PATIENCE, |mut member| async move {
         Ok(member.get_cluster(v1::GetClusterRequest {}).await?.into_inner())
     });
-    let free = asked.await.map(|cluster| is_free(&cluster, life.me, &process.config.for_job));
-    if !matches!(free, Ok(true)) {
-        membership::admit(process, life.me, v1::Admission::Open).await?;
-    }
-    free
+    Ok(is_free(&asked.await?, life.me, &process.config.for_job))
 }
 
 /// Whether a server holds nothing and is to hold nothing, and there is no job of this name.
@@ -68,7 +73,9 @@ fn is_free(cluster: &v1::GetClusterReply, me: ServerRef, name: &str) -> bool {
     let mut views = cluster.jobs.iter().filter_map(|job| job.view.as_ref());
     let names = |route: &v1::ShardRoute| {
         let arrives = [route.joining, route.moving.and_then(|moving| moving.to)];
-        route.in_sync.iter().copied().chain(arrives.into_iter().flatten()).any(|one| one == me)
+        // A later life of this one is the same process, which was given up meanwhile.
+        let is_me = |one: v1::ServerRef| one.node == me.node && one.incarnation >= me.incarnation;
+        route.in_sync.iter().copied().chain(arrives.into_iter().flatten()).any(is_me)
     };
     views.all(|view| {
         view.spec.as_ref().is_none_or(|spec| spec.name != name) && !view.shards.iter().any(names)
@@ -81,13 +88,36 @@ pub(crate) fn is_there(views: &[impl Borrow<JobView>], life: &Life) -> bool {
     views.iter().any(|view| view.borrow().spec.name == *name)
 }
 
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq)]
+enum Due {
+    Nothing,
+    /// The server goes, if it may.
+    Leave,
+    /// It was to go, and is needed.
+    Open,
+}
+
 #[derive(Debug, Default)]
 struct Job {
     seen: bool,
     gone: Option<Instant>,
+    /// The server may be cordoned: also where no answer to that came.
+    cordoned: bool,
 }
 
 impl Job {
+    fn due(&mut self, there: bool, empty: bool, now: Instant, patience: Duration) -> Due {
+        match self.is_over(there, empty, now, patience) {
+            true => {
+                self.cordoned = true;
+                Due::Leave
+            }
+            false if self.cordoned => Due::Open,
+            false => Due::Nothing,
+        }
+    }
+
     fn is_over(&mut self, there: bool, empty: bool, now: Instant, patience: Duration) -> bool {
         self.seen |= there;
         if there || !self.seen {
@@ -122,6 +152,23 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_was_cordoned_and_does_not_go_is_opened_however_long_that_takes() {
+        let (start, patience) = (Instant::now(), Duration::from_secs(3));
+        let mut job = Job::default();
+        let due = |job: &mut Job, there, empty, s| {
+            job.due(there, empty, start + Duration::from_secs(s), patience)
+        };
+        assert_eq!(due(&mut job, true, false, 0), Due::Nothing);
+        assert_eq!(due(&mut job, false, true, 1), Due::Nothing);
+        assert_eq!(due(&mut job, false, true, 4), Due::Leave);
+        // No coordinator answered, and the job is there again.
+        assert_eq!(due(&mut job, true, true, 5), Due::Open);
+        assert_eq!(due(&mut job, true, true, 6), Due::Open, "that was not answered, either");
+        job.cordoned = false;
+        assert_eq!(due(&mut job, true, true, 7), Due::Nothing);
+    }
+
+    #[test]
     fn a_server_is_free_when_no_committed_route_names_it_and_its_job_is_not_there_again() {
         let server = |node| ServerRef { node: NodeId(node), incarnation: Incarnation(5) };
         let (me, other) = (server(1), server(2));
@@ -145,5 +192,7 @@ mod tests {
         }
         let before = ServerRef { incarnation: Incarnation(4), ..me };
         assert!(free("next", route(before, other, other)), "an earlier life of this name");
+        let after = ServerRef { incarnation: Incarnation(6), ..me };
+        assert!(!free("next", route(after, other, other)), "it was given up, and registered anew");
     }
 }

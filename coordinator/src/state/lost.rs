@@ -157,7 +157,8 @@ impl State {
                 && is_lost(&self.cluster, route)
                 && (judged == again.judged || judged == 0);
             let held = route.in_sync.iter().any(|member| member.node == again.server.node);
-            if !same || held || self.cluster.life(again.server) != Life::Alive {
+            // It may have been cordoned since, to end.
+            if !same || held || !self.cluster.takes_copies(again.server) {
                 continue;
             }
             let new = ShardRoute {

@@ -2,6 +2,7 @@
 
 use downpour_core::checkpoint::SetBack;
 use downpour_core::id::{Epoch, VariableId};
+use downpour_core::view::Admission;
 
 use super::checkpoints::{ended, saved, start};
 use super::*;
@@ -45,6 +46,21 @@ impl Machine {
     fn is_set_back(&self) -> bool {
         self.state.cluster().job(JOB).unwrap().view.orders.set_back_in(ShardId(0)).is_some()
     }
+}
+
+#[test]
+fn no_shard_begins_again_on_a_server_that_was_cordoned_meanwhile() {
+    let (mut machine, _) = Machine::with_job(2, 1);
+    machine.checkpoint(A);
+    let setting = machine.lose();
+    let Command::SetBack(SettingBack { ref shards, .. }) = setting else { panic!() };
+    let cordoned = shards[0].server.node;
+    machine.apply(Command::Admit(cordoned, Admission::Cordoned)).unwrap();
+    machine.apply(setting.clone()).unwrap();
+    assert!(!machine.is_set_back(), "it is about to end");
+    machine.apply(Command::Admit(cordoned, Admission::Open)).unwrap();
+    machine.apply(setting).unwrap();
+    assert!(machine.is_set_back());
 }
 
 #[test]
