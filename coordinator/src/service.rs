@@ -124,7 +124,7 @@ impl Service {
 
     /// No lease is longer than what is committed: that long everybody waits who waits for leases to end, also a leader whose option is lower.
     fn lease_ms(&self, cluster: &Cluster) -> u64 {
-        self.times.lease_ms.min(cluster.lease_ms)
+        shorter(self.times.lease_ms, cluster.lease_ms)
     }
 
     /// Whether all of these are heard within two heartbeats from now, on the leader. Who is stopped or gone is not.
@@ -160,6 +160,11 @@ impl Service {
             Life::Judged | Life::Over => Ok(false),
         }
     }
+}
+
+/// Of a leader's option and what is committed. Nothing is, where no server has registered since leases are: then the option counts, or nobody alone would have a lease.
+fn shorter(option_ms: u64, committed_ms: u64) -> u64 {
+    if committed_ms == 0 { option_ms } else { option_ms.min(committed_ms) }
 }
 
 impl Service {
@@ -427,5 +432,16 @@ impl Coordinator for Service {
     ) -> Answer<v1::GetClusterReply> {
         let cluster = self.read().await?;
         Ok(Response::new(self.cluster_reply(&cluster)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shorter;
+
+    #[test]
+    fn a_lease_is_no_longer_than_what_is_committed_once_something_is() {
+        assert_eq!(shorter(10_000, 0), 10_000, "all servers registered at an earlier version");
+        assert_eq!([shorter(10_000, 20_000), shorter(10_000, 5_000)], [10_000, 5_000]);
     }
 }

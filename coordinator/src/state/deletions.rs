@@ -26,7 +26,7 @@ const FILED_BYTES: usize = 32;
 /// A checkpoint in its place.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Filed {
-    /// The place, without a slash at its end.
+    /// The place, as nobody else writes it otherwise.
     pub uri: String,
     /// Name of the job that it is of.
     pub job: String,
@@ -37,9 +37,16 @@ pub struct Filed {
 impl Filed {
     /// `uri` as anybody may write it.
     pub fn new(uri: &str, job: impl Into<String>, checkpoint: impl Into<String>) -> Self {
-        let uri = uri.trim_end_matches('/').to_owned();
-        Filed { uri, job: job.into(), checkpoint: checkpoint.into() }
+        Filed { uri: plain(uri), job: job.into(), checkpoint: checkpoint.into() }
     }
+}
+
+/// `file:///a//b/./` is `file:///a/b`: what is used there is not to be deleted here.
+fn plain(uri: &str) -> String {
+    let (scheme, path) = uri.split_once("://").unwrap_or(("", uri));
+    let parts = path.split('/').filter(|part| !matches!(*part, "" | "."));
+    let root = if path.starts_with('/') { "/" } else { "" };
+    format!("{scheme}://{root}{}", parts.collect::<Vec<_>>().join("/"))
 }
 
 /// See the module.

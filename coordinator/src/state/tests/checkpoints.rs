@@ -247,6 +247,24 @@ fn what_is_condemned_is_never_used_again_and_what_is_used_or_about_to_be_is_neve
 }
 
 #[test]
+fn what_is_used_where_its_place_is_written_otherwise_is_not_condemned() {
+    let (mut machine, _) = Machine::with_job(2, 2);
+    for (here, there) in [
+        ("file:///x", "file:///x//"),
+        ("file:///x/y", "file:////x/./y"),
+        ("s3://bucket/x", "s3://bucket//x/"),
+    ] {
+        let filed = |uri| Filed::new(uri, "ctr", "a");
+        machine.done(Command::Pin(filed(there)));
+        machine.done(Command::Condemn(vec![(filed(here), Vec::new())]));
+        assert!(machine.condemned().is_empty(), "{there} is {here}");
+    }
+    let other = Filed::new("file:///x/y/z", "ctr", "a");
+    machine.done(Command::Condemn(vec![(other, Vec::new())]));
+    assert_eq!(machine.condemned(), ["a"]);
+}
+
+#[test]
 fn a_pin_that_nobody_uses_ends_and_what_was_read_under_it_counts_no_more() {
     let (mut machine, _) = Machine::with_job(2, 2);
     machine.pin("a");
