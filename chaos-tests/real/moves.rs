@@ -1,6 +1,7 @@
 //! Shards move between real servers while pushes go on: nothing is lost, nothing is applied twice, and no client notices.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use downpour_chaos_tests::cluster::{DEADLINE, TestCluster};
@@ -64,34 +65,42 @@ fn servers(cluster: &TestCluster) -> Result<Vec<(ServerRef, String)>> {
     status.nodes.into_iter().map(server).collect()
 }
 
-/// Moves the primary's copy of every shard to a server that has none.
+/// Moves the primary's copy of every shard to a server that has none. Where a set changes between the look and the move, it looks again.
 fn begin_moves(cluster: &TestCluster) -> Result<Vec<Move>> {
     let servers = servers(cluster)?;
     let job = cluster.runtime.block_on(cluster.coordinators.job(JOB))?.job;
-    let mut moves = Vec::new();
-    let placements = (0..).zip(routes(cluster)?).map(|(shard, route)| {
-        let from = route.primary.context("it is not lost")?;
-        let free = servers.iter().map(|(server, _)| *server);
-        let mut free = free.filter(|server| !route.in_sync.contains(server));
-        let moving = Move { from, to: free.next().context("a server without a copy")? };
-        moves.push(moving);
-        Ok(v1::ShardPlacement {
-            job: job.0,
-            shard,
-            epoch: route.epoch.0,
-            set_version: route.set_version,
-            reason: "a test".into(),
-            placing: Some(Placing::Move(moving.into())),
-        })
-    });
-    let placements = placements.collect::<Result<Vec<_>>>()?;
-    // Asked twice, it is the same.
-    for _ in 0..2 {
-        let placing = cluster.coordinators.place_shards(placements.clone());
-        let problems = cluster.runtime.block_on(placing)?;
-        ensure!(problems.iter().all(String::is_empty), "{problems:?}");
-    }
-    Ok(moves)
+    let begin = |(shard, mut route): (u32, ShardRoute)| {
+        let began = Instant::now();
+        loop {
+            let from = route.primary.context("it is not lost")?;
+            let free = servers.iter().map(|(server, _)| *server);
+            let mut free = free.filter(|server| !route.in_sync.contains(server));
+            let moving = Move { from, to: free.next().context("a server without a copy")? };
+            let placement = v1::ShardPlacement {
+                job: job.0,
+                shard,
+                epoch: route.epoch.0,
+                set_version: route.set_version,
+                reason: "a test".into(),
+                placing: Some(Placing::Move(moving.into())),
+            };
+            let place = || {
+                let placing = cluster.coordinators.place_shards(vec![placement.clone()]);
+                let problems = cluster.runtime.block_on(placing)?;
+                ensure!(problems.iter().all(String::is_empty), "{problems:?}");
+                Ok(moving)
+            };
+            // Asked twice, it is the same.
+            let Err(problem) = place() else { return place() };
+            let now = routes(cluster)?.swap_remove(shard as usize);
+            let changed = (now.epoch, now.set_version) != (route.epoch, route.set_version);
+            if !changed || began.elapsed() > DEADLINE {
+                return Err(problem);
+            }
+            route = now;
+        }
+    };
+    (0..).zip(routes(cluster)?).map(begin).collect()
 }
 
 #[test]

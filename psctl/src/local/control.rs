@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
+use std::net::Shutdown;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -284,6 +285,13 @@ impl Ask {
     }
 }
 
+impl Drop for Ask {
+    fn drop(&mut self) {
+        // A process that is being started at this moment holds the connection too, until it is a program of its own.
+        _ = self.stream.get_ref().shutdown(Shutdown::Both);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
@@ -330,6 +338,7 @@ mod tests {
         let socket = dir.join(SOCKET);
         let mode = socket.metadata().expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+        let mut held = None;
         served(&mut control, &mut cluster, || {
             let mut first = Ask::connect(&dir, PATIENCE).expect("connects");
             assert!(first.show().expect("answered").servers.is_empty());
@@ -339,9 +348,11 @@ mod tests {
             assert!(missing.contains("ps-9"), "{missing}");
             let missing = first.start().expect_err("no binary").to_string();
             assert!(missing.contains("downpour-ps"), "{missing}");
+            held = Some(first.stream.get_ref().try_clone().expect("as a child has it"));
         });
         let after = || Ask::connect(&dir, PATIENCE).expect("connects").show();
         served(&mut control, &mut cluster, after).expect("the first has gone");
+        drop(held);
         drop(control);
         assert!(!socket.exists());
         assert!(matches!(Ask::connect(&dir, PATIENCE), Err(Error::NoCluster { .. })));
@@ -358,7 +369,9 @@ mod tests {
             // A connection that is closed meanwhile takes no more.
             _ = stream.write_all(bytes);
             let mut reply = String::new();
-            _ = BufReader::new(stream).read_line(&mut reply);
+            _ = BufReader::new(&stream).read_line(&mut reply);
+            // Another test may start a process now, which has the connection for a moment.
+            _ = stream.shutdown(Shutdown::Both);
             reply
         };
         for bad in ["{}", "null", "{\"do\":\"stop\"}", "{\"do\":\"show\",\"more\":1}", "\u{0}"] {
