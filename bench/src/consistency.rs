@@ -379,7 +379,7 @@ async fn work(
         let outcome = session.push(&batch).await?.await?;
         worked.stale_clocks += outcome.stale_clocks.unwrap_or_default();
         steps += 1;
-        clock.finished(number);
+        clock.finished(number, outcome.late());
         if !clock.awaits_round() {
             worked.steps += 1;
             over.push(begun.elapsed().as_secs_f64());

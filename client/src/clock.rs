@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use downpour_core::consistency::{Consistency, Mode};
@@ -34,15 +35,13 @@ const BACKOFF: Backoff =
 /// Failed attempts in a row after which the routing looks old.
 const ATTEMPTS_UNTIL_NUDGE: u32 = 4;
 
-/// A worker's clock. Make one for each session that trains, and [leave](Clock::leave) when no step begins any more, or before waiting for what others must do first
+/// A worker's clock. Make one for each loop that trains, one loop after the other, and [leave](Clock::leave) when no step begins any more, or before waiting for what others must do first
 /// (the last tasks of a pass, say): they would wait for this worker. One that is only dropped is waited for until its session ends.
 pub struct Clock {
     session: Session,
     servers: HashMap<ServerRef, ClockClient<Channel>>,
     /// What shard 0 has or is to be told. None: nothing of the job has clocks, as far as this worker has come.
     seat: Option<Seat>,
-    /// How many seats it took so far.
-    seats: u64,
     /// The last round whose end was brought to all shards.
     brought: u64,
     waited: Duration,
@@ -55,18 +54,20 @@ struct Seat {
     clock: u64,
     /// The round that the last step contributed to, until its fate is known.
     contributed: Option<u64>,
+    /// Some shard had closed that round before: it is told as if nothing was contributed.
+    late: bool,
     /// It is being given back, as far as is known.
     leaves: bool,
 }
 
 impl Seat {
     /// That of a step that is to begin. What was perhaps given back is not had any more: shard 0 heeds nothing of that number.
-    fn taken(before: Option<Seat>, seats: &mut u64) -> Seat {
+    fn taken(before: Option<Seat>, seats: &AtomicU64) -> Seat {
         match before {
             Some(seat) if !seat.leaves => seat,
             given_back => {
-                *seats += 1;
-                Seat { number: *seats, leaves: false, ..given_back.unwrap_or_default() }
+                let number = seats.fetch_add(1, Ordering::Relaxed) + 1;
+                Seat { number, leaves: false, ..given_back.unwrap_or_default() }
             }
         }
     }
@@ -156,7 +157,6 @@ impl Clock {
             session: session.clone(),
             servers: HashMap::new(),
             seat: None,
-            seats: 0,
             brought: 0,
             waited: Duration::ZERO,
         }
@@ -168,12 +168,13 @@ impl Clock {
         self.seat.is_none() && !self.session.state().view.consistency.has_clocks()
     }
 
-    /// A step is over, all of its pushes acknowledged; it had contributed to this round.
-    pub fn finished(&mut self, round: Option<u64>) {
+    /// A step is over, all of its pushes acknowledged; it had contributed to this round. `late`: a shard [dropped](crate::PushOutcome::late) what it got, so none may count,
+    /// also where shard 0 was set back and the round is open there again.
+    pub fn finished(&mut self, round: Option<u64>, late: bool) {
         if let Some(seat) = &mut self.seat {
             seat.clock += 1;
             if round == Some(seat.clock) {
-                seat.contributed = round;
+                (seat.contributed, seat.late) = (round, late);
             }
         }
     }
@@ -200,7 +201,7 @@ impl Clock {
         }
         let begun = Instant::now();
         // Also if this is dropped before the answer: the servers may have heard of it, so it has to leave.
-        let seat = Seat::taken(self.seat, &mut self.seats);
+        let seat = Seat::taken(self.seat, self.session.seats());
         self.seat = Some(seat);
         let mut patience = Patience::new(&self.session, "bring the end of a round");
         let seated = loop {
@@ -220,8 +221,8 @@ impl Clock {
             }
         };
         self.waited += begun.elapsed();
-        let counted = seat.contributed.map(|round| seated.counted == round);
-        self.seat = Some(Seat { clock: seated.clock, contributed: None, ..seat });
+        let counted = seat.contributed.map(|round| seated.counted == round && !seat.late);
+        self.seat = Some(Seat { clock: seated.clock, contributed: None, late: false, ..seat });
         if seated.may_leave && counted.is_none() {
             self.leave().await?;
             return Ok(Begun::default());
@@ -250,7 +251,7 @@ impl Clock {
 
     /// Tells shard 0, and waits there for a while.
     async fn told(&mut self) -> Result<v1::Seated, Error> {
-        let Seat { number, clock, contributed, leaves } = self.seat.unwrap_or_default();
+        let Seat { number, clock, contributed, late, leaves } = self.seat.unwrap_or_default();
         let mut patience = Patience::new(&self.session, "tell the clock");
         loop {
             let state = self.session.state();
@@ -263,7 +264,7 @@ impl Clock {
                         session: self.session.id().0,
                         view_version: state.view.version,
                         clock,
-                        contributes: contributed.is_some(),
+                        contributes: contributed.is_some() && !late,
                         leaves,
                         wait_ms: WAIT_MS,
                         seat: number,
@@ -465,14 +466,15 @@ mod tests {
 
     #[test]
     fn a_seat_that_was_perhaps_given_back_is_taken_anew_and_the_clock_goes_on() {
-        let mut seats = 0;
-        let mut seat = Seat::taken(None, &mut seats);
+        let seats = AtomicU64::new(0);
+        let mut seat = Seat::taken(None, &seats);
         assert_eq!((seat.number, seat.clock), (1, 0));
         seat.clock = 27;
-        assert_eq!(Seat::taken(Some(seat), &mut seats).number, 1);
+        assert_eq!(Seat::taken(Some(seat), &seats).number, 1);
         seat.leaves = true;
-        let seat = Seat::taken(Some(seat), &mut seats);
-        assert_eq!((seat.number, seat.clock, seat.leaves, seats), (2, 27, false, 2));
+        let seat = Seat::taken(Some(seat), &seats);
+        assert_eq!((seat.number, seat.clock, seat.leaves), (2, 27, false));
+        assert_eq!(Seat::taken(None, &seats).number, 3);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use downpour_core::cells::Refusal;
+use downpour_core::cells::{Refusal, RefusalReason};
 use downpour_core::id::{Epoch, Lsn, ShardId, VariableId};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -94,6 +94,12 @@ pub struct PushOutcome {
 }
 
 impl PushOutcome {
+    /// A shard dropped what was contributed to a round that is over there.
+    #[must_use]
+    pub fn late(&self) -> bool {
+        self.refusals.iter().any(|(_, refusal)| refusal.reason == RefusalReason::RoundOver)
+    }
+
     /// An error when a shard refused its part, or some of it.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! One client's membership of a job.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use downpour_core::id::{JobId, SessionId, ShardId, VariableId};
@@ -114,6 +115,8 @@ struct Inner {
     rolled_back: Arc<Mutex<Vec<RolledBack>>>,
     layouts: Layouts,
     outgoing: Mutex<Buffers>,
+    /// How many seats it took among the clocks of its job, in whatever loop: shard 0 heeds no number that is not above those that were given back.
+    seats: AtomicU64,
     progress: Arc<Mutex<Option<v1::WorkerProgress>>>,
     ended: watch::Sender<Option<Error>>,
     /// Ended with the session.
@@ -199,6 +202,7 @@ impl Session {
             rolled_back,
             layouts: Layouts::default(),
             outgoing: Mutex::default(),
+            seats: AtomicU64::new(0),
             progress,
             ended,
             _tasks: tasks,
@@ -238,6 +242,11 @@ impl Session {
     /// The state and its upkeep.
     pub(crate) fn watched(&self) -> &Watched {
         &self.0.watched
+    }
+
+    /// Counts the seats that it took.
+    pub(crate) fn seats(&self) -> &AtomicU64 {
+        &self.0.seats
     }
 
     /// Tells when the session is over.

@@ -134,6 +134,8 @@ struct Pushed {
     took: Duration,
     finished: Finished,
     round: Option<InRound>,
+    /// Its round was over for some shard.
+    late: bool,
 }
 
 impl Traffic {
@@ -262,7 +264,7 @@ impl Traffic {
                     None => asked = false,
                     Some(Command::Skip(clock)) => {
                         if let Some(Given { number, batch, since, .. }) = given.remove(&clock) {
-                            clocks.finished(None);
+                            clocks.finished(None, false);
                             self.progress.over(number, batch, since.elapsed());
                         }
                     }
@@ -278,9 +280,10 @@ impl Traffic {
                             let refused = refusals.find(full);
                             let Given { pulled, number, batch, since, ahead, round } = step;
                             let staleness = staleness(&pulled, &outcome);
-                            let stale_clocks = outcome.stale_clocks;
+                            let (stale_clocks, late) = (outcome.stale_clocks, outcome.late());
                             let finished = Finished { staleness, stale_clocks, ahead, refused };
-                            Ok::<_, Error>(Pushed { number, batch, took: since.elapsed(), finished, round })
+                            let took = since.elapsed();
+                            Ok::<_, Error>(Pushed { number, batch, took, finished, round, late })
                         });
                     }
                     Some(Command::Lookup { table, keys, reply }) => {
@@ -294,7 +297,8 @@ impl Traffic {
                 },
                 Some(pushed) = pushes.next() => {
                     let step: Pushed = pushed?;
-                    clocks.finished(step.round.as_ref().map(|contribution| contribution.round.number));
+                    let number = step.round.as_ref().map(|contribution| contribution.round.number);
+                    clocks.finished(number, step.late);
                     if clocks.awaits_round() {
                         in_round = Some(step);
                     } else {

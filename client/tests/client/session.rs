@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use downpour_client::{
-    Coordinators, DenseTensor, Error, Job, PushBatch, RowGradients, Session, SessionOptions,
-    TableRows,
+    Clock, Coordinators, DenseTensor, Error, Job, JobState, PushBatch, RowGradients, Session,
+    SessionOptions, TableRows,
 };
 use downpour_core::cells::RefusalReason;
 use downpour_core::id::VariableId;
@@ -14,7 +14,7 @@ use downpour_core::spec::{DenseSpec, Shape, TableSpec, VariableSpec};
 use downpour_proto::v1::RetryReason;
 
 use super::TRANSPORT;
-use crate::fake::{self, Chances, Cluster, wait_for, wait_for_state};
+use crate::fake::{self, Chances, Cluster, wait_for, wait_for_state, within};
 
 fn sgd() -> OptimizerSpec {
     OptimizerSpec::Sgd(Sgd { learning_rate: 1.0 })
@@ -373,4 +373,43 @@ fn the_blocking_face_reads_what_it_wrote_and_refuses_to_run_inside_a_runtime() {
         drop((client, items));
     });
     job.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_loop_of_a_session_finds_a_seat_also_after_another_one_gave_its_own_back() {
+    let cluster = Cluster::start(1, 2).await;
+    let session = open(&cluster).await;
+    cluster.change_view(|view| view.consistency = "ssp(1)".parse().expect("a mode"));
+    let has_clocks = |state: &JobState| state.view.consistency.has_clocks();
+    wait_for_state(&session, "the job has clocks", has_clocks).await;
+    for turn in 1..=3 {
+        let mut clock = Clock::new(&session);
+        for _ in 0..2 {
+            let begun = within("a step may begin", clock.begin()).await.expect("the session lives");
+            assert!(begun.clock.is_some(), "{turn}");
+            clock.finished(None, false);
+        }
+        clock.leave().await.expect("the session lives");
+    }
+    assert!(cluster.state.lock().board.seats().is_empty());
+}
+
+#[tokio::test]
+async fn a_contribution_that_a_shard_dropped_does_not_count_where_another_has_its_round_open() {
+    let cluster = Cluster::start(1, 2).await;
+    let session = open(&cluster).await;
+    cluster.change_view(|view| view.consistency = "sync".parse().expect("a mode"));
+    let has_clocks = |state: &JobState| state.view.consistency.has_clocks();
+    wait_for_state(&session, "the job has clocks", has_clocks).await;
+    let mut clock = Clock::new(&session);
+    let mut counted = Vec::new();
+    for (round, late) in [(1, false), (2, true), (3, false)] {
+        within("a step may begin", clock.begin()).await.expect("the session lives");
+        clock.finished(Some(round), late);
+        let begun = within("the round is over", clock.begin()).await.expect("the session lives");
+        counted.push(begun.counted);
+        let members = cluster.state.lock().board.last_round().members.len();
+        assert_eq!(members, usize::from(!late), "shard 0 drops its part too");
+    }
+    assert_eq!(counted, [Some(true), Some(false), Some(true)]);
 }

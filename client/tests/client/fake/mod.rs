@@ -2,6 +2,7 @@
 //!
 //! Replication is played as perfect: the state of a shard belongs to the cluster, and only its primary may use it.
 
+mod clock;
 mod coordinator;
 mod frames;
 mod shard;
@@ -11,12 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use downpour_core::cells::{ClosedSessions, SessionCells};
+use downpour_core::clocks::Board;
 use downpour_core::id::{Epoch, Incarnation, JobId, Lsn, NodeId, ServerRef, SessionId};
 use downpour_core::mix::mix64;
 use downpour_core::routing::ShardRoute;
 use downpour_core::spec::{JobSpec, VariableSpec};
 use downpour_core::view::{JobView, NodeView};
 use downpour_proto::transport;
+use downpour_proto::v1::clock_server::ClockServer;
 use downpour_proto::v1::coordinator_server::CoordinatorServer;
 use downpour_proto::v1::shard_server::ShardServer;
 use parking_lot::Mutex;
@@ -71,6 +74,7 @@ pub(crate) struct State {
     pub(crate) initializers: BTreeMap<u32, SessionId>,
     pub(crate) initialized: BTreeSet<u32>,
     pub(crate) shards: Vec<ShardState>,
+    pub(crate) board: Board,
     pub(crate) chances: Chances,
     pub(crate) dice: u64,
     /// Every push is refused with this.
@@ -120,6 +124,7 @@ impl Cluster {
             initializers: BTreeMap::new(),
             initialized: BTreeSet::new(),
             shards: (0..SHARDS).map(|_| ShardState::default()).collect(),
+            board: Board::default(),
             chances: Chances::default(),
             dice: 0,
             retry_all: None,
@@ -171,10 +176,11 @@ impl Cluster {
         let service = shard::Server { server, cluster: self.clone() };
         let (grpc, accepted) = tokio::sync::mpsc::channel(8);
         tokio::spawn(frames::accept(listener, service.clone(), grpc));
+        let clocks = ClockServer::new(service.clone());
         let service = ShardServer::new(service)
             .max_decoding_message_size(transport::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(transport::MESSAGE_BYTES_MAX);
-        let server = transport::server_builder().add_service(service);
+        let server = transport::server_builder().add_service(service).add_service(clocks);
         tokio::spawn(server.serve_with_incoming(ReceiverStream::new(accepted)));
         self.changed();
     }
@@ -299,7 +305,7 @@ pub(crate) async fn wait_for_state(
     within(what, watch.wait_for(|state| condition(state))).await.expect("the session lives");
 }
 
-async fn within<T>(what: &str, wait: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(what: &str, wait: impl Future<Output = T>) -> T {
     let limit = Duration::from_secs(20);
     tokio::time::timeout(limit, wait)
         .await
