@@ -193,10 +193,13 @@ impl Board {
         Some(Seat { number, clock: clock.max(seat.clock), contributed, counted: seat.counted })
     }
 
-    /// Whether a session that gives back its seat of this number has that one.
+    /// Whether it is news that a session gives back its seat of this number. It may not have that one yet: what would take it can still be under way.
     #[must_use]
     pub fn leaves(&self, session: SessionId, number: u64) -> bool {
-        self.seats.get(&session).is_some_and(|seat| seat.number <= number)
+        match self.seats.get(&session) {
+            Some(seat) => seat.number <= number,
+            None => self.left.get(&session).copied().unwrap_or_default() < number,
+        }
     }
 
     /// Whether one more session finds a seat.
@@ -275,6 +278,12 @@ impl Board {
             self.left.insert(session, number);
             self.settle();
         }
+    }
+
+    /// The board is an older one than sessions know. They take their seats again with what they tell next; who gave its seat back since then tells nothing, and would be waited
+    /// for by those whom it waits for.
+    pub fn set_back(&mut self) {
+        self.seats.clear();
     }
 
     /// Sessions have ended.
@@ -464,11 +473,28 @@ mod tests {
         board.leave(session(1), 2);
         board.close(&ClosedSessions { high_water: 1, open: [].into() });
         assert_eq!((board.seats().len(), board.left().len()), (0, 0), "nothing is kept for ever");
+        // It left before what was to take the seat arrived.
+        board.leave(session(1), 3);
+        tick(&mut board, 3, 9);
+        assert!(board.seats().is_empty() && !board.leaves(session(1), 3));
         // A board that was set back has an older seat than the session: it is that of the newer one then.
         tick(&mut board, 4, 5);
         tick(&mut board, 5, 2);
         let seat = board.seats()[&session(1)];
         assert_eq!((seat.number, seat.clock), (5, 5));
+    }
+
+    #[test]
+    fn who_gave_its_seat_back_is_not_waited_for_on_a_board_that_is_older() {
+        let mut board = board(Consistency::all(Mode::Ssp { bound: 1 }));
+        (1..=2).for_each(|number| tick(&mut board, number, 0, false));
+        let mut older = board.clone();
+        board.leave(session(2), 1);
+        older.set_back();
+        tick(&mut older, 1, 9, false);
+        assert!(older.may_begin(session(1)), "2 has left since then");
+        tick(&mut older, 2, 7, false);
+        assert_eq!(clock(&older, 2), 9, "or it has not, and comes again");
     }
 
     #[test]

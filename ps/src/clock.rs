@@ -175,13 +175,11 @@ async fn advance(
         Advanced::SessionClosed => return AdvanceResult::SessionClosed(v1::SessionClosed {}),
         Advanced::Seated(..) => {}
     }
-    // Who leaves takes no seat.
-    if !leaves {
-        match is_one(life, hosted, session).await {
-            Ok(true) => {}
-            Ok(false) => return AdvanceResult::SessionClosed(v1::SessionClosed {}),
-            Err(_) => return advance_declined(Declined::Retry(v1::RetryReason::NotReady)),
-        }
+    // Also for who leaves: that is remembered too.
+    match is_one(life, hosted, session).await {
+        Ok(true) => {}
+        Ok(false) => return AdvanceResult::SessionClosed(v1::SessionClosed {}),
+        Err(_) => return advance_declined(Declined::Retry(v1::RetryReason::NotReady)),
     }
     let mut others = hosted.clocks.subscribe();
     loop {
@@ -249,9 +247,13 @@ mod tests {
         };
         // No coordinator answers here.
         let not_ready = v1::Retry { reason: v1::RetryReason::NotReady.into() };
-        let answer = advance(&life, &hosted, &request(1 << 40)).await;
-        assert_eq!(answer, AdvanceResult::Retry(not_ready));
-        assert!(hosted.shard.lock().state().board().seats().is_empty());
+        let made_up = request(1 << 40);
+        for leaves in [false, true] {
+            let answer = advance(&life, &hosted, &v1::AdvanceRequest { leaves, ..made_up }).await;
+            assert_eq!(answer, AdvanceResult::Retry(not_ready));
+        }
+        let board = hosted.shard.lock().state().board().clone();
+        assert!(board.seats().is_empty() && board.left().is_empty());
         let told = Told { seat: 1, ..Told::default() };
         let contact = life.lease.contact();
         life.with(&hosted, |shard| shard.advance((Epoch(1), 1), SESSION, told, contact));

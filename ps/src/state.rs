@@ -244,6 +244,7 @@ impl ShardState {
             Body::Close(closed) => self.close(closed, lsn)?,
             Body::RolledBack => {
                 self.numbering = lsn.epoch();
+                self.board.set_back();
                 Applied::default()
             }
             Body::Tick(session, seat) => {
@@ -254,6 +255,9 @@ impl ShardState {
                 Applied::default()
             }
             Body::Leave(session, seat) => {
+                if !self.board.has_room(*session) || self.cells.closed().contains(*session) {
+                    return Err(CannotApply::Fit(lsn));
+                }
                 self.board.leave(*session, *seat);
                 Applied::default()
             }

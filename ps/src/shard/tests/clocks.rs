@@ -1,5 +1,6 @@
 //! Clocks, modes and rounds (docs/protocol.md 7).
 
+use downpour_core::checkpoint::SetBack;
 use downpour_core::clocks::Round;
 use downpour_core::consistency::{Consistency, Mode};
 use downpour_core::mix::{mix64, salt};
@@ -462,8 +463,34 @@ fn a_late_request_of_a_seat_that_was_given_back_makes_nobody_wait_also_at_the_ne
     of_seat(&mut pair[0], 2, 0, false);
     of_seat(&mut pair[0], 1, 0, true);
     assert_eq!(pair[0].state().board().seats().len(), 2, "it came back, and did not leave again");
+    of_seat(&mut pair[0], 2, 0, true);
+    of_seat(&mut pair[0], 3, 0, true);
+    of_seat(&mut pair[0], 3, 0, false);
+    assert_eq!(pair[0].state().board().seats().len(), 1, "it left before that arrived");
     sync(&mut pair);
     assert_eq!(encoded(&pair[0]), encoded(&pair[1]));
+}
+
+#[test]
+fn a_shard_0_that_was_set_back_waits_for_nobody_who_has_left_since() {
+    let [mut old, _] = pair(0, &Consistency::all(Mode::Ssp { bound: 1 }));
+    (1..=2).for_each(|session| _ = stands(&mut old, session, 0, false));
+    let checkpoint = saved(&mut old);
+    let view = changed(&old.view, |view| {
+        let alone = route(3, 2, 2, &[2]);
+        view.version += 1;
+        view.shards = vec![alone.clone(), alone];
+        let (uri, job, checkpoint) = ("file:///x".into(), "job".into(), "a".into());
+        let shards = [(ShardId(0), Epoch(3))].into();
+        view.orders.set_back(SetBack { uri, job, checkpoint, shards });
+    });
+    let mut shard = Shard::restored(server(2), ShardId(0), LOG_BYTES_MAX, view, checkpoint);
+    assert!(matches!(shard.role(), Role::Primary(_)));
+    // 2 has no task, and says nothing before 1 has trained the last one.
+    assert!(stands(&mut shard, 1, 9, false).may_begin);
+    assert_eq!(stands(&mut shard, 2, 8, false).clock, 9);
+    let copy = saved(&mut shard);
+    assert_eq!(copy.digest(), shard.state().digest());
 }
 
 #[test]
