@@ -144,6 +144,12 @@ impl Life {
         of_job.map(|hosted| hosted.contributed.load(Ordering::Relaxed)).sum()
     }
 
+    /// Whether contributions of a job with a lower number are kept here.
+    pub(crate) fn contributes_before(&self, job: JobId) -> bool {
+        let keeps = |hosted: &Hosted| hosted.contributed.load(Ordering::Relaxed) > 0;
+        self.shards.iter().any(|hosted| hosted.key.job < job && keeps(&hosted))
+    }
+
     /// A push told what its gradients were computed with.
     pub(crate) fn measured(&self, hosted: &Hosted, staleness: Staleness) {
         let of_job = || {

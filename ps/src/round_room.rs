@@ -12,7 +12,7 @@ use crate::rounds::cost;
 pub(crate) enum RoundRoom {
     /// It does, or contributes nothing.
     Enough,
-    /// When rounds of other jobs are over.
+    /// When rounds of jobs with lower numbers are over.
     Later,
     /// What its own job keeps here is of the round that it contributes to, and would be too much: that round does not end without it.
     Never(Refusal),
@@ -29,11 +29,12 @@ impl Life {
         if self.contributed(None) + bytes <= bytes_max {
             return RoundRoom::Enough;
         }
-        if self.contributed(Some(job)) + bytes <= bytes_max {
-            return RoundRoom::Later;
+        if self.contributed(Some(job)) + bytes > bytes_max {
+            let reason = RefusalReason::RoundTooLarge;
+            return RoundRoom::Never(Refusal { reason, variable: first.variable });
         }
-        let reason = RefusalReason::RoundTooLarge;
-        RoundRoom::Never(Refusal { reason, variable: first.variable })
+        // Two jobs that each wait for the other's round would wait for ever.
+        if self.contributes_before(job) { RoundRoom::Later } else { RoundRoom::Enough }
     }
 }
 
@@ -74,6 +75,8 @@ mod tests {
         let refusal = Refusal { reason: RefusalReason::RoundTooLarge, variable: COUNTS };
         assert_eq!(life.round_room(own, &contributes(99)), RoundRoom::Never(refusal));
         assert_eq!(life.round_room(other, &contributes(99)), RoundRoom::Later);
+        let before = JobId(own.0 - 1);
+        assert_eq!(life.round_room(before, &contributes(99)), RoundRoom::Enough, "or both wait");
         assert_eq!(life.round_room(own, &plain), RoundRoom::Enough);
         // Consumed, so that no push after it is a gap.
         let push = Push { refusal: Some(refusal), ..contributes(99) };
