@@ -410,16 +410,20 @@ pub async fn restore(
 ) -> Result<(RestoreJob, CheckpointName), Failure> {
     let v1::RestoreJobRequest { uri, job, checkpoint, name, replace, replicas, if_version } =
         request;
-    let catalog = Catalog::new(open(&uri, Access::Read).await?);
+    // Whoever is told that there is no checkpoint may begin from nothing, and not where it is the place that is gone.
+    let none = |error| match (error, newest_there(&handle.cluster(), &uri, &job)) {
+        (gone @ StoreError::Missing(_), Some(known)) => Failure::Incomplete(known, gone),
+        (error, _) => error.into(),
+    };
+    let catalog = Catalog::new(open(&uri, Access::Read).await.map_err(none)?);
     let newest = checkpoint.is_empty();
     let checkpoint = if newest {
-        catalog.latest(&job).await?.checkpoint
+        catalog.latest(&job).await.map_err(none)?.checkpoint
     } else {
         let name = CheckpointName::new(checkpoint);
         name.map_err(|bad| Failure::Invalid(bad.to_string()))?
     };
     handle.propose(Body::Pin(CheckpointList::of(&uri, &job, [&checkpoint]))).await?;
-    // Whoever is told that there is no checkpoint may begin from nothing.
     let manifest = match catalog.manifest(&job, &checkpoint).await {
         Err(StoreError::Missing(gone)) if newest => {
             let problem = format!("{gone} was deleted meanwhile");
@@ -461,6 +465,14 @@ pub async fn restore(
         consistency: Some((&manifest.consistency).into()),
     };
     Ok((command, manifest.checkpoint.clone()))
+}
+
+/// The newest checkpoint of the job of this name, where it is in this place as far as is committed.
+fn newest_there(cluster: &Cluster, uri: &str, name: &str) -> Option<CheckpointName> {
+    let job = cluster.jobs.values().find(|job| job.view.spec.name == name)?;
+    let (known, of, checkpoint) = job.newest_checkpoint()?;
+    let here = Filed::new(uri, name, checkpoint) == Filed::new(known, of, checkpoint);
+    here.then(|| CheckpointName::new(checkpoint).ok())?
 }
 
 /// Looks at the disk, or reads certificates.

@@ -120,8 +120,8 @@ async fn after_a_base_was_deleted_a_full_checkpoint_is_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_asks_for_the_newest_checkpoint_is_not_told_that_there_is_none_where_its_base_is_gone()
-{
+async fn who_asks_for_the_newest_checkpoint_is_not_told_that_there_is_none_where_its_base_or_its_place_is_gone()
+ {
     let world = World::new().await;
     let restore = v1::RestoreJobRequest {
         uri: world.uri(),
@@ -140,5 +140,13 @@ async fn who_asks_for_the_newest_checkpoint_is_not_told_that_there_is_none_where
     std::fs::remove_file(&manifest).unwrap();
     assert_eq!(restored().await, Err(Code::FailedPrecondition));
     std::fs::write(&manifest, text).unwrap();
+    // The leader does not see the place, or it is not what it was.
+    let elsewhere = world.place.path().with_extension("elsewhere");
+    std::fs::rename(world.place.path(), &elsewhere).unwrap();
+    assert_eq!(restored().await, Err(Code::FailedPrecondition));
+    std::fs::create_dir(world.place.path()).unwrap();
+    assert_eq!(restored().await, Err(Code::FailedPrecondition));
+    std::fs::remove_dir(world.place.path()).unwrap();
+    std::fs::rename(&elsewhere, world.place.path()).unwrap();
     assert_eq!(restored().await, Ok(()));
 }
