@@ -193,7 +193,7 @@ impl Catalog {
         created
     }
 
-    /// The manifests that `manifest` builds on, oldest first, and itself. Of one that others build on a mark means nothing: whoever was to delete it takes its mark back, unless it died.
+    /// The manifests that `manifest` builds on, oldest first, and itself. Of one that others build on a mark means nothing but that nothing new builds on it.
     ///
     /// # Errors
     /// One is missing or damaged, or they do not belong together.
@@ -361,32 +361,26 @@ impl Catalog {
         if names.is_empty() {
             return Ok(Vec::new());
         }
-        let mut marked = Vec::new();
         for name in names {
-            marked.push(self.mark(job, name).await?);
+            self.mark(job, name).await?;
         }
         // Only now: who writes an increment looks for marks after it has written its manifest, so one of the two sees the other.
         let listed = self.list(job).await?;
         let mut needed = Vec::new();
-        for (name, marked) in names.iter().zip(marked) {
+        for name in names {
             let builds_on = |manifest: &Manifest| manifest.chain.contains(name);
             let mut others = listed.iter();
             match others.find(|(_, manifest)| manifest.as_ref().is_ok_and(builds_on)) {
                 None => self.erase(job, name).await?,
-                Some((by, _)) => {
-                    // A mark of somebody else's may be followed by a deletion that is under way.
-                    if marked {
-                        self.store.delete(&self.object(job, name, DELETED)?).await?;
-                    }
-                    needed.push((name.clone(), by.clone()));
-                }
+                // The mark stays: others may have looked before that one was there, and delete it still.
+                Some((by, _)) => needed.push((name.clone(), by.clone())),
             }
         }
         Ok(needed)
     }
 
     /// Deletes what is left of the checkpoints before `before` that are none, or none any more: files that a server wrote too late, and marks.
-    /// `before` must be so long ago that nobody who began then still writes. What others build on stays, whoever marked it and died.
+    /// `before` must be so long ago that nobody who began then still writes. What others build on stays, marked or not.
     ///
     /// # Errors
     /// The place failed.
@@ -409,11 +403,10 @@ impl Catalog {
         Ok(())
     }
 
-    /// Marks a checkpoint as deleted: a manifest that somebody writes later, who was to write it long ago, is none. Says whether it was not marked before.
-    async fn mark(&self, job: &str, name: &CheckpointName) -> Result<bool, Error> {
+    /// Marks a checkpoint as deleted: a manifest that somebody writes later, who was to write it long ago, is none.
+    async fn mark(&self, job: &str, name: &CheckpointName) -> Result<(), Error> {
         match self.store.create(&self.object(job, name, DELETED)?, io::empty()).await {
-            Ok(_) => Ok(true),
-            Err(Error::Exists(_)) => Ok(false),
+            Ok(_) | Err(Error::Exists(_)) => Ok(()),
             Err(error) => Err(error),
         }
     }

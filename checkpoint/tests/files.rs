@@ -226,12 +226,9 @@ async fn of_who_deletes_a_base_and_who_writes_an_increment_on_it_one_sees_the_ot
     let base = std::slice::from_ref(&full.checkpoint);
     let needed = catalog.delete_all(JOB, base).await.unwrap();
     assert_eq!(needed, [(full.checkpoint.clone(), one.checkpoint.clone())]);
-    catalog.verify(one.clone(), &SCRATCH, |_| {}).await.expect("the mark is gone again");
+    catalog.verify(one.clone(), &SCRATCH, |_| {}).await.expect("it stays");
 
-    // Who writes looked before the mark, and looks again after its manifest.
-    catalog.delete(JOB, &one.checkpoint).await.unwrap();
-    let mark = format!("{JOB}/{}/deleted", full.checkpoint);
-    catalog.store().create(&mark, std::io::empty()).await.unwrap();
+    // Who writes looked before the mark, and looks again after its manifest. Another who deletes may have looked before either increment was there, and goes on.
     let two = Manifest {
         checkpoint: CheckpointName::at(3, 0),
         chain: vec![full.checkpoint.clone()],
@@ -242,7 +239,8 @@ async fn of_who_deletes_a_base_and_who_writes_an_increment_on_it_one_sees_the_ot
         matches!(&late, Err(Error::Missing(base)) if base.contains(full.checkpoint.as_str())),
         "{late:?}"
     );
-    assert!(catalog.list(JOB).await.unwrap().is_empty(), "an increment without its base is none");
+    let listed = catalog.list(JOB).await.unwrap();
+    assert_eq!(listed.len(), 1, "an increment without its base is none: {listed:?}");
 }
 
 #[tokio::test]
