@@ -34,6 +34,8 @@ const ROUND: Duration = Duration::from_millis(200);
 const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(900);
 /// What is left of checkpoints that were deleted or given up goes when it is so old: nobody still writes to them.
 const SWEEP_AGE: Duration = CHECKPOINT_TIMEOUT.saturating_mul(4);
+/// For its manifest, where that took too long already.
+const LAST_TRY: Duration = Duration::from_secs(60);
 /// After an error, before the same is tried again.
 const ERROR_PAUSE: Duration = Duration::from_secs(1);
 /// After one that failed, the next that is due waits.
@@ -128,8 +130,10 @@ impl Seen {
 /// What is to be done about a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Due {
-    /// All of it is stored: its manifest.
-    Finish,
+    /// All of it is stored: its manifest, for the last time where it takes too long.
+    Finish {
+        late: bool,
+    },
     /// It takes too long.
     GiveUp,
     Begin {
@@ -145,9 +149,10 @@ fn due(
 ) -> Option<Due> {
     let checkpoints = &job.checkpoints;
     if checkpoints.open.is_some() {
+        let late = known.open > CHECKPOINT_TIMEOUT;
         return match job.manifest().is_some() {
-            true => Some(Due::Finish),
-            false => (known.open > CHECKPOINT_TIMEOUT).then_some(Due::GiveUp),
+            true => Some(Due::Finish { late }),
+            false => late.then_some(Due::GiveUp),
         };
     }
     let schedule = checkpoints.schedule.as_ref()?;
@@ -161,7 +166,10 @@ async fn carry_out(handle: &Handle, id: JobId, due: Due, clock: u64) -> Result<(
     let cluster = handle.cluster();
     let Some(job) = cluster.job(id) else { return Ok(()) };
     match due {
-        Due::Finish => finish(handle, id).await,
+        Due::Finish { late } => match last_try(late, finish(handle, id)).await? {
+            None => Ok(()),
+            Some(error) => end(handle, job, format!("its manifest is not stored: {error}")).await,
+        },
         Due::GiveUp => {
             let Some(open) = &job.checkpoints.open else { return Ok(()) };
             let shards = missing(open, job.view.spec.shards);
@@ -171,6 +179,21 @@ async fn carry_out(handle: &Handle, id: JobId, due: Due, clock: u64) -> Result<(
             let nonce = mix64(unix_ms() ^ id.0 << 48 ^ cluster.version << 20) as u32;
             begin(handle, id, Asked { uri: "", incremental, nonce, clock }).await.map(drop)
         }
+    }
+}
+
+/// A place that takes no manifest, or does not answer, holds up a job's checkpoints no longer than one that takes no files: then it says why.
+async fn last_try(
+    late: bool,
+    finishing: impl Future<Output = Result<(), Failure>>,
+) -> Result<Option<String>, Failure> {
+    if !late {
+        return finishing.await.map(|()| None);
+    }
+    match tokio::time::timeout(LAST_TRY, finishing).await {
+        Ok(Err(Failure::Store(error))) => Ok(Some(error.to_string())),
+        Ok(finished) => finished.map(|()| None),
+        Err(_) => Ok(Some(format!("no answer within {LAST_TRY:?}"))),
     }
 }
 
@@ -522,6 +545,27 @@ mod tests {
         assert_eq!((look(&machine, 9), look(&machine, 12)), ((0, 0), (0, 3)));
         machine.apply(begun("file:///x", "b")).expect("allowed");
         assert_eq!((look(&machine, 13), look(&machine, 14)), ((0, 4), (1, 5)));
+    }
+
+    #[tokio::test]
+    async fn a_checkpoint_whose_manifest_cannot_be_stored_is_given_up_when_its_time_is_over() {
+        let (mut machine, _) = Machine::with_job(1, 1);
+        machine.apply(begun("file:///x", "a")).expect("allowed");
+        let due = |machine: &Machine, open_s| {
+            let known = Known { open: Duration::from_secs(open_s), whole: JUST_SEEN };
+            due(machine.state.cluster().job(JobId(1)).expect("there"), None, (50_000, known), 0)
+        };
+        assert_eq!((due(&machine, 900), due(&machine, 901)), (None, Some(Due::GiveUp)));
+        machine.apply(saved("a", 1, 9)).expect("allowed");
+        let late = [900, 901].map(|open_s| due(&machine, open_s));
+        assert_eq!(late, [false, true].map(|late| Some(Due::Finish { late })));
+
+        let full = || async { Err(StoreError::Missing("room".into()).into()) };
+        assert!(last_try(false, full()).await.is_err(), "it is tried again");
+        let given_up = last_try(true, full()).await.expect("not again");
+        assert!(given_up.is_some_and(|error| error.contains("room")));
+        let done = last_try(true, async { Ok(()) }).await;
+        assert_eq!(done.expect("stored"), None);
     }
 
     #[test]
