@@ -198,6 +198,10 @@ impl Traffic {
                 clocks.leave().await?;
                 return Ok(finished);
             }
+            if hold {
+                // What the clock granted before may not hold any more when the job goes on.
+                begun = None;
+            }
             let rests = hold || (paused && waiting.is_none());
             if rests && open == 0 && in_round.is_none() && !free {
                 // Who waits for others, or for the operator, is waited for by nobody: the pass, or the job, would never end.
