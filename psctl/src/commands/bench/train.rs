@@ -37,7 +37,7 @@ pub(crate) struct Args {
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Model {
-    /// One table for all fields, in which an id is one key or one for each field (as many rows as 26 tables have), or a table for each
+    /// One table in which an id is the same key in every field, one in which each field has keys of its own (and the rows of 26 tables), or 26 tables
     #[arg(long, value_name = "TABLES", default_value = "fused", value_parser = ["fused", "fused-apart", "26"])]
     tables: String,
     /// Steps that a worker has under way

@@ -36,7 +36,7 @@ pub(crate) struct Options {
     /// Workers of the job
     #[arg(long, value_name = "COUNT")]
     workers: usize,
-    /// One table for all fields, in which an id is one key or one for each field (as many rows as 26 tables have), or a table for each
+    /// One table in which an id is the same key in every field, one in which each field has keys of its own (and the rows of 26 tables), or 26 tables
     #[arg(long, value_enum, default_value_t = Tables::Fused)]
     tables: Tables,
     /// Steps in the pipeline
