@@ -224,6 +224,20 @@ impl LocalCluster {
         self.coordinators.remove(at)
     }
 
+    /// Forgets coordinators that have ended with status 0, as those do that were removed from the group, but not the last one: their names.
+    pub fn forget_removed(&mut self) -> Result<Vec<String>, Error> {
+        let mut names = Vec::new();
+        for at in (0..self.coordinators.len()).rev() {
+            let ended = self.coordinators[at].poll()?.is_some_and(|status| status.success());
+            if ended && self.coordinators.len() > 1 {
+                let process = self.forget_coordinator(at);
+                self.removed_cpu += process.cpu();
+                names.push(process.name().to_owned());
+            }
+        }
+        Ok(names)
+    }
+
     /// Starts one more server with the settings of the others, under the lowest number that is free, and waits until it is ready. One that
     /// does not get ready is gone again.
     pub fn add_server(&mut self, ready_within: Duration) -> Result<&Process, Error> {

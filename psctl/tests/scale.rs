@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use downpour_client::Coordinators;
+use downpour_proto::v1;
 use downpour_psctl::probe::{self, Probe};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -46,7 +47,11 @@ struct Local {
 
 impl Local {
     fn start(servers: u32, dir: &Path) -> Self {
-        let line = format!("-o json local --coordinators 1 --servers {servers}");
+        Self::start_with((1, servers), dir)
+    }
+
+    fn start_with((coordinators, servers): (u32, u32), dir: &Path) -> Self {
+        let line = format!("-o json local --coordinators {coordinators} --servers {servers}");
         let mut psctl = psctl(&line, dir).stdout(Stdio::piped()).spawn().expect("psctl starts");
         let stdout = psctl.stdout.take().expect("piped");
         let mut values = serde_json::Deserializer::from_reader(stdout).into_iter();
@@ -192,6 +197,22 @@ fn servers_come_and_go_while_a_client_pushes_and_it_notices_nothing() {
     assert!(!dir.join("control.sock").exists(), "no socket is left");
     let (status, error) = fails("scale ps 3 --yes", &dir);
     assert!(status == Some(1) && error.contains("no cluster runs in"), "{error}");
+}
+
+#[test]
+fn a_cluster_goes_on_without_a_coordinator_that_was_removed() {
+    let root = tempfile::tempdir().expect("directory");
+    let dir = root.path().join("cluster");
+    let mut local = Local::start_with((3, 1), &dir);
+    let coordinators = local.coordinators();
+    assert_eq!(local.children().len(), 4);
+    let request = v1::RemoveCoordinatorRequest { id: 3, dry_run: false };
+    runtime().block_on(coordinators.remove_coordinator(request)).expect("removed");
+    wait_for("it ends", || local.children().len() == 3);
+    assert_eq!(json("-o json scale ps 2 --yes", &dir)["started"][0], "ps-1");
+    assert!(local.psctl.try_wait().expect("looked at").is_none());
+    kill_process(Pid::from_child(&local.psctl), Signal::TERM).expect("signal");
+    assert!(local.psctl.wait().expect("ends").success());
 }
 
 #[test]

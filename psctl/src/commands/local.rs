@@ -192,8 +192,7 @@ fn watch(
     mut look: impl FnMut(&[Process]),
 ) -> Result<(), Error> {
     while !processes.is_empty() {
-        scale(cluster, control);
-        cluster.check()?;
+        look_after(cluster, control)?;
         processes.iter_mut().try_for_each(Process::check)?;
         look(processes);
         if !processes.iter().any(Process::is_running) {
@@ -207,9 +206,13 @@ fn watch(
     Ok(())
 }
 
-/// What other psctls have asked for.
-fn scale(cluster: &mut LocalCluster, control: &mut Control) {
+/// What other psctls have asked for, of this one or of the coordinators; an error if a process has ended that nobody told to.
+fn look_after(cluster: &mut LocalCluster, control: &mut Control) -> Result<(), Error> {
     control.serve(cluster).iter().for_each(|done| eprintln!("{done}"));
+    for name in cluster.forget_removed()? {
+        eprintln!("{name} was removed, and has ended");
+    }
+    cluster.check()
 }
 
 /// Where an idle cluster is: what `-o json` prints.
@@ -272,8 +275,7 @@ fn idle(
     }
     eprintln!("running until Ctrl-C");
     while !interrupt.is_set() {
-        scale(cluster, control);
-        cluster.check()?;
+        look_after(cluster, control)?;
         std::thread::sleep(LOOK);
     }
     Ok(())

@@ -65,7 +65,7 @@ pub(crate) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
         (false, _) => format!("member {id} is at {address} already"),
         (true, true) => format!("{address} would be let in as member {id}"),
         (true, false) => format!(
-            "member {id} is let in; start it, if it does not run: downpour-coordinator --join {} --advertise {address} --data-dir DIRECTORY --cluster NAME",
+            "member {id} is let in; start it, if it does not run: downpour-coordinator --join {} --listen {address} --advertise {address} --data-dir DIRECTORY --cluster NAME",
             coordinators.addresses().join(",")
         ),
     };

@@ -139,7 +139,7 @@ fn in_cluster() -> anyhow::Result<String> {
         (Some(host), Some(port)) if host.contains(':') => Ok(format!("https://[{host}]:{port}")),
         (Some(host), Some(port)) => Ok(format!("https://{host}:{port}")),
         _ => Err(Exit::Usage(
-            "this is no pod: give --api-server, for example http://127.0.0.1:8001 with kubectl proxy beside it".into(),
+            "this is no pod, and no local cluster was named: give --dir (or set DOWNPOUR_LOCAL) for one of `psctl local`, or --api-server, for example http://127.0.0.1:8001 with kubectl proxy beside it".into(),
         )
         .into()),
     }
