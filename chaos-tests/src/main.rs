@@ -84,11 +84,17 @@ fn disturb(args: &Args) -> Result<ExitCode> {
     if args.scenario == Scenario::Workers {
         let sizes = workers::Sizes { rows: args.rows, ..workers::Sizes::default() };
         let report = workers::run(sizes, seed, args.runs, &interrupt)?;
+        report.broken().iter().for_each(|broken| eprintln!("{broken}"));
         return print(args.output, &report, report.passed());
     }
     ensure!(
         args.faults.is_none() || args.scenario == Scenario::Scale,
         "--faults is for the scenario scale"
+    );
+    let harmless = [Scenario::Scale, Scenario::Hot, Scenario::Workers];
+    ensure!(
+        args.faults.is_none_or(|faults| !harmless.contains(&faults)),
+        "--faults: scale, hot and workers have no faults of their own"
     );
     let options = Options {
         duration: Duration::from_secs(args.seconds),

@@ -108,12 +108,28 @@ impl Training {
 }
 
 impl Report {
+    /// The promises that were not kept.
+    #[must_use]
+    pub fn broken(&self) -> Vec<String> {
+        let mut broken = Vec::new();
+        if !self.trained_all() {
+            broken
+                .push("a sample was never trained, or one again that nobody had in flight".into());
+        }
+        let gap = self.auc_best - self.undisturbed.auc;
+        if gap > AUC_GAP_MAX {
+            broken.push(format!("undisturbed, the model is {gap:.4} below the best AUC; at most {AUC_GAP_MAX} shows that it has learned (more --rows?)"));
+        }
+        if self.auc_difference > AUC_TOLERANCE {
+            broken.push(format!("AUC differs by {:.4}, at most {AUC_TOLERANCE} was promised (with few --rows it differs by chance)", self.auc_difference));
+        }
+        broken
+    }
+
     /// Whether the promises were kept.
     #[must_use]
     pub fn passed(&self) -> bool {
-        self.trained_all()
-            && self.auc_best - self.undisturbed.auc <= AUC_GAP_MAX
-            && self.auc_difference <= AUC_TOLERANCE
+        self.broken().is_empty()
     }
 
     /// Whether every training trained every sample, and none again that nobody had in flight.
