@@ -4,6 +4,7 @@
 //! A bucket: `If-None-Match: *`; a file too large for one request goes up in parts, which S3 cannot make conditional everywhere: it is looked
 //! for first, and its name, with epoch, position and attempt, is nobody else's.
 
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -39,8 +40,8 @@ pub struct Store {
     objects: Arc<dyn ObjectStore>,
     /// Of everything in a bucket that belongs to this store.
     prefix: Path,
-    /// Parts become a file only when all are there, and only under a name that is free.
-    renames: bool,
+    /// Given for a directory: parts become a file only when all are there, and only under a name that is free.
+    files: Option<Arc<LocalFileSystem>>,
 }
 
 /// What is to be done with a place.
@@ -101,7 +102,7 @@ impl Store {
             .map_err(|error| invalid(&error.to_string()))?;
         let prefix =
             Path::parse(prefix.trim_matches('/')).map_err(|error| invalid(&error.to_string()))?;
-        Ok(Store { uri: trimmed(uri), objects: Arc::new(bucket), prefix, renames: false })
+        Ok(Store { uri: trimmed(uri), objects: Arc::new(bucket), prefix, files: None })
     }
 
     fn folder(uri: &str, folder: PathBuf, access: Access) -> Result<Store, Error> {
@@ -115,8 +116,13 @@ impl Store {
             .map_err(|source| Error::Store { object: uri.into(), source })?
             .with_fsync(true)
             .with_automatic_cleanup(true);
-        let prefix = Path::default();
-        Ok(Store { uri: trimmed(uri), objects: Arc::new(files), prefix, renames: true })
+        let (files, prefix) = (Arc::new(files), Path::default());
+        Ok(Store {
+            uri: trimmed(uri),
+            objects: Arc::clone(&files) as _,
+            prefix,
+            files: Some(files),
+        })
     }
 
     /// One bucket for the whole simulation: it outlives whoever writes to it.
@@ -125,7 +131,7 @@ impl Store {
         use object_store::memory::InMemory;
         static OBJECTS: std::sync::LazyLock<Arc<InMemory>> = std::sync::LazyLock::new(Arc::default);
         let (objects, prefix) = (Arc::clone(&OBJECTS) as Arc<dyn ObjectStore>, Path::default());
-        Store { uri: trimmed(uri), objects, prefix, renames: false }
+        Store { uri: trimmed(uri), objects, prefix, files: None }
     }
 
     /// As it was opened, without a slash at the end.
@@ -175,7 +181,8 @@ impl Store {
         let mut bytes = 0;
         let mut waiting = Vec::new();
         let mut upload: Option<Box<dyn MultipartUpload>> = None;
-        let staged = if self.renames { Path::from(format!("{path}.part")) } else { path.clone() };
+        let staged =
+            if self.files.is_some() { Path::from(format!("{path}.part")) } else { path.clone() };
         while let Some(part) = parts.recv().await {
             let part = match part {
                 Ok(part) => part,
@@ -219,12 +226,26 @@ impl Store {
             }
             Some(mut upload) => {
                 upload.complete().await.map_err(failed)?;
-                if self.renames {
+                if self.files.is_some() {
                     self.objects.rename_if_not_exists(&staged, &path).await.map_err(failed)?;
                 }
             }
         }
+        self.uncache(&path).await;
         Ok(Stored { bytes, crc32: crc32.finalize() })
+    }
+
+    /// Gives the system back the memory in which it keeps what was just written to a directory: nobody reads it soon, the next file needs as much, and
+    /// memory that is not its own yet is dear (docs/performance.md). It is on the disk, so nothing is lost with it; where this fails it stays.
+    async fn uncache(&self, path: &Path) {
+        let Some(files) = &self.files else { return };
+        let Ok(file) = files.path_to_filesystem(path) else { return };
+        let uncached = threads::blocking(move || {
+            let file = File::open(file)?;
+            rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)?;
+            io::Result::Ok(())
+        });
+        _ = uncached.await;
     }
 
     /// A small object, whole.

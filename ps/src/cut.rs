@@ -167,7 +167,7 @@ pub(crate) fn row_lsn(header: &[u32]) -> Lsn {
 }
 
 /// Rows on their way out.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct RowsOut {
     keys: BytesMut,
     lsns: BytesMut,
@@ -175,6 +175,13 @@ pub(crate) struct RowsOut {
 }
 
 impl RowsOut {
+    /// With room for about `bytes` of rows of so many floats.
+    pub(crate) fn with_capacity(bytes: usize, width: usize) -> Self {
+        let rows = bytes / (HEADER_WORDS + width) / WORD_BYTES + 1;
+        let room = |words: usize| BytesMut::with_capacity(rows * words * WORD_BYTES);
+        RowsOut { keys: room(2), lsns: room(2), floats: room(width) }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
@@ -185,7 +192,8 @@ impl RowsOut {
 
     fn put(&mut self, header: &[u32], floats: &[f32]) {
         for (out, words) in [(&mut self.keys, &header[..2]), (&mut self.lsns, &header[2..])] {
-            words.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
+            let word = u64::from(words[0]) | u64::from(words[1]) << 32;
+            out.extend_from_slice(&word.to_le_bytes());
         }
         put_row(&mut self.floats, floats);
     }

@@ -25,6 +25,11 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 const FORGET: u64 = 128;
 /// One push may take this much of the room that is left: others are decided at the same time.
 const ROOM_SHARE: u64 = 8;
+/// A file of a checkpoint that is being written waits in so much memory at most: a shard of 8 million floats needs no temporary file, which would be written
+/// and read once more.
+const SCRATCH_BYTES_MAX: u64 = 64 << 20;
+/// And in this part of the limit: rows may have taken all that is below it.
+const SCRATCH_SHARE: u64 = 100;
 /// Examples of refused keys in one report.
 const EXAMPLES_MAX: usize = 5;
 
@@ -84,6 +89,12 @@ impl Memory {
     /// Whether the limit is reached: nothing that can wait may take more.
     pub(crate) fn is_full(&self) -> bool {
         self.limit.is_some_and(|limit| self.used() >= limit)
+    }
+
+    /// Bytes that a file may occupy until it can be laid out.
+    pub(crate) fn scratch(&self) -> usize {
+        let share = self.limit.map_or(u64::MAX, |limit| limit / SCRATCH_SHARE);
+        share.min(SCRATCH_BYTES_MAX) as usize
     }
 
     /// Bytes that the process has resident, as the system counts them; 0: it does not say.

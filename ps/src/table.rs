@@ -271,7 +271,7 @@ impl Table {
 
     /// The next rows of a cut, and whether these were the last.
     pub(crate) fn read_cut(&mut self, id: CutId, bytes_max: usize) -> (RowsOut, bool) {
-        let mut out = RowsOut::default();
+        let mut out = RowsOut::with_capacity(bytes_max, self.arena.width());
         let end = self.cuts.read(id, &self.arena, bytes_max, &mut out);
         (out, end)
     }

@@ -35,7 +35,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of a piece: what pushes to the shard wait for at most.
 const PIECE_BYTES: usize = 256 << 10;
 /// Rests so many times as long as a piece took.
-const REST: u32 = 5;
+const REST: u32 = 11;
 /// A reader that takes nothing for so long is given up.
 const HANG_MAX: Duration = Duration::from_secs(30);
 /// A coordinator that does not commit a report for this long is passed over.
@@ -115,10 +115,12 @@ async fn save(
     };
     let cut = OpenCut::new(hosted, epoch, newer_than)?;
     let (pieces, piece) = watch::channel(());
+    let memory_bytes_max = life.process.memory.scratch();
+    let writer = ShardWriter::new(owner, Scratch { memory_bytes_max, ..Scratch::default() });
     let reading = (Arc::clone(hosted), cut.1, life.token.clone());
     let reading = threads::blocking(move || {
         let (hosted, cut, token) = reading;
-        read(&hosted, cut, owner, &pieces, || token.is_cancelled())
+        read(&hosted, cut, writer, &pieces, || token.is_cancelled())
     });
     let file = tokio::select! {
         file = reading => file.context("read the shard")??,
@@ -191,11 +193,10 @@ impl Drop for OpenCut<'_> {
 fn read(
     hosted: &Hosted,
     cut: CutId,
-    owner: Owner,
+    mut writer: ShardWriter,
     pieces: &watch::Sender<()>,
     stopped: impl Fn() -> bool,
 ) -> anyhow::Result<ShardFile> {
-    let mut writer = ShardWriter::new(owner, Scratch::default());
     loop {
         let started = Instant::now();
         let piece = hosted.shard.lock().read_cut(cut, PIECE_BYTES)?;
