@@ -409,8 +409,10 @@ fn measure(scale: &mut Scale, before: &[(Instant, Instant)], during: &[(Instant,
     }
     // The last one is not whole.
     windows.pop();
-    let worst = windows.iter().copied().min().unwrap_or(0);
-    scale.worst_window_pct = 100.0 * worst as f64 / rate;
+    let share = |&pushes: &u64| 100.0 * pushes as f64 / rate;
+    let told: Vec<_> = windows.iter().map(|pushes| format!("{:.0}", share(pushes))).collect();
+    eprintln!("pushes of each second, % of before: {}", told.join(" "));
+    scale.worst_window_pct = windows.iter().min().map_or(0.0, share);
 }
 
 #[cfg(test)]

@@ -9,8 +9,9 @@ const MEMORY_LIMIT_MIN: u64 = 128 << 20;
 
 const DATA_THREADS_MAX: usize = 1024;
 
-/// Copies beside pushes: with twice as much on two cores pushes come to less than half as many (docs/performance.md).
-const COPY_BYTES_PER_S_AND_CORE: u64 = 16 << 20;
+/// Copies beside pushes: with four times as much on two cores pushes come to less than half as many, and at twice as much a second of changing primaries
+/// does (docs/performance.md).
+const COPY_BYTES_PER_S_AND_CORE: u64 = 8 << 20;
 
 /// A parameter server: holds shards, applies pushes, answers pulls
 #[derive(Clone, Debug, Args, Serialize, Deserialize)]
@@ -53,7 +54,7 @@ pub struct Config {
     /// Bytes of contributions to rounds of synchronous training that this server keeps, of all shards together. A round that needs more is refused, with advice
     #[arg(long, value_name = "BYTES")]
     pub contribution_bytes_max: usize,
-    /// Bytes a second that this server sends in copies of shards to servers that are to hold them, all together; 0: as many as go; without it 16 MiB for each core
+    /// Bytes a second that this server sends in copies of shards to servers that are to hold them, all together; 0: as many as go; without it 8 MiB for each core
     #[arg(long, value_name = "BYTES")]
     pub copy_bytes_per_s: u64,
     /// Requests of one push stream that wait for the backups; beyond, the stream is not read
