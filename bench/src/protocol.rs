@@ -131,6 +131,8 @@ pub struct SparseSteps {
     pub step_s: Vec<f64>,
     /// Share of all steps that went into making keys unique.
     pub dedup_s: f64,
+    /// Share of all steps from before a push until it is applied.
+    pub push_s: f64,
     /// Processor time of the worker.
     pub cpu_s: f64,
 }

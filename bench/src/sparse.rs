@@ -36,6 +36,11 @@ impl Repeat {
     fn rows(&self) -> usize {
         self.workers.iter().map(|steps| steps.rows).sum()
     }
+
+    /// Of all workers, each by the time that its own pushes took.
+    fn push_rows_s(&self) -> f64 {
+        self.workers.iter().map(|steps| steps.rows as f64 / steps.push_s).sum()
+    }
 }
 
 impl Run {
@@ -125,6 +130,8 @@ pub struct Report {
     pub rows_s_min: f64,
     /// The fastest repeat.
     pub rows_s_max: f64,
+    /// Rows that are pushed in a second of the time in which workers push.
+    pub push_rows_s: f64,
     /// Floats of rows both ways, without keys and framing.
     pub payload_mb_s: f64,
     /// Of all steps.
@@ -165,6 +172,7 @@ impl Report {
         let steps =
             spread(&|repeat| repeat.workers.iter().map(|w| w.step_s.len()).sum::<usize>() as f64);
         let rows = spread(&|repeat| repeat.rows() as f64);
+        let push_rows_s = Spread::of(repeats.iter().map(Repeat::push_rows_s));
         let all = || repeats.iter().flat_map(|repeat| &repeat.workers);
         let mut step_s: Vec<f64> = all().flat_map(|worker| &worker.step_s).copied().collect();
         let mut quantile_ms = |share| quantile(&mut step_s, share).unwrap_or(0.0) * 1e3;
@@ -179,6 +187,7 @@ impl Report {
             rows_s: rows.median,
             rows_s_min: rows.min,
             rows_s_max: rows.max,
+            push_rows_s: push_rows_s.map_or(0.0, |spread| spread.median),
             payload_mb_s: rows.median * f64::from(workload.dim) * 4.0 * 2.0 / 1e6,
             p50_ms,
             p99_ms,
@@ -215,13 +224,14 @@ mod tests {
             rows,
             step_s: vec![0.5, 0.25],
             dedup_s: 0.1,
+            push_s: 0.25,
             cpu_s: 0.5,
         };
         let workers = vec![steps(10.0, 11.0, 500_000), steps(10.5, 12.0, 1_500_000)];
         let repeat = Repeat { workers, server_cpu_s: Some(1.0) };
         let report = Report::new(&Sparse::standard(16, 2), &[repeat], 0.0);
         assert_eq!(report.workload, "S2-16");
-        assert_eq!((report.steps_s, report.rows_s), (2.0, 1e6));
+        assert_eq!((report.steps_s, report.rows_s, report.push_rows_s), (2.0, 1e6, 8e6));
         assert_eq!(report.payload_mb_s, 128.0);
         assert_eq!((report.p50_ms, report.p999_ms), (250.0, 500.0));
         assert_eq!(report.cpu_server_s_per_mrow, Some(0.5));

@@ -70,9 +70,11 @@ impl Steps<'_> {
             done.dedup_s += now_s() - begun;
             let floats = self.keys.len() * dim;
             peer.pull(&self.keys, &mut self.rows[..floats])?;
+            let pulled = now_s();
             peer.push(&self.keys, &self.gradients[..floats])?;
             done.rows += self.keys.len();
             let ended = now_s();
+            done.push_s += ended - pulled;
             done.step_s.push(ended - begun);
             begun = ended;
         }

@@ -64,6 +64,9 @@ struct Comparison {
     ours: BTreeMap<String, Report>,
     /// Ours over the floor's: rows per second, bytes per second.
     share: BTreeMap<String, f64>,
+    /// The floor passes pushes on: what they alone reach is told too.
+    #[serde(skip)]
+    relay: bool,
 }
 
 impl Comparison {
@@ -71,6 +74,10 @@ impl Comparison {
         let name = match (&floor, &ours) {
             (Report::Sparse(floor), Report::Sparse(ours)) => {
                 self.share.insert(ours.workload.clone(), ours.rows_s / floor.rows_s);
+                if self.relay {
+                    let share = ours.push_rows_s / floor.push_rows_s;
+                    self.share.insert(format!("{}-push", ours.workload), share);
+                }
                 &ours.workload
             }
             (Report::Dense(floor), Report::Dense(ours)) => {
@@ -97,7 +104,14 @@ impl Comparison {
             };
             match (floor, ours) {
                 (Report::Sparse(floor), Report::Sparse(ours)) => {
-                    vec![row(name.clone(), floor.rows_s / 1e6, ours.rows_s / 1e6, "M rows/s")]
+                    let rate = |name: String, rate: fn(&sparse::Report) -> f64| {
+                        row(name, rate(floor) / 1e6, rate(ours) / 1e6, "M rows/s")
+                    };
+                    let mut rows = vec![rate(name.clone(), |report| report.rows_s)];
+                    if self.relay {
+                        rows.push(rate(format!("{name}-push"), |report| report.push_rows_s));
+                    }
+                    rows
                 }
                 (Report::Dense(floor), Report::Dense(ours)) => vec![
                     row(format!("{name}-pull"), floor.pull_gb_s, ours.pull_gb_s, "GB/s"),
@@ -118,7 +132,7 @@ pub(super) fn run(args: &Args, format: Format) -> anyhow::Result<()> {
         return Err(Exit::Usage(problem.into()).into());
     }
     let place = Place::local(args.bin_dir.clone(), args.transport.clone(), args.replicas);
-    let mut comparison = Comparison::default();
+    let mut comparison = Comparison { relay: args.replicas > 1, ..Comparison::default() };
     for workload in &args.workload {
         let (floor, ours) = place.with(&interrupt, |cluster| {
             let workload = workload.standard();

@@ -136,6 +136,7 @@ pub(super) fn properties(report: &Report) -> Vec<(&str, String)> {
                 range(report.steps_s_min, report.steps_s_max, 1.0)
             ),
         ),
+        ("Pushes", format!("{:.3} M rows/s of the time in pushes", report.push_rows_s / 1e6)),
         ("Payload", format!("{:.0} MB/s", report.payload_mb_s)),
         (
             "Step",
