@@ -160,6 +160,19 @@ impl Consistency {
         workers.min()
     }
 
+    /// As it is displayed, with the names that `name` gives to variables with modes of their own.
+    #[must_use]
+    pub fn with_names(&self, name: impl Fn(VariableId) -> String) -> String {
+        let shared = match (self.tables, self.dense) {
+            (tables, dense) if tables == dense => tables.to_string(),
+            (Mode::Async, Mode::Sync { backup_workers: 0 }) => "hybrid".to_owned(),
+            (Mode::Async, Mode::Sync { backup_workers }) => format!("hybrid({backup_workers})"),
+            (tables, dense) => format!("tables {tables}, dense {dense}"),
+        };
+        let own = self.variables.iter().map(|(id, mode)| format!(", {} {mode}", name(*id)));
+        shared + &own.collect::<String>()
+    }
+
     fn modes(&self) -> impl Iterator<Item = Mode> {
         [self.tables, self.dense].into_iter().chain(self.variables.values().copied())
     }
@@ -167,13 +180,7 @@ impl Consistency {
 
 impl fmt::Display for Consistency {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.tables, self.dense) {
-            (tables, dense) if tables == dense => tables.fmt(f)?,
-            (Mode::Async, Mode::Sync { backup_workers: 0 }) => f.write_str("hybrid")?,
-            (Mode::Async, Mode::Sync { backup_workers }) => write!(f, "hybrid({backup_workers})")?,
-            (tables, dense) => write!(f, "tables {tables}, dense {dense}")?,
-        }
-        self.variables.iter().try_for_each(|(id, mode)| write!(f, ", variable {id} {mode}"))
+        f.write_str(&self.with_names(|id| format!("variable {id}")))
     }
 }
 

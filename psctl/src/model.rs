@@ -475,15 +475,11 @@ impl Job {
 fn consistency(view: &v1::JobView) -> String {
     let modes = view.consistency.clone().unwrap_or_default();
     let Ok(modes) = Consistency::try_from(modes) else { return "unknown".to_owned() };
-    let Consistency { tables, dense, variables } = modes;
-    let shared = Consistency { tables, dense, variables: BTreeMap::new() };
-    let name = |id: u32| {
-        let variable = view.variables.iter().find(|variable| variable.id == id);
+    modes.with_names(|id| {
+        let variable = view.variables.iter().find(|variable| variable.id == id.0);
         let spec = variable.and_then(|variable| variable.spec.as_ref());
         spec.map_or_else(|| format!("variable {id}"), |spec| spec.name.clone())
-    };
-    let own = variables.iter().map(|(id, mode)| format!(", {} {mode}", name(id.0)));
-    format!("{shared}{}", own.collect::<String>())
+    })
 }
 
 impl Variable {

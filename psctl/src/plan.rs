@@ -197,11 +197,12 @@ impl Plan {
             self.seconds.ceil(),
         );
         if !self.servers.is_empty() {
+            // The sum of nothing is -0, and adding 0 makes it 0.
             let share = |share: &Share| {
                 vec![
                     share.server.clone(),
-                    format!("{:.2}", share.before),
-                    format!("{:.2}", share.after),
+                    format!("{:.2}", share.before + 0.0),
+                    format!("{:.2}", share.after + 0.0),
                 ]
             };
             let titles = ["SERVER", ">LOAD NOW", ">LOAD THEN"];

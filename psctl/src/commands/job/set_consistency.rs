@@ -45,7 +45,14 @@ pub(crate) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let wanted = match &args.variable {
         None => args.mode.parse::<Consistency>().map_err(wrong)?,
         Some(name) => {
-            let mode: Mode = args.mode.parse().map_err(wrong)?;
+            let of_one = |_| {
+                let mode = &args.mode;
+                let problem = format!(
+                    "{mode:?}: a variable takes async, ssp(STEPS), sync or sync(BACKUP_WORKERS)"
+                );
+                Exit::Usage(problem)
+            };
+            let mode: Mode = args.mode.parse().map_err(of_one)?;
             let of = view.variables.iter().find(|variable| variable.spec.name == *name);
             let of = of.with_context(|| format!("job {:?} has no variable {name:?}", args.name))?;
             let mut wanted = view.consistency.clone();
@@ -53,10 +60,14 @@ pub(crate) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
             wanted
         }
     };
+    let name = |id| {
+        let variable = view.variables.iter().find(|variable| variable.id == id);
+        variable.map_or_else(|| format!("variable {id}"), |variable| variable.spec.name.clone())
+    };
     let change = Change {
         job: args.name,
-        was: view.consistency.to_string(),
-        becomes: wanted.to_string(),
+        was: view.consistency.with_names(name),
+        becomes: wanted.with_names(name),
         changed: wanted != view.consistency && !args.dry_run,
     };
     if change.changed {
