@@ -261,7 +261,10 @@ pub(crate) struct Worker {
     pub(crate) kind: &'static str,
     pub(crate) clock: u64,
     pub(crate) samples: u64,
+    /// 0 while the job is paused: what it reported last is of before.
     pub(crate) samples_per_s: f64,
+    /// Its job is.
+    pub(crate) paused: bool,
     /// `None`: not a number, or not reported.
     pub(crate) loss: Option<f64>,
     /// Acknowledged and lost: shards went on from a checkpoint.
@@ -387,6 +390,7 @@ fn moving(route: &v1::ShardRoute, name: impl Fn(&v1::ServerRef) -> String) -> Op
 
 fn workers(status: &v1::JobStatus) -> Vec<Worker> {
     let job = job_name(status).unwrap_or_default();
+    let paused = status.view.as_ref().is_some_and(|view| view.paused);
     let worker = |session: &v1::SessionView| {
         let progress = session.progress.clone().unwrap_or_default();
         Worker {
@@ -401,7 +405,8 @@ fn workers(status: &v1::JobStatus) -> Vec<Worker> {
             },
             clock: progress.clock,
             samples: progress.samples,
-            samples_per_s: progress.samples_per_s,
+            samples_per_s: if paused { 0.0 } else { progress.samples_per_s },
+            paused,
             loss: (progress.clock > 0 && progress.loss.is_finite()).then_some(progress.loss),
             rolled_back: progress.rolled_back.into_iter().map(RolledBack::from).collect(),
             tasks_held: session.tasks_held,
@@ -697,7 +702,7 @@ impl Row for Worker {
             self.kind.to_owned(),
             count(self.clock),
             count(self.samples),
-            count(self.samples_per_s as u64),
+            if self.paused { "paused".to_owned() } else { count(self.samples_per_s as u64) },
             self.loss.map(|loss| format!("{loss:.5}")).unwrap_or_default(),
             count(self.rolled_back.iter().map(|pushes| pushes.last + 1 - pushes.first).sum()),
             count(self.tasks_held.into()),

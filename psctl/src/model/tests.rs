@@ -36,7 +36,7 @@ fn node(node: u32, name: &str, alive: bool) -> v1::NodeView {
 }
 
 /// One job of three shards on two servers: one whole, one short, one lost.
-fn cluster() -> Cluster {
+fn reply() -> v1::GetClusterReply {
     let spec = v1::JobSpec { name: "ctr".into(), shards: 3, replicas: 2, min_in_sync: 1, seed: 7 };
     let shape = v1::variable_spec::Shape::Table(v1::TableSpec {
         dim: 16,
@@ -129,7 +129,10 @@ fn cluster() -> Cluster {
         }],
         ..v1::GetClusterReply::default()
     }
-    .into()
+}
+
+fn cluster() -> Cluster {
+    reply().into()
 }
 
 fn json(value: impl Serialize) -> Value {
@@ -186,13 +189,23 @@ fn the_json_of_a_cluster_is_a_promise() {
         json(&cluster.workers),
         json!([{
             "job": "ctr", "session": 4, "name": "worker-0", "kind": "worker", "clock": 3,
-            "samples": 300, "samples_per_s": 12.5, "loss": null,
+            "samples": 300, "samples_per_s": 12.5, "paused": false, "loss": null,
             "rolled_back": [{
                 "shard": 1, "epoch": 2, "first": 5, "last": 6, "first_clock": 2, "last_clock": null,
             }],
             "tasks_held": 3, "tasks_done": 40,
         }])
     );
+}
+
+#[test]
+fn a_worker_of_a_paused_job_trains_nothing() {
+    let mut reply = reply();
+    let view = reply.jobs[0].view.as_mut().expect("a job");
+    view.paused = true;
+    let worker = &Cluster::from(reply).workers[0];
+    assert_eq!((worker.paused, worker.samples_per_s), (true, 0.0));
+    assert!(worker.cells().contains(&"paused".to_owned()));
 }
 
 #[test]
