@@ -27,6 +27,25 @@ impl Arrangement {
     fn home(self, key: u64) -> u32 {
         shard_of(key, self.salt, self.shards).0
     }
+
+    /// Where the keys of each shard begin, and where those of the last one end; nothing unless they are arranged.
+    fn starts(self, keys: &[u64]) -> Option<Vec<u32>> {
+        let mut starts = vec![0; self.shards as usize + 1];
+        let mut last = (0, None);
+        for (at, &key) in (0u32..).zip(keys) {
+            let home = self.home(key) as usize;
+            if home < last.0 || home == last.0 && Some(key) <= last.1 {
+                return None;
+            }
+            // Not counted: with neighbours on one shard each count would wait for the one before it.
+            if home > last.0 {
+                starts[last.0 + 1..=home].fill(at);
+            }
+            last = (home, Some(key));
+        }
+        starts[last.0 + 1..].fill(keys.len() as u32);
+        Some(starts)
+    }
 }
 
 /// Where the keys of each shard are, rising within each.
@@ -47,9 +66,10 @@ impl Partition {
         if u32::try_from(keys.len()).is_err() {
             return Err(Error::invalid("keys", format!("{} are too many", keys.len())));
         }
+        if let Some(starts) = arrangement.starts(keys) {
+            return Ok(Partition { order: None, starts });
+        }
         let homes: Vec<u32> = keys.iter().map(|&key| arrangement.home(key)).collect();
-        let before = |at: usize, next: usize| (homes[at], keys[at]) < (homes[next], keys[next]);
-        let arranged = (1..keys.len()).all(|next| before(next - 1, next));
         // Counted two to the right and summed: `starts[s + 1]` is where shard s begins.
         let mut starts = vec![0u32; arrangement.shards as usize + 2];
         for &home in &homes {
@@ -59,9 +79,7 @@ impl Partition {
             starts[shard] += starts[shard - 1];
         }
         let rising = || keys.windows(2).all(|pair| pair[0] < pair[1]);
-        let order = if arranged {
-            None
-        } else if rising() {
+        let order = if rising() {
             // What is sorted before stays sorted on its shard.
             let (mut order, mut cursors) = (vec![0; keys.len()], starts[1..].to_vec());
             for (position, &home) in (0u32..).zip(&homes) {
@@ -69,7 +87,7 @@ impl Partition {
                 order[*cursor as usize] = position;
                 *cursor += 1;
             }
-            Some(order)
+            order
         } else {
             let key = |at: u32| keys[at as usize];
             let mut order: Vec<u32> = (0..keys.len() as u32).collect();
@@ -77,10 +95,10 @@ impl Partition {
             if let Some(pair) = order.windows(2).find(|pair| key(pair[0]) == key(pair[1])) {
                 return Err(Error::invalid("keys", format!("{} is there twice", key(pair[0]))));
             }
-            Some(order)
+            order
         };
         starts.remove(0);
-        Ok(Partition { order, starts })
+        Ok(Partition { order: Some(order), starts })
     }
 
     /// Where the keys of one shard are.
