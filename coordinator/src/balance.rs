@@ -42,6 +42,7 @@ pub fn plan(
                 open: cluster.takes_copies(view.server),
                 memory: load.memory_bytes,
                 memory_limit: load.memory_limit,
+                capacity: load.capacity_bytes,
             }
         })
         .collect();

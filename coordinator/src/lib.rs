@@ -21,6 +21,7 @@ pub mod overseer;
 pub mod placer;
 pub mod raft;
 pub mod rescue;
+pub mod room;
 pub mod scribe;
 pub mod server;
 pub mod service;

@@ -25,6 +25,7 @@ use crate::liveness::{Liveness, Timeouts};
 use crate::metrics::ClusterMetrics;
 use crate::placer::Placer;
 use crate::raft::Handle;
+use crate::room::Room;
 use crate::state::Cluster;
 use crate::state::joins::{self, Limits};
 use crate::state::moves::{self, Placement};
@@ -158,13 +159,15 @@ pub async fn run(
             continue;
         }
         let mut placements = moves::promotions(&cluster);
-        placements.extend(moves::evacuations(&cluster, &tried));
+        let mut room = Room::new(&cluster, &liveness.lock());
+        placements.extend(moves::evacuations(&cluster, &tried, &mut room));
         if !placements.is_empty() {
             planned = None;
             place(&mut placing, &placer, placements);
         }
         let cluster = handle.cluster();
-        let joins = joins::plan(&cluster, &tried, moving.limits);
+        let mut room = Room::new(&cluster, &liveness.lock());
+        let joins = joins::plan(&cluster, &tried, moving.limits, &mut room);
         if !joins.is_empty() {
             // Whether they were committed shows in the state.
             planned = None;

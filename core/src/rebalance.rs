@@ -20,7 +20,7 @@ const GAIN_MIN: f64 = 1e-3;
 /// The same for a copy of a server's fair share of bytes.
 const COPY_COST: f64 = 0.05;
 /// Share of a server's memory limit up to which it is given copies.
-const FULL: f64 = 0.9;
+pub const FULL: f64 = 0.9;
 
 /// A server that lives.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +35,8 @@ pub struct Server {
     pub memory: u64,
     #[allow(missing_docs)]
     pub memory_limit: u64,
+    /// Bytes of copies that it is to hold at most; 0: as many as there is memory for.
+    pub capacity: u64,
 }
 
 /// A shard as it is.
@@ -158,6 +160,8 @@ struct Board<'a> {
     loads: Vec<Load>,
     /// Bytes that were planned to go there.
     coming: Vec<u64>,
+    /// Bytes of the copies that it has, as it is.
+    held: Vec<u64>,
     /// Shards that may be touched.
     free: Vec<bool>,
 }
@@ -190,14 +194,17 @@ impl<'a> Board<'a> {
             weights: shards.iter().map(weight).collect(),
             loads: vec![Load::default(); servers.len()],
             coming: vec![0; servers.len()],
+            held: vec![0; servers.len()],
             free: shards.iter().map(|shard| shard.settled).collect(),
             servers,
             shards,
             members,
         };
         let mut sum = Load::default();
-        for (members, (primary, backup)) in board.members.iter().zip(&board.weights) {
+        let copies = board.members.iter().zip(&board.weights).zip(shards);
+        for ((members, (primary, backup)), shard) in copies {
             for (copy, &at) in members.iter().enumerate() {
+                board.held[at] = board.held[at].saturating_add(shard.bytes);
                 let weight = if copy == 0 { *primary } else { *backup };
                 board.loads[at] = board.loads[at].plus(weight, 1.0);
                 sum = sum.plus(weight, 1.0);
@@ -285,9 +292,11 @@ impl<'a> Board<'a> {
             others.filter(|other| self.servers[**other].zone == self.servers[at].zone).count()
         };
         // Reported from outside: any number may come.
-        let bytes =
-            target.memory.saturating_add(self.coming[to]).saturating_add(self.shards[shard].bytes);
-        let full = target.memory_limit > 0 && bytes as f64 > FULL * target.memory_limit as f64;
+        let more = self.coming[to].saturating_add(self.shards[shard].bytes);
+        let (memory, held) =
+            (target.memory.saturating_add(more), self.held[to].saturating_add(more));
+        let full = (target.memory_limit > 0 && memory as f64 > FULL * target.memory_limit as f64)
+            || (target.capacity > 0 && held > target.capacity);
         let twice = members.iter().any(|other| node(*other) == target.server.node);
         target.open && !full && !twice && beside(to) <= beside(from)
     }

@@ -66,6 +66,9 @@ pub struct Config {
     /// Bytes that the process may have resident; near them keys without a row are refused, and training on the others goes on. 0: no limit
     #[arg(long, value_name = "BYTES")]
     pub memory_limit: u64,
+    /// Bytes of copies of shards that this server is given at most when shards move or lack a member; what it has is never taken away for it. 0: as many as nine tenths of --memory-limit leave room for
+    #[arg(long, value_name = "BYTES")]
+    pub capacity_bytes: u64,
     /// What every server has
     #[command(flatten)]
     #[serde(flatten)]
@@ -91,6 +94,7 @@ impl Default for Config {
             push_requests_max: 64,
             data_threads: 0,
             memory_limit: 0,
+            capacity_bytes: 0,
             common: Common::default(),
         }
     }

@@ -100,6 +100,7 @@ impl Reporter {
         let load = v1::NodeLoad {
             memory_bytes: life.process.memory.resident(),
             memory_limit: config.memory_limit,
+            capacity_bytes: config.capacity_bytes,
             copy_bytes_per_s: config.copy_bytes_per_s,
             push_p50_s: latency_quantile(&before.pushes, &served.pushes, 0.5),
             push_p99_s: latency_quantile(&before.pushes, &served.pushes, 0.99),

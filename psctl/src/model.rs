@@ -75,6 +75,8 @@ pub(crate) struct Load {
     pub(crate) memory_bytes: u64,
     /// 0: no limit.
     pub(crate) memory_limit: u64,
+    /// Of copies that it is to hold at most; 0: as many as there is memory for.
+    pub(crate) capacity_bytes: u64,
     pub(crate) pushed_bytes_per_s: f64,
     pub(crate) pulled_bytes_per_s: f64,
     /// From a request's arrival to its reply; `None`: there was none of late.
@@ -89,6 +91,7 @@ impl From<v1::NodeLoad> for Load {
         Load {
             memory_bytes: load.memory_bytes,
             memory_limit: load.memory_limit,
+            capacity_bytes: load.capacity_bytes,
             pushed_bytes_per_s: load.pushed_bytes_per_s,
             pulled_bytes_per_s: load.pulled_bytes_per_s,
             push_p50_s: load.push_p50_s,

@@ -14,6 +14,7 @@ use super::{Answer, Service, mismatch};
 use crate::balance;
 use crate::command::{Body, check_address};
 use crate::raft::{Wish, WishKind};
+use crate::room::Room;
 use crate::state::moves::{self, Placement, Placing};
 use crate::state::{Cluster, Reply};
 
@@ -34,7 +35,8 @@ impl Operator for Service {
             let drained = cluster.drained(node);
             let drained =
                 drained.ok_or_else(|| Status::not_found(format!("there is no node {node}")))?;
-            let placements = moves::evacuations(&drained, &BTreeMap::new())
+            let mut room = Room::new(&drained, &self.liveness.lock());
+            let placements = moves::evacuations(&drained, &BTreeMap::new(), &mut room)
                 .into_iter()
                 .map(Into::into)
                 .collect();
@@ -63,7 +65,10 @@ impl Operator for Service {
         let cluster = self.read().await?;
         let placements = request.placements.iter().cloned().map(Placement::try_from);
         let placements = placements.collect::<Result<Vec<_>, _>>()?;
-        let checked: Vec<_> = placements.iter().map(|one| check(&cluster, one)).collect();
+        let mut room = Room::new(&cluster, &self.liveness.lock());
+        let checked =
+            placements.iter().map(|one| check(&cluster, one).within(&mut room, &cluster, one));
+        let checked: Vec<_> = checked.collect();
         if let [Check::Impossible(problem)] = checked.as_slice() {
             return Err(Status::failed_precondition(problem.clone()));
         }
@@ -200,6 +205,28 @@ enum Check {
     /// It was made: this is a repeat, or somebody else asked for the same.
     Done,
     Impossible(String),
+}
+
+impl Check {
+    /// What is due and goes to a server without room for it is not.
+    fn within(self, room: &mut Room, cluster: &Cluster, placement: &Placement) -> Self {
+        let Placement { job, shard, placing: Placing::Move(moving), .. } = *placement else {
+            return self;
+        };
+        if self != Check::Due {
+            return self;
+        }
+        match room.fits(moving.to, job, shard) {
+            Ok(()) => {
+                room.take(moving.to, job, shard);
+                self
+            }
+            Err((free, bytes)) => Check::Impossible(format!(
+                "{} has room for {free} bytes of copies, and shard {shard} takes {bytes}",
+                cluster.name(moving.to)
+            )),
+        }
+    }
 }
 
 fn check(cluster: &Cluster, placement: &Placement) -> Check {

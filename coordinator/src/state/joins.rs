@@ -10,6 +10,7 @@ use downpour_core::placement::replacement;
 use downpour_core::routing::{MoveStep, ShardRoute};
 
 use super::{Cluster, Life, Outcome, Reply, State};
+use crate::room::Room;
 
 /// What goes on at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,12 +36,13 @@ pub struct Join {
 }
 
 /// The joins to be made now: first where members are missing, then for moves. `tried` is who was last to join each shard: another is better, for that one may
-/// be out of the primary's reach.
+/// be out of the primary's reach. Nobody gets what there is no `room` for.
 #[must_use]
 pub fn plan(
     cluster: &Cluster,
     tried: &BTreeMap<(JobId, ShardId), ServerRef>,
     limits: Limits,
+    room: &mut Room,
 ) -> Vec<Join> {
     let mut busy = Busy { joins: BTreeMap::new(), limit: limits.joins_per_server };
     cluster.routes().for_each(|(_, _, _, route)| busy.count(route));
@@ -64,7 +66,9 @@ pub fn plan(
             } else if queued.is_some() {
                 queued
             } else {
-                let free = candidates.iter().filter(|one| busy.has_room(one.server));
+                let free = candidates.iter().filter(|one| {
+                    busy.has_room(one.server) && room.fits(one.server, id, shard).is_ok()
+                });
                 let free: Vec<_> = free.cloned().collect();
                 replacement(&free, &candidates, &route.in_sync, tried.get(&(id, shard)).copied())
             };
@@ -73,6 +77,7 @@ pub fn plan(
                 moves_left = moves_left.saturating_sub(1);
             } else if let Some(taken) = candidates.iter_mut().find(|one| one.server == server) {
                 taken.copies += 1;
+                room.take(server, id, shard);
             }
             let (epoch, set_version) = (route.epoch, route.set_version);
             joins.push(Join { job: id, shard, epoch, set_version, server });

@@ -13,6 +13,7 @@ use downpour_core::routing::{Move, MoveStep, ShardRoute};
 use downpour_core::view::Admission;
 
 use super::{Cluster, Life, Node, Outcome, Refused, Reply, State};
+use crate::room::Room;
 
 /// Most changes in one command; the rest follows.
 const LIST_MAX: usize = 1000;
@@ -65,11 +66,12 @@ pub fn promotions(cluster: &Cluster) -> Vec<Placement> {
 }
 
 /// The moves away from servers that are being drained, as far as there is somebody to go to. `tried` is who was last to join each shard: another is better, for that
-/// one may be out of the primary's reach.
+/// one may be out of the primary's reach. Nobody gets what there is no `room` for.
 #[must_use]
 pub fn evacuations(
     cluster: &Cluster,
     tried: &BTreeMap<(JobId, ShardId), ServerRef>,
+    room: &mut Room,
 ) -> Vec<Placement> {
     let draining = |server: &ServerRef| {
         let node = cluster.node(*server);
@@ -84,8 +86,10 @@ pub fn evacuations(
         let Some(from) = route.in_sync.iter().copied().find(draining) else { continue };
         let held: Vec<_> = route.in_sync.iter().copied().chain(route.joining).collect();
         let stays: Vec<_> = held.iter().copied().filter(|one| *one != from).collect();
-        let free: Vec<_> =
-            candidates.iter().filter(|one| one.server.node != from.node).cloned().collect();
+        let free = candidates.iter().filter(|one| {
+            one.server.node != from.node && room.fits(one.server, job, shard).is_ok()
+        });
+        let free: Vec<_> = free.cloned().collect();
         let Some(to) = replacement(&free, &candidates, &stays, tried.get(&(job, shard)).copied())
         else {
             continue;
@@ -94,6 +98,7 @@ pub fn evacuations(
             taken.copies += 1;
             taken.primaries += u64::from(route.primary == Some(from));
         }
+        room.take(to, job, shard);
         let reason = format!("{} is being drained", cluster.name(from));
         moves.push(Placement::of((job, shard, route), Placing::Move(Move { from, to }), &reason));
     }

@@ -19,6 +19,7 @@ use downpour_proto::v1;
 use super::joins::{self, Join, Limits};
 use super::{Outcome, Refused, Reply, State};
 use crate::command::{Command, InSyncChange, LabelChange, Opening, Registration};
+use crate::room::Room;
 
 const JOB: JobId = JobId(1);
 const SHARD: ShardId = ShardId(0);
@@ -274,7 +275,9 @@ fn a_shard_that_lacks_a_member_gets_one_that_lives_and_the_wish_ends_with_the_te
 {
     let (mut machine, members) = Machine::with_job(3, 2);
     let third = (1..=3).map(|n| server(n, n.into())).find(|one| !members.contains(one)).unwrap();
-    let plan = |machine: &Machine| joins::plan(machine.state.cluster(), &BTreeMap::new(), LIMITS);
+    let plan = |machine: &Machine| {
+        joins::plan(machine.state.cluster(), &BTreeMap::new(), LIMITS, &mut Room::default())
+    };
     assert_eq!(plan(&machine), [], "nothing is missing");
     machine.join(third);
     assert_eq!(machine.route().joining, None, "nor taken");
@@ -306,9 +309,15 @@ fn a_shard_that_lacks_a_member_gets_one_that_lives_and_the_wish_ends_with_the_te
     assert_eq!((machine.route().joining, machine.route().in_sync), (None, vec![members[0]]));
     let again = machine.restart(members[1]);
     let tried = [((JOB, SHARD), next)].into();
-    assert_eq!(joins::plan(machine.state.cluster(), &tried, LIMITS)[0].server, again);
+    assert_eq!(
+        joins::plan(machine.state.cluster(), &tried, LIMITS, &mut Room::default())[0].server,
+        again
+    );
     let tried = [((JOB, SHARD), again)].into();
-    assert_eq!(joins::plan(machine.state.cluster(), &tried, LIMITS)[0].server, next);
+    assert_eq!(
+        joins::plan(machine.state.cluster(), &tried, LIMITS, &mut Room::default())[0].server,
+        next
+    );
     // The tenure ends: its primary alone could have gone on.
     machine.join(again);
     machine.apply(Command::ChangeInSync(machine.change(&[again], &[]))).unwrap();
@@ -377,7 +386,8 @@ fn no_server_copies_or_is_copied_to_more_than_twice_at_once() {
     machine.restart(dead);
     let mut rounds = 0;
     loop {
-        let joins = joins::plan(machine.state.cluster(), &BTreeMap::new(), LIMITS);
+        let joins =
+            joins::plan(machine.state.cluster(), &BTreeMap::new(), LIMITS, &mut Room::default());
         if joins.is_empty() {
             break;
         }

@@ -11,7 +11,9 @@ fn server(node: u32) -> ServerRef {
 }
 
 fn open(node: u32) -> Server {
-    Server { server: server(node), zone: String::new(), open: true, memory: 0, memory_limit: 0 }
+    let (memory, memory_limit, capacity) = (0, 0, 0);
+    let server = server(node);
+    Server { server, zone: String::new(), open: true, memory, memory_limit, capacity }
 }
 
 fn shard(number: u32, members: &[u32], rows_per_s: f64, bytes: u64) -> Shard {
@@ -144,6 +146,7 @@ proptest! {
             open: *open,
             memory: 1 << 24,
             memory_limit: limit * (1 << 25),
+            capacity: 0,
         }).collect();
         let count = servers.len();
         let shards: Vec<Shard> = (0..).zip(&shards).map(|(number, (rows, first, copies, bytes, settled))| {
@@ -211,5 +214,17 @@ fn any_number_that_a_server_reports_is_taken() {
     assert!(!steps.is_empty());
     for step in steps {
         assert!(matches!(step.change, Change::Move(Move { to, .. }) if to == server(2)));
+    }
+}
+
+#[test]
+fn a_server_is_given_no_more_than_it_has_room_for() {
+    let shards: Vec<Shard> = (0..12).map(|one| shard(one, &[1], 100.0, 1 << 20)).collect();
+    for (capacity, copies) in [(0, 6), (1 << 22, 4), ((1 << 20) - 1, 0)] {
+        let servers = [open(1), Server { capacity, ..open(2) }];
+        let Plan { steps, .. } = plan(&servers, &shards, OPTIONS);
+        let after = applied(&shards, &steps);
+        let there = after.iter().filter(|shard| shard.members == [server(2)]).count();
+        assert_eq!(there, copies, "with room for {capacity} bytes");
     }
 }

@@ -147,7 +147,7 @@ fn the_json_of_a_cluster_is_a_promise() {
             "name": name, "node": number, "incarnation": number + 10,
             "address": format!("127.0.0.1:{number}"), "zone": "", "alive": alive, "admission": "open",
             "primaries": primaries, "backups": backups, "rows": rows, "bytes": rows * 100, "rows_per_s": rows as f64,
-            "pull_rows_per_s": 0.0, "log_bytes_per_s": 0.0, "memory_bytes": 0, "memory_limit": 0,
+            "pull_rows_per_s": 0.0, "log_bytes_per_s": 0.0, "memory_bytes": 0, "memory_limit": 0, "capacity_bytes": 0,
             "pushed_bytes_per_s": 0.0, "pulled_bytes_per_s": 0.0,
             "push_p50_s": null, "push_p99_s": null, "pull_p50_s": null, "pull_p99_s": null,
         })

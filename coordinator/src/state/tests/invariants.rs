@@ -13,6 +13,7 @@ use super::super::moves::{self, Placement, Placing};
 use super::super::{Cluster, Life, Outcome, Reply, State};
 use super::{LIMITS, Machine, job_spec, server, table};
 use crate::command::{Command, InSyncChange, LabelChange, Opening, Registration};
+use crate::room::Room;
 
 /// What is tried next. Choices are made among what exists when it is tried.
 #[derive(Clone, Debug)]
@@ -138,7 +139,7 @@ fn command(cluster: &Cluster, step: Step) -> Command {
         Step::Judge(index) => Command::JudgeDead(vec![any_server(cluster, &index)]),
         Step::Revive(index) => Command::Revive(any_server(cluster, &index)),
         Step::Join { job, shard, server } => {
-            let planned = joins::plan(cluster, &BTreeMap::new(), LIMITS);
+            let planned = joins::plan(cluster, &BTreeMap::new(), LIMITS, &mut Room::default());
             let Some(server) = server else { return Command::PlanJoins(planned) };
             let job = any_job(cluster, &job);
             let routes = cluster.job(job).map_or(Vec::new(), |job| job.view.shards.clone());
@@ -172,7 +173,7 @@ fn command(cluster: &Cluster, step: Step) -> Command {
         }
         Step::Lead => {
             let mut placements = moves::promotions(cluster);
-            placements.extend(moves::evacuations(cluster, &BTreeMap::new()));
+            placements.extend(moves::evacuations(cluster, &BTreeMap::new(), &mut Room::default()));
             Command::Place(placements)
         }
         Step::Place { job, shard, server: to, kind } => {

@@ -24,9 +24,10 @@ impl Machine {
     fn lead(&mut self) {
         let cluster = self.state.cluster().clone();
         let mut placements = moves::promotions(&cluster);
-        placements.extend(moves::evacuations(&cluster, &BTreeMap::new()));
+        placements.extend(moves::evacuations(&cluster, &BTreeMap::new(), &mut Room::default()));
         self.apply(Command::Place(placements)).unwrap();
-        let joins = joins::plan(self.state.cluster(), &BTreeMap::new(), LIMITS);
+        let joins =
+            joins::plan(self.state.cluster(), &BTreeMap::new(), LIMITS, &mut Room::default());
         self.apply(Command::PlanJoins(joins)).unwrap();
     }
 
@@ -354,7 +355,11 @@ fn a_drain_waits_where_nobody_can_take_the_copy_and_ends_when_it_is_called_off()
     assert_eq!(machine.route().moving, None);
     machine.register(7);
     machine
-        .apply(Command::Place(moves::evacuations(machine.state.cluster(), &BTreeMap::new())))
+        .apply(Command::Place(moves::evacuations(
+            machine.state.cluster(),
+            &BTreeMap::new(),
+            &mut Room::default(),
+        )))
         .unwrap();
     assert_eq!(machine.step(), Some(MoveStep::Queued));
     machine.apply(Command::Admit(members[0].node, Admission::Open)).unwrap();
@@ -367,7 +372,7 @@ fn a_drain_goes_elsewhere_when_the_copy_could_not_be_made_there() {
     machine.apply(Command::Admit(members[0].node, Admission::Draining)).unwrap();
     let to = |machine: &Machine, tried: Option<ServerRef>| {
         let tried = tried.into_iter().map(|server| ((JOB, SHARD), server)).collect();
-        match moves::evacuations(machine.state.cluster(), &tried)[..] {
+        match moves::evacuations(machine.state.cluster(), &tried, &mut Room::default())[..] {
             [Placement { placing: Placing::Move(moving), .. }] => moving.to,
             ref other => panic!("{other:?}"),
         }
