@@ -51,7 +51,7 @@ pub fn plan(
         .iter()
         .filter_map(|&(job, shard, replicas, route)| {
             let wanted = only.is_none_or(|only| only == job);
-            let report = liveness.last_report(job, shard, route.primary?).unwrap_or_default();
+            let report = liveness.last_report(job, shard).unwrap_or_default();
             let after_moves = |member: &ServerRef| match route.moving {
                 Some(moving) if moving.from == *member => moving.to,
                 _ => *member,

@@ -34,7 +34,7 @@ pub struct Liveness {
     /// Those that were really heard: to the others silence is only not counted yet.
     heard: BTreeMap<ServerRef, Instant>,
     sessions: BTreeMap<SessionId, Renewal>,
-    reports: BTreeMap<(JobId, ShardId), (ServerRef, v1::ShardReport)>,
+    reports: BTreeMap<(JobId, ShardId), v1::ShardReport>,
     loads: BTreeMap<ServerRef, v1::NodeLoad>,
 }
 
@@ -80,9 +80,20 @@ impl Liveness {
         self.heard.get(&server).is_some_and(|heard| *heard > since)
     }
 
-    /// A server said what it holds of a shard.
-    pub fn report(&mut self, server: ServerRef, report: v1::ShardReport) {
-        self.reports.insert((JobId(report.job), ShardId(report.shard)), (server, report));
+    /// A primary said what it holds of a shard. One that has just begun has no rates yet: those of the one before it hold until then.
+    pub fn report(&mut self, mut report: v1::ShardReport) {
+        let key = (JobId(report.job), ShardId(report.shard));
+        if let Some(before) = self.reports.get(&key) {
+            if before.epoch > report.epoch {
+                return;
+            }
+            if before.epoch < report.epoch && report.rows_per_s == 0.0 {
+                report.rows_per_s = before.rows_per_s;
+                report.pull_rows_per_s = before.pull_rows_per_s;
+                report.log_bytes_per_s = before.log_bytes_per_s;
+            }
+        }
+        self.reports.insert(key, report);
     }
 
     /// A server said how it is as a whole.
@@ -115,26 +126,18 @@ impl Liveness {
         self.sessions.get(&session)?.progress.clone()
     }
 
-    /// What `primary` last said of the shard.
+    /// What the newest primary that said anything last said of the shard: right after a change it is the one before, and the shard is not without load for that.
     #[must_use]
-    pub fn last_report(
-        &self,
-        job: JobId,
-        shard: ShardId,
-        primary: ServerRef,
-    ) -> Option<v1::ShardReport> {
-        let (server, report) = self.reports.get(&(job, shard))?;
-        (*server == primary).then_some(*report)
+    pub fn last_report(&self, job: JobId, shard: ShardId) -> Option<v1::ShardReport> {
+        self.reports.get(&(job, shard)).copied()
     }
 
     /// Steps of the furthest worker of the job, as far as the primaries of its shards have said.
     #[must_use]
     pub fn clock(&self, cluster: &Cluster, job: JobId) -> u64 {
         let shards = cluster.job(job).map_or(&[][..], |job| &job.view.shards);
-        let reports = (0..)
-            .map(ShardId)
-            .zip(shards)
-            .filter_map(|(shard, route)| self.last_report(job, shard, route.primary?));
+        let reports =
+            (0..).map(ShardId).zip(shards).filter_map(|(shard, _)| self.last_report(job, shard));
         reports.map(|report| report.clock).max().unwrap_or(0)
     }
 
@@ -312,12 +315,30 @@ mod tests {
     }
 
     #[test]
-    fn what_a_former_primary_said_is_not_shown() {
+    fn what_a_former_primary_said_counts_until_the_new_one_says_something() {
         let mut liveness = Liveness::new(Instant::now());
-        let report = v1::ShardReport { job: 1, shard: 2, rows: 3, ..Default::default() };
-        liveness.report(SERVER, report);
-        let shown = |server| liveness.last_report(JobId(1), ShardId(2), server);
-        assert_eq!(shown(SERVER), Some(report));
-        assert_eq!(shown(ServerRef { incarnation: Incarnation(2), ..SERVER }), None);
+        let report = |epoch, rows, rows_per_s| v1::ShardReport {
+            job: 1,
+            shard: 2,
+            epoch,
+            rows,
+            rows_per_s,
+            ..Default::default()
+        };
+        let shown = |liveness: &Liveness| {
+            let report = liveness.last_report(JobId(1), ShardId(2));
+            report.map(|report| (report.epoch, report.rows, report.rows_per_s))
+        };
+        assert_eq!(shown(&liveness), None);
+        liveness.report(report(1, 3, 10.0));
+        assert_eq!(shown(&liveness), Some((1, 3, 10.0)));
+        // Its first report has no rate yet.
+        liveness.report(report(2, 4, 0.0));
+        assert_eq!(shown(&liveness), Some((2, 4, 10.0)));
+        liveness.report(report(2, 5, 20.0));
+        liveness.report(report(1, 9, 90.0));
+        assert_eq!(shown(&liveness), Some((2, 5, 20.0)), "a late word of the former one");
+        liveness.report(report(2, 5, 0.0));
+        assert_eq!(shown(&liveness), Some((2, 5, 0.0)), "nobody pushes any more");
     }
 }

@@ -307,7 +307,7 @@ mod tests {
                 let primary = primary.expect("it lives");
                 let rows_per_s = if primary.node.0 == 1 { hot } else { 100.0 };
                 let report = v1::ShardReport { job: 1, shard, rows_per_s, ..Default::default() };
-                self.liveness.lock().report(primary, report);
+                self.liveness.lock().report(report);
             }
         }
 

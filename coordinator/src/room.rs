@@ -23,11 +23,7 @@ impl Room {
         let mut room = Room::default();
         let (mut held, mut coming) = (BTreeMap::new(), BTreeMap::new());
         for (job, shard, _, route) in cluster.routes() {
-            let Some(report) =
-                route.primary.and_then(|primary| liveness.last_report(job, shard, primary))
-            else {
-                continue;
-            };
+            let Some(report) = liveness.last_report(job, shard) else { continue };
             let bytes = report.copy_bytes;
             room.copies.insert((job, shard), bytes);
             let add = |sums: &mut BTreeMap<ServerRef, u64>, server: ServerRef| {
@@ -116,11 +112,10 @@ mod tests {
             let spec = JobSpec { name, shards, replicas, min_in_sync, seed };
             world.apply(Command::CreateJob(spec));
             world.register();
-            let primaries = world.state.cluster().routes().map(|(.., route)| route.primary);
-            for (shard, primary) in (0..).zip(primaries.collect::<Vec<_>>()) {
+            for shard in 0..SHARDS {
                 let report =
                     v1::ShardReport { job: 1, shard, copy_bytes: BYTES, ..Default::default() };
-                world.liveness.report(primary.expect("it lives"), report);
+                world.liveness.report(report);
             }
             world
         }
@@ -213,7 +208,7 @@ mod tests {
             for shard in 0..SHARDS {
                 let report =
                     v1::ShardReport { job: 1, shard, copy_bytes: BYTES, ..Default::default() };
-                world.liveness.report(world.servers[0], report);
+                world.liveness.report(report);
             }
             let mut room = world.room();
             let planned = joins::plan(world.state.cluster(), &BTreeMap::new(), LIMITS, &mut room);

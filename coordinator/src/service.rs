@@ -227,10 +227,12 @@ impl Coordinator for Service {
         let mut liveness = self.liveness.lock();
         let exists = |report: &v1::ShardReport| {
             let job = cluster.job(JobId(report.job));
-            job.is_some_and(|job| job.view.route(ShardId(report.shard)).is_some())
+            let route = job.and_then(|job| job.view.route(ShardId(report.shard)));
+            // Nobody can have begun a tenure that was not committed: it would count for ever.
+            route.is_some_and(|route| report.epoch <= route.epoch.0)
         };
         for report in reports.into_iter().filter(exists) {
-            liveness.report(server, report);
+            liveness.report(report);
         }
         if let Some(load) = load {
             liveness.take_load(server, load);

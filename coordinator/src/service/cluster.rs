@@ -60,7 +60,8 @@ fn job_status(job: &Job, ledger: Option<&Arc<Ledger>>, liveness: &Liveness) -> v
     let reports = (0..)
         .map(ShardId)
         .zip(&job.view.shards)
-        .filter_map(|(shard, route)| liveness.last_report(id, shard, route.primary?));
+        .filter(|(_, route)| !route.lost())
+        .filter_map(|(shard, _)| liveness.last_report(id, shard));
     let checkpoints = &job.checkpoints;
     v1::JobStatus {
         view: Some((&job.view).into()),
