@@ -66,6 +66,16 @@ impl Default for Scratch {
     }
 }
 
+impl Scratch {
+    /// Whether a file can be made there: found out before it is wanted.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub fn check(&self) -> io::Result<()> {
+        tempfile::tempfile_in(&self.folder).map(drop)
+    }
+}
+
 /// A file that is ready to be stored: read it from its beginning to its end.
 #[derive(Debug)]
 pub struct ShardFile {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
+use downpour_checkpoint::write::Scratch;
 use downpour_node::process::Node;
 use downpour_node::trace;
 use downpour_proto::net::TcpListener;
@@ -48,6 +49,11 @@ pub async fn run(config: Config, listener: TcpListener, node: Node) -> anyhow::R
         Some(address) => address.clone(),
         None => listener.local_addr().context("read the address that was bound")?.to_string(),
     };
+    let scratch = Scratch::default();
+    scratch.check().with_context(|| {
+        let folder = scratch.folder.display();
+        format!("make a temporary file in {folder}, where shards that are saved or loaded may wait (TMPDIR names another folder)")
+    })?;
     let bound = listener.local_addr().context("read the address that was bound")?;
     let registering = Registering { address, origin: origin::of(bound) };
     let coordinators = Coordinators::new(config.coordinators.clone())?;

@@ -128,6 +128,8 @@ class Running:
         folder = self.node.folder / self.pod.name
         folder.mkdir(exist_ok=True)
         environment |= self.node.path()
+        # Nothing else can be written to where the root is read-only.
+        environment["TMPDIR"] = str(self.mounts(container).get("/tmp", folder / "read-only"))
         return subprocess.Popen(words, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def start(self):
