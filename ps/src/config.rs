@@ -54,7 +54,7 @@ pub struct Config {
     /// Bytes of contributions to rounds of synchronous training that this server keeps, of all shards together. A round that needs more is refused, with advice
     #[arg(long, value_name = "BYTES")]
     pub contribution_bytes_max: usize,
-    /// Bytes a second that this server sends in copies of shards to servers that are to hold them, all together; 0: as many as go; without it 8 MiB for each core
+    /// Bytes a second that this server sends in copies of shards to servers that are to hold them, for moves and for lost members all together; 0: as many as go; without it 8 MiB for each core
     #[arg(long, value_name = "BYTES")]
     pub copy_bytes_per_s: u64,
     /// Requests of one push stream that wait for the backups; beyond, the stream is not read

@@ -36,6 +36,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 const PIECE_BYTES: usize = 256 << 10;
 /// Rests so many times as long as a piece took.
 const REST: u32 = 11;
+/// A piece that a slow disk held up does not make the reader look as if it hung.
+const REST_MAX: Duration = Duration::from_secs(5);
 /// A reader that takes nothing for so long is given up.
 const HANG_MAX: Duration = Duration::from_secs(30);
 /// A coordinator that does not commit a report for this long is passed over.
@@ -208,7 +210,7 @@ fn read(
         if stopped() {
             bail!("the server stops");
         }
-        std::thread::sleep(started.elapsed() * REST);
+        std::thread::sleep((started.elapsed() * REST).min(REST_MAX));
     }
 }
 
