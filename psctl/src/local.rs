@@ -224,16 +224,25 @@ impl LocalCluster {
         self.coordinators.remove(at)
     }
 
-    /// Forgets coordinators that have ended with status 0, as those do that were removed from the group, but not the last one: their names.
-    pub fn forget_removed(&mut self) -> Result<Vec<String>, Error> {
+    /// Forgets coordinators that have ended with status 0 and are no members of the group any more: their names. `is_member` asks the others, of addresses
+    /// with commas between them, for the one with an address.
+    pub fn forget_removed(
+        &mut self,
+        is_member: impl Fn(&str, &str) -> bool,
+    ) -> Result<Vec<String>, Error> {
         let mut names = Vec::new();
         for at in (0..self.coordinators.len()).rev() {
-            let ended = self.coordinators[at].poll()?.is_some_and(|status| status.success());
-            if ended && self.coordinators.len() > 1 {
-                let process = self.forget_coordinator(at);
-                self.removed_cpu += process.cpu();
-                names.push(process.name().to_owned());
+            if !self.coordinators[at].poll()?.is_some_and(|status| status.success()) {
+                continue;
             }
+            let others = (0..self.coordinators.len()).filter(|other| *other != at);
+            let others: Vec<_> = others.map(|other| self.coordinators[other].address()).collect();
+            if others.is_empty() || is_member(&others.join(","), self.coordinators[at].address()) {
+                continue;
+            }
+            let process = self.forget_coordinator(at);
+            self.removed_cpu += process.cpu();
+            names.push(process.name().to_owned());
         }
         Ok(names)
     }

@@ -158,6 +158,13 @@ fn servers_come_and_go_while_a_client_pushes_and_it_notices_nothing() {
         let (status, error) = fails("scale ps 1 --yes", &dir);
         assert_eq!(status, Some(2), "{error}");
         assert!(error.contains("2 copies"), "{error}");
+        let address = local.addresses["coordinators"][0]["address"].as_str().expect("an address");
+        let mut nowhere = Command::new(env!("CARGO_BIN_EXE_psctl"));
+        nowhere.args(["node", "drain", "ps-1", "--dry-run", "--coordinators", address]);
+        let nowhere = nowhere.output().expect("psctl starts");
+        let error = String::from_utf8_lossy(&nowhere.stderr);
+        assert_eq!(nowhere.status.code(), Some(3), "{error}");
+        assert!(error.contains("8 copies stay"), "{error}");
         assert_eq!(holders(&coordinators).len(), 2, "nothing has changed");
 
         let grown = json("-o json scale ps 3 --yes", &dir);
@@ -213,6 +220,18 @@ fn a_cluster_goes_on_without_a_coordinator_that_was_removed() {
     assert!(local.psctl.try_wait().expect("looked at").is_none());
     kill_process(Pid::from_child(&local.psctl), Signal::TERM).expect("signal");
     assert!(local.psctl.wait().expect("ends").success());
+}
+
+#[test]
+fn a_cluster_does_not_go_on_without_a_coordinator_that_was_not_removed() {
+    let root = tempfile::tempdir().expect("directory");
+    let dir = root.path().join("cluster");
+    let mut local = Local::start_with((3, 1), &dir);
+    let pid = local.addresses["coordinators"][2]["pid"].as_i64().expect("it runs");
+    let pid = Pid::from_raw(pid.try_into().expect("a process")).expect("a process");
+    kill_process(pid, Signal::TERM).expect("signal");
+    wait_for("psctl ends", || local.psctl.try_wait().expect("looked at").is_some());
+    assert!(!local.psctl.wait().expect("ended").success());
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! `psctl completions`
 
-use std::io;
-
 use clap::CommandFactory as _;
 use clap_complete::Shell;
+
+use crate::output;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -15,11 +15,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    clap_complete::generate(
-        args.shell,
-        &mut crate::cli::Cli::command(),
-        "psctl",
-        &mut io::stdout(),
-    );
-    Ok(())
+    // Written at once: the generator panics where a reader has enough.
+    let mut text = Vec::new();
+    clap_complete::generate(args.shell, &mut crate::cli::Cli::command(), "psctl", &mut text);
+    output::line(String::from_utf8_lossy(&text).trim_end())
 }

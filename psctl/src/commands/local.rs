@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use downpour_client::Coordinators;
 use downpour_psctl::local::control::Control;
 use downpour_psctl::local::{Error, Interrupt, LocalCluster, Options, Process, stop_all};
 use serde::Serialize;
@@ -24,6 +25,8 @@ use report::{Evaluation, Report};
 
 /// How often processes and their progress are looked at.
 const LOOK: Duration = Duration::from_millis(100);
+/// For the coordinators that are left to say who is of their group.
+const SAY_WITHIN: Duration = Duration::from_secs(5);
 /// How long a process may take to end after SIGTERM.
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
 
@@ -209,10 +212,20 @@ fn watch(
 /// What other psctls have asked for, of this one or of the coordinators; an error if a process has ended that nobody told to.
 fn look_after(cluster: &mut LocalCluster, control: &mut Control) -> Result<(), Error> {
     control.serve(cluster).iter().for_each(|done| eprintln!("{done}"));
-    for name in cluster.forget_removed()? {
+    for name in cluster.forget_removed(is_member)? {
         eprintln!("{name} was removed, and has ended");
     }
     cluster.check()
+}
+
+/// Whether the coordinators at `others` have the one at `address` in their group. Where they do not say so, it is one that they miss.
+fn is_member(others: &str, address: &str) -> bool {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+        return true;
+    };
+    let cluster = runtime
+        .block_on(async { Coordinators::parse(others)?.with_deadline(SAY_WITHIN).cluster().await });
+    cluster.map_or(true, |cluster| cluster.members.iter().any(|member| member.address == address))
 }
 
 /// Where an idle cluster is: what `-o json` prints.

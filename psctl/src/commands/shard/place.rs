@@ -73,6 +73,9 @@ fn placement(cluster: &v1::GetClusterReply, args: &Args) -> anyhow::Result<v1::S
         Ok(v1::ServerRef { node: node.node, incarnation: node.incarnation })
     };
     let placing = match &args.to {
+        None if route.moving.is_none() => {
+            return Err(Exit::Usage(format!("shard {} does not move", args.shard)).into());
+        }
         None => Placing::Cancel(true),
         Some(to) => {
             let from = args.from.as_deref().map_or(Ok(primary), server)?;
