@@ -106,7 +106,12 @@ fn disturb(args: &Args) -> Result<ExitCode> {
         interrupt,
     };
     let report = run(args.scenario, &options)?;
-    print(args.output, &report, report.passed())
+    let broken = match report.scale.as_ref().filter(|_| args.faults.is_none()) {
+        Some(scale) => scale.broken(),
+        None => Vec::new(),
+    };
+    broken.iter().for_each(|broken| eprintln!("{broken}"));
+    print(args.output, &report, report.passed() && broken.is_empty())
 }
 
 fn print(output: Output, report: &impl Serialize, passed: bool) -> Result<ExitCode> {

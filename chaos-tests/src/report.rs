@@ -112,6 +112,24 @@ pub struct Scale {
     pub shrunk_s: f64,
 }
 
+impl Scale {
+    /// What was promised of 2 GiB that move in peace, release binaries and two cores, and was not so.
+    #[must_use]
+    pub fn broken(&self) -> Vec<String> {
+        let Latency { before, during } = self.push_p99_ms;
+        let (planned, moved) = (self.bytes_planned as f64, self.bytes_moved as f64);
+        let promises = [
+            ("the longest way took seconds", self.grown_s.max(self.shrunk_s), 180.0),
+            ("a push waited ms", self.longest_stall_ms, 250.0),
+            ("a second had % fewer pushes than before", 100.0 - self.worst_window_pct, 50.0),
+            ("99 of 100 pushes took times as long as before", during / before, 3.0),
+            ("planned and moved bytes differ by %", 100.0 * (planned / moved - 1.0).abs(), 10.0),
+        ];
+        let broken = promises.iter().filter(|(_, seen, most)| seen > most);
+        broken.map(|(what, seen, most)| format!("{what}: {seen:.1}, at most {most}")).collect()
+    }
+}
+
 /// Milliseconds.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Latency {
@@ -214,6 +232,29 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_slower_than_promised_is_named() {
+        let kept = Scale {
+            bytes_moved: 100,
+            bytes_planned: 95,
+            push_p99_ms: Latency { before: 5.0, during: 9.0 },
+            longest_stall_ms: 183.0,
+            worst_window_pct: 54.0,
+            grown_s: 58.0,
+            shrunk_s: 90.0,
+            ..Scale::default()
+        };
+        assert_eq!(kept.broken(), Vec::<String>::new());
+        let broken = Scale { worst_window_pct: 48.8, longest_stall_ms: 267.0, ..kept }.broken();
+        assert_eq!(
+            broken,
+            [
+                "a push waited ms: 267.0, at most 250",
+                "a second had % fewer pushes than before: 51.2, at most 50"
+            ]
+        );
+    }
 
     #[test]
     fn a_judgement_of_one_life_counts_once() {
