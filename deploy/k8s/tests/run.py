@@ -109,6 +109,8 @@ class Running:
 
     def localized(self, text, container):
         mounts = self.node.shared_mounts() | self.mounts(container)
+        # Only TMPDIR names it, and the folders of this test may be in it.
+        mounts.pop("/tmp", None)
         return self.node.localized(text, self.address, sorted(mounts.items(), key=lambda mount: -len(mount[0])))
 
     def mounts(self, container):
