@@ -34,14 +34,14 @@ impl Service {
     }
 }
 
-/// The life that a message is meant for.
+/// The life that a message is meant for. Others may hear of a registration before this process does: a life that may be about to begin is not over.
 fn addressed(current: &Current, incarnation: u64) -> Result<Arc<Life>, Status> {
-    let life = current.load_full();
-    match life {
+    match current.load_full() {
         Some(life) if meant_for(Some(&life), incarnation) => Ok(life),
-        _ => Err(Status::failed_precondition(format!(
-            "incarnation {incarnation} does not live here"
-        ))),
+        Some(life) if life.me.incarnation.0 > incarnation => Err(Status::failed_precondition(
+            format!("incarnation {incarnation} does not live here any more"),
+        )),
+        _ => Err(Status::unavailable(format!("incarnation {incarnation} does not live here yet"))),
     }
 }
 
