@@ -391,6 +391,11 @@ fn moving(route: &v1::ShardRoute, name: impl Fn(&v1::ServerRef) -> String) -> Op
     Some(Moving { from: name(&from.into()), to: name(&to.into()), step })
 }
 
+/// The sum of rates; of none it is 0, and not the -0 that `sum` gives.
+pub(crate) fn total(rates: impl Iterator<Item = f64>) -> f64 {
+    rates.fold(0.0, |sum, rate| sum + rate)
+}
+
 fn workers(status: &v1::JobStatus) -> Vec<Worker> {
     let job = job_name(status).unwrap_or_default();
     let paused = status.view.as_ref().is_some_and(|view| view.paused);
@@ -442,9 +447,9 @@ impl Node {
             backups: member.saturating_sub(led.len()) as u64,
             rows: led.iter().map(|shard| shard.rows).sum(),
             bytes: led.iter().map(|shard| shard.bytes).sum(),
-            rows_per_s: led.iter().map(|shard| shard.rows_per_s).sum(),
-            pull_rows_per_s: led.iter().map(|shard| shard.pull_rows_per_s).sum(),
-            log_bytes_per_s: led.iter().map(|shard| shard.log_bytes_per_s).sum(),
+            rows_per_s: total(led.iter().map(|shard| shard.rows_per_s)),
+            pull_rows_per_s: total(led.iter().map(|shard| shard.pull_rows_per_s)),
+            log_bytes_per_s: total(led.iter().map(|shard| shard.log_bytes_per_s)),
             load,
             name,
         }

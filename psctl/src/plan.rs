@@ -182,6 +182,14 @@ impl Plan {
         }
     }
 
+    /// After it was carried out: people have read it before.
+    pub(crate) fn tell(&self, format: Format) -> anyhow::Result<()> {
+        match format {
+            Format::Json => output::json(self),
+            Format::Table => Ok(()),
+        }
+    }
+
     /// Before it is carried out.
     pub(crate) fn announce(&self) {
         eprintln!("{}", self.text());
@@ -218,7 +226,7 @@ impl Plan {
 
     /// Has the coordinators begin it, and waits until it is over.
     pub(crate) async fn carry_out(
-        self,
+        &self,
         coordinators: &Coordinators,
         options: &Options,
     ) -> anyhow::Result<()> {

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
 use crate::cli::{Connection, Exit};
-use crate::model::{Cluster, Load, Node, Shard, Staleness, Worker};
+use crate::model::{Cluster, Load, Node, Shard, Staleness, Worker, total};
 use crate::output::{self, Format, Row, bytes, count, table};
 
 /// Lines of a terminal that does not say how many it has.
@@ -101,14 +101,14 @@ impl Top {
         let leader = leader.map(|member| member.id);
         let Cluster { version, nodes, shards: all, mut workers, .. } = cluster;
         let rows = |shard: &Shard| shard.rows_per_s + shard.pull_rows_per_s;
-        let total: f64 = all.iter().map(rows).sum();
-        let sum = |of: fn(&Node) -> f64| nodes.iter().map(of).sum::<f64>();
+        let every: f64 = total(all.iter().map(rows));
+        let sum = |of: fn(&Node) -> f64| total(nodes.iter().map(of));
         let alive = nodes.iter().filter(|node| node.alive).count();
         let (push_rows_per_s, pull_rows_per_s) =
             (sum(|node| node.rows_per_s), sum(|node| node.pull_rows_per_s));
         let (pushed_bytes_per_s, pulled_bytes_per_s) =
             (sum(|node| node.load.pushed_bytes_per_s), sum(|node| node.load.pulled_bytes_per_s));
-        let share = |part: f64| if total > 0.0 { part / total } else { 0.0 };
+        let share = |part: f64| if every > 0.0 { part / every } else { 0.0 };
         let mut servers: Vec<Server> = nodes
             .into_iter()
             .map(|node| Server {
@@ -150,7 +150,7 @@ impl Top {
             pull_rows_per_s,
             pushed_bytes_per_s,
             pulled_bytes_per_s,
-            samples_per_s: workers.iter().map(|worker| worker.samples_per_s).sum(),
+            samples_per_s: total(workers.iter().map(|worker| worker.samples_per_s)),
             servers,
             shards: hot.collect(),
             workers,

@@ -43,10 +43,10 @@ pub(crate) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     stay.iter().for_each(|stay| eprintln!("{stay}"));
     plan.confirm(&args.options)?;
     coordinators.admit_node(node, Admission::Draining).await?;
-    if args.options.no_wait {
-        return Ok(());
+    if !args.options.no_wait {
+        plan::wait_drained(&coordinators, &args.name, args.options.wait).await?;
     }
-    plan::wait_drained(&coordinators, &args.name, args.options.wait).await
+    plan.tell(format)
 }
 
 /// The coordinators plan so many at once, and more when those are on their way.

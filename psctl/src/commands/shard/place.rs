@@ -52,7 +52,8 @@ pub(crate) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     }
     plan.announce();
     plan.confirm(&args.options)?;
-    plan.carry_out(&coordinators, &args.options).await
+    plan.carry_out(&coordinators, &args.options).await?;
+    plan.tell(format)
 }
 
 fn placement(cluster: &v1::GetClusterReply, args: &Args) -> anyhow::Result<v1::ShardPlacement> {

@@ -45,9 +45,10 @@ pub(crate) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     }
     if plan.is_empty() {
         eprintln!("nothing to do: no server has much more than the others");
-        return Ok(());
+        return plan.tell(format);
     }
     plan.announce();
     plan.confirm(&args.options)?;
-    plan.carry_out(&coordinators, &args.options).await
+    plan.carry_out(&coordinators, &args.options).await?;
+    plan.tell(format)
 }
