@@ -161,16 +161,21 @@ pub async fn run(
         let mut placements = moves::promotions(&cluster);
         let mut room = Room::new(&cluster, &liveness.lock());
         placements.extend(moves::evacuations(&cluster, &tried, &mut room));
-        if !placements.is_empty() {
+        // What waits for room is looked at again: reports change without a commit.
+        if !placements.is_empty() || room.refused() {
             planned = None;
+        }
+        if !placements.is_empty() {
             place(&mut placing, &placer, placements);
         }
         let cluster = handle.cluster();
         let mut room = Room::new(&cluster, &liveness.lock());
         let joins = joins::plan(&cluster, &tried, moving.limits, &mut room);
-        if !joins.is_empty() {
+        if !joins.is_empty() || room.refused() {
             // Whether they were committed shows in the state.
             planned = None;
+        }
+        if !joins.is_empty() {
             info!(?joins, "shards lack members");
             metrics.joins.inc_by(joins.len() as u64);
             tried.retain(|(job, _), _| cluster.jobs.contains_key(job));

@@ -14,6 +14,7 @@ use crate::state::Cluster;
 pub struct Room {
     free: BTreeMap<ServerRef, u64>,
     copies: BTreeMap<(JobId, ShardId), u64>,
+    refused: bool,
 }
 
 impl Room {
@@ -56,12 +57,26 @@ impl Room {
     ///
     /// # Errors
     /// It may not: what is free, and what the copy takes.
-    pub fn fits(&self, server: ServerRef, job: JobId, shard: ShardId) -> Result<(), (u64, u64)> {
+    pub fn fits(
+        &mut self,
+        server: ServerRef,
+        job: JobId,
+        shard: ShardId,
+    ) -> Result<(), (u64, u64)> {
         let bytes = self.copies.get(&(job, shard)).copied().unwrap_or(0);
         match self.free.get(&server) {
-            Some(&free) if bytes > free => Err((free, bytes)),
+            Some(&free) if bytes > free => {
+                self.refused = true;
+                Err((free, bytes))
+            }
             _ => Ok(()),
         }
+    }
+
+    /// Whether there was no room for something: with other reports there may be, though nothing is committed.
+    #[must_use]
+    pub fn refused(&self) -> bool {
+        self.refused
     }
 
     /// It goes there.
@@ -223,7 +238,9 @@ mod tests {
         let (third, mut room) = (world.servers[2], world.room());
         assert_eq!(room.fits(third, JOB, ShardId(0)), Ok(()));
         room.take(third, JOB, ShardId(0));
+        assert!(!room.refused());
         assert_eq!(room.fits(third, JOB, ShardId(1)), Err((0, BYTES)));
+        assert!(room.refused());
         assert_eq!(room.fits(third, JOB, ShardId(99)), Ok(()), "nobody has said what it takes");
         world.apply(Command::Admit(NodeId(1), Admission::Draining));
         let moves = evacuations(world.state.cluster(), &BTreeMap::new(), &mut world.room());
