@@ -36,13 +36,16 @@ impl Service {
 
 /// The life that a message is meant for. Others may hear of a registration before this process does: a life that may be about to begin is not over.
 fn addressed(current: &Current, incarnation: u64) -> Result<Arc<Life>, Status> {
-    match current.load_full() {
-        Some(life) if meant_for(Some(&life), incarnation) => Ok(life),
-        Some(life) if life.me.incarnation.0 > incarnation => Err(Status::failed_precondition(
-            format!("incarnation {incarnation} does not live here any more"),
-        )),
-        _ => Err(Status::unavailable(format!("incarnation {incarnation} does not live here yet"))),
+    let life = current.load_full().filter(|life| life.me.incarnation.0 >= incarnation);
+    let life = life.ok_or_else(|| {
+        Status::unavailable(format!("incarnation {incarnation} does not live here yet"))
+    })?;
+    if meant_for(Some(&life), incarnation) {
+        return Ok(life);
     }
+    Err(Status::failed_precondition(format!(
+        "incarnation {incarnation} does not live here any more"
+    )))
 }
 
 #[tonic::async_trait]
