@@ -375,13 +375,19 @@ fn the_blocking_face_reads_what_it_wrote_and_refuses_to_run_inside_a_runtime() {
     job.close().unwrap();
 }
 
-#[tokio::test]
-async fn a_loop_of_a_session_finds_a_seat_also_after_another_one_gave_its_own_back() {
+/// A session of a job with clocks.
+async fn in_mode(mode: &str) -> (Cluster, Session) {
     let cluster = Cluster::start(1, 2).await;
     let session = open(&cluster).await;
-    cluster.change_view(|view| view.consistency = "ssp(1)".parse().expect("a mode"));
+    cluster.change_view(|view| view.consistency = mode.parse().expect("a mode"));
     let has_clocks = |state: &JobState| state.view.consistency.has_clocks();
     wait_for_state(&session, "the job has clocks", has_clocks).await;
+    (cluster, session)
+}
+
+#[tokio::test]
+async fn a_loop_of_a_session_finds_a_seat_also_after_another_one_gave_its_own_back() {
+    let (cluster, session) = in_mode("ssp(1)").await;
     for turn in 1..=3 {
         let mut clock = Clock::new(&session);
         for _ in 0..2 {
@@ -396,11 +402,7 @@ async fn a_loop_of_a_session_finds_a_seat_also_after_another_one_gave_its_own_ba
 
 #[tokio::test]
 async fn a_contribution_that_a_shard_dropped_does_not_count_where_another_has_its_round_open() {
-    let cluster = Cluster::start(1, 2).await;
-    let session = open(&cluster).await;
-    cluster.change_view(|view| view.consistency = "sync".parse().expect("a mode"));
-    let has_clocks = |state: &JobState| state.view.consistency.has_clocks();
-    wait_for_state(&session, "the job has clocks", has_clocks).await;
+    let (cluster, session) = in_mode("sync").await;
     let mut clock = Clock::new(&session);
     let mut counted = Vec::new();
     for (round, late) in [(1, false), (2, true), (3, false)] {
